@@ -1,0 +1,83 @@
+"""The seams between a node and its device, as Protocols. NumPy in, NumPy out; each has a deterministic twin.
+
+Everything here is called from one thread, the one that owns the device. Sound goes to the device once, into the ring of
+a slot; a live stream and a file are both slots, and differ in nothing but the length of the ring and in priority.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from models.analysis import FloatArray, FrameGrid, WindowAnalysis
+
+
+@dataclass(frozen=True, slots=True)
+class DueWindow:
+    """A window to analyse: the `window_samples` of slot `slot` that end at stream position `end_samples`."""
+
+    slot: int
+    end_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceSample:
+    """What the engine hears in an enrolment clip.
+
+    embedding: (D,) float32, unit length, from the dominant speaker's clean speech.
+    net_speech_samples: how much clean speech of that speaker it stands on.
+    num_speakers: how many distinct speakers the clip holds (0 when there is no speech).
+    cohesion: mean cosine of the clip's parts to the embedding, in [-1, 1]; low means noise or mixed voices.
+    """
+
+    embedding: FloatArray
+    net_speech_samples: int
+    num_speakers: int
+    cohesion: float
+
+
+class AnalysisDevice(Protocol):
+    """Rings of sound on a device, and the engine that analyses windows of them."""
+
+    @property
+    def grid(self) -> FrameGrid:
+        """The geometry of windows and frames."""
+        ...
+
+    def open(self, slot: int, ring_samples: int) -> None:
+        """Give a slot an empty ring whose first sample is stream position 0. Forgets what the slot held."""
+        ...
+
+    def write(self, slot: int, samples: FloatArray) -> None:
+        """Append (N,) float32 at 16 kHz to a slot's ring. The oldest samples fall out when it is full."""
+        ...
+
+    def analyze(self, windows: Sequence[DueWindow]) -> list[WindowAnalysis]:
+        """Analyse a batch of windows, of any mix of slots, in order. Sound before position 0 is silence.
+
+        A window's samples must still lie in its ring; asking for others is a fault of the caller (AssertionError).
+        """
+        ...
+
+    def analyze_voice(self, samples: FloatArray) -> VoiceSample:
+        """What an enrolment clip (N,) float32 at 16 kHz holds."""
+        ...
+
+
+class Gallery(Protocol):
+    """Rows of unit vectors in device memory, scored against queries. Rows are owned by the node's voice store."""
+
+    def put(self, row: int, embedding: FloatArray) -> None:
+        """Write one (D,) unit vector into a row, growing the store if needed."""
+        ...
+
+    def zero(self, rows: Sequence[int]) -> None:
+        """Overwrite rows with zeros, on the device, before this returns."""
+        ...
+
+    def scores(self, queries: FloatArray, rows: np.ndarray) -> FloatArray:
+        """Cosines of (Q, D) unit queries against the named rows (V,): (Q, V) float32."""
+        ...
