@@ -1,0 +1,113 @@
+"""A bundle: everything that decides a result, named, pinned and verified.
+
+In comes the name of a bundle that ships with the package, or the path of a TOML file; out comes a frozen Bundle. Weights
+are named by digest, and a file that does not match its digest is refused before anything reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from models.analysis import FrameGrid
+from runtime.errors import InvalidRequest, NotFound, Unavailable
+
+BUNDLES = Path(__file__).parent / "bundles"
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A file of weights and the SHA-256 that it must have."""
+
+    path: Path
+    sha256: str
+
+    def verified_path(self) -> Path:
+        """The file's path, once its digest has been checked. Unavailable if it is missing or another."""
+        if not self.path.is_file():
+            raise Unavailable(f"weights {self.path.name} are missing; install the packages this bundle names")
+        found = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        if found != self.sha256:
+            raise Unavailable(
+                f"weights {self.path.name} have digest {found[:12]}…, the bundle pins {self.sha256[:12]}…; "
+                "restore the file, or name it in a bundle of its own"
+            )
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class LocalParameters:
+    """How a window's local speakers are found. Thresholds are probabilities, lengths are frames or samples."""
+
+    partial_hop_samples: int
+    speech_threshold: float
+    active_threshold: float
+    clean_frames_min: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle's manifest, read and checked. Two bundles that are equal give equal results."""
+
+    id: str
+    revision: str
+    model_id: str  # of the embedding: voiceprints are comparable within one model id and revision
+    model_revision: str
+    weights: Mapping[str, Weights]
+    grid: FrameGrid
+    local: LocalParameters
+
+    @property
+    def partial_hop_samples(self) -> int:
+        """Samples between the ends of successive embedded partials."""
+        return self.local.partial_hop_samples
+
+
+def list_bundles() -> list[str]:
+    """Names of the bundles that ship with the package."""
+    return sorted(path.stem for path in BUNDLES.glob("*.toml"))
+
+
+def load_bundle(name_or_path: str | Path) -> Bundle:
+    """A bundle by name or by the path of its TOML file. NotFound or InvalidRequest, saying what to mend."""
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = BUNDLES / f"{name_or_path}.toml"
+    if not path.is_file():
+        raise NotFound(f"no bundle {name_or_path}; those that ship are {', '.join(list_bundles())}")
+    try:
+        table = tomllib.loads(path.read_text())
+        return _bundle_from_table(table, path.parent)
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise InvalidRequest(f"bundle {path.name} cannot be read: {error}") from error
+
+
+def _bundle_from_table(table: dict[str, Any], folder: Path) -> Bundle:
+    grid = table["grid"]
+    return Bundle(
+        id=table["id"],
+        revision=table["revision"],
+        model_id=table["embedding"]["model_id"],
+        model_revision=table["embedding"]["revision"],
+        weights=MappingProxyType({name: _weights(entry, folder) for name, entry in table["weights"].items()}),
+        grid=FrameGrid(
+            num_frames=grid["window_samples"] // grid["step_samples"], embedding_dim=256, **grid
+        ),
+        local=LocalParameters(**table["local"]),
+    )
+
+
+def _weights(entry: dict[str, str], folder: Path) -> Weights:
+    if "package_file" in entry:
+        return Weights(folder / entry["package_file"], entry["sha256"])
+    try:
+        distribution = importlib.metadata.distribution(entry["distribution"])
+    except importlib.metadata.PackageNotFoundError as error:
+        raise Unavailable(f"the bundle needs the package {entry['distribution']}; install it") from error
+    return Weights(Path(str(distribution.locate_file(entry["distribution_file"]))), entry["sha256"])

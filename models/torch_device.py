@@ -1,0 +1,184 @@
+"""The engine on a torch device: rings of sound, features computed once a slot, windows analysed in batches.
+
+In come samples and the windows that are due; out come WindowAnalysis. Per slot, voice activity, mel frames and voice
+embeddings of 1.6 s partials are computed once, on grids counted from stream position 0, and kept beside the samples; a
+window only adds its local segmentation. So a window's analysis depends on the slot's samples up to the window's end and
+on nothing else: not on how they were cut into writes, nor on what else is in the batch (up to rounding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models import embedding as ge2e
+from models import segmentation as seg
+from models import vad
+from models.analysis import FloatArray, FrameGrid, WindowAnalysis
+from models.bundle import Bundle
+from models.local_speakers import find_local_speakers
+from models.ring import Ring
+from models.seams import DueWindow, VoiceSample
+from runtime.errors import Unavailable
+
+MAX_PARTIALS_A_BATCH = 256
+MAX_WINDOWS_A_BATCH = 64
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What a slot holds: its samples, and the features made of them so far."""
+
+    samples: Ring  # (N,)
+    mels: Ring  # (T, 40); frame t ends at sample 160 (t + 1)
+    voice: Ring  # (C,) speech probability of each 512 samples
+    voice_state: vad.VadState
+    partials: Ring  # (P, D); partial p ends at sample (p + 1) * partial_hop
+
+
+class TorchDevice:
+    """AnalysisDevice on a torch device. Call it from one thread."""
+
+    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._bundle = bundle
+        self._grid = bundle.grid
+        weights = {name: bundle.weights[name].verified_path() for name in bundle.weights}
+        self._segmentation = seg.PyanNet(load_file(weights["segmentation"])).to(self._device)
+        checkpoint = torch.load(weights["embedding"], map_location="cpu", weights_only=True)
+        self._encoder = ge2e.Ge2eEncoder(checkpoint["model_state"]).to(self._device)
+        self._mels = ge2e.MelFrontEnd().to(self._device)
+        self._vad = vad.SileroVad(torch.jit.load(weights["voice_activity"], map_location="cpu").state_dict())
+        self._vad.to(self._device)
+        self._slots: dict[int, _Slot] = {}
+
+    def __repr__(self) -> str:
+        return f"TorchDevice({self._bundle.id}, {self._device}, {len(self._slots)} slots)"
+
+    @property
+    def grid(self) -> FrameGrid:
+        """The geometry of windows and frames."""
+        return self._grid
+
+    def open(self, slot: int, ring_samples: int) -> None:
+        """Give a slot an empty ring whose first sample is stream position 0. Forgets what the slot held."""
+        assert ring_samples >= self._grid.window_samples
+        self._slots[slot] = _Slot(
+            samples=Ring(ring_samples + ge2e.FRAME_SAMPLES, (), self._device),
+            mels=Ring(ge2e.PARTIAL_FRAMES + ring_samples // ge2e.FRAME_STEP_SAMPLES, (ge2e.NUM_BANDS,), self._device),
+            voice=Ring(2 + ring_samples // vad.CHUNK_SAMPLES, (), self._device),
+            voice_state=self._vad.initial_state(1, self._device),
+            partials=Ring(2 + ring_samples // self._bundle.partial_hop_samples, (self._grid.embedding_dim,), self._device),
+        )
+
+    def write(self, slot: int, samples: FloatArray) -> None:
+        """Append (N,) float32 at 16 kHz to a slot's ring. The oldest samples fall out when it is full."""
+        held = self._slots[slot]
+        room = held.samples.capacity - ge2e.FRAME_SAMPLES
+        for at in range(0, len(samples), room):
+            piece = samples[at : at + room]
+            if held.samples.end + len(piece) - room > held.voice.end * vad.CHUNK_SAMPLES:
+                self._advance({slot: held.samples.end})  # before samples fall out that no feature was made of
+            held.samples.append(torch.from_numpy(np.ascontiguousarray(piece, dtype=np.float32)).to(self._device))
+
+    @torch.inference_mode()
+    def analyze(self, windows: Sequence[DueWindow]) -> list[WindowAnalysis]:
+        """Analyse a batch of windows, of any mix of slots, in order. Sound before position 0 is silence."""
+        ends: dict[int, int] = {}
+        for window in windows:
+            ends[window.slot] = max(window.end_samples, ends.get(window.slot, 0))
+        self._advance(ends)
+        found: list[WindowAnalysis] = []
+        for at in range(0, len(windows), MAX_WINDOWS_A_BATCH):
+            found += self._analyze_batch(windows[at : at + MAX_WINDOWS_A_BATCH])
+        return found
+
+    def analyze_voice(self, samples: FloatArray) -> VoiceSample:
+        """What an enrolment clip (N,) float32 at 16 kHz holds."""
+        from models.enrolment import hear_voice
+
+        return hear_voice(self, samples, self._bundle)
+
+    def _analyze_batch(self, windows: Sequence[DueWindow]) -> list[WindowAnalysis]:
+        grid, hop = self._grid, self._bundle.partial_hop_samples
+        sound = torch.stack(
+            [self._slots[w.slot].samples.read(w.end_samples - grid.window_samples, w.end_samples) for w in windows]
+        )  # (B, N)
+        classes = self._segmentation(sound).exp()  # (B, F', K)
+        before, weight = seg.frame_positions(grid.num_frames, grid.step_samples, classes.shape[1])
+        mix = torch.from_numpy(weight).to(self._device)[:, None]
+        classes = classes[:, before] * (1 - mix) + classes[:, before + 1] * mix  # (B, F, K)
+        posteriors = classes.cpu().numpy()
+        found = []
+        for window, posterior in zip(windows, posteriors, strict=True):
+            held, start = self._slots[window.slot], window.end_samples - grid.window_samples
+            last = window.end_samples // hop
+            # Only partials that lie in the window whole: older ones may have fallen out of the ring.
+            first = min(last, max(0, -(-(max(start, 0) + ge2e.PARTIAL_SAMPLES) // hop) - 1))
+            chunks = window.end_samples // vad.CHUNK_SAMPLES
+            centres = start + (np.arange(grid.num_frames) + 0.5) * grid.step_samples
+            index = np.minimum(centres // vad.CHUNK_SAMPLES, chunks - 1).astype(np.int64)
+            oldest = max(0, int(index[0]))
+            voice = held.voice.read(oldest, chunks).cpu().numpy()
+            probability = voice[np.maximum(index - oldest, 0)] if chunks > oldest else np.zeros(len(index), np.float32)
+            speech = np.where(index >= 0, probability, 0.0).astype(np.float32)  # (F,)
+            found.append(
+                find_local_speakers(
+                    start_samples=start,
+                    posteriors=posterior,
+                    speech=speech,
+                    partials=held.partials.read(first, last).cpu().numpy(),
+                    partial_ends=(np.arange(first, last) + 1) * hop - start,
+                    bundle=self._bundle,
+                )
+            )
+        return found
+
+    @torch.inference_mode()
+    def _advance(self, ends: dict[int, int]) -> None:
+        """Make the features of each slot up to a stream position, partials of all slots in one batch."""
+        fresh: list[Tensor] = []
+        owners: list[_Slot] = []
+        hop = self._bundle.partial_hop_samples
+        for slot, end in ends.items():
+            held = self._slots[slot]
+            assert end <= held.samples.end, f"slot {slot} holds {held.samples.end} samples, {end} asked"
+            self._advance_voice(held, end)
+            self._advance_mels(held, end)
+            for partial in range(held.partials.end + len([o for o in owners if o is held]), end // hop):
+                last = (partial + 1) * hop // ge2e.FRAME_STEP_SAMPLES
+                mels = held.mels.read(last - ge2e.PARTIAL_FRAMES, last)
+                fresh.append(mels)
+                owners.append(held)
+        for at in range(0, len(fresh), MAX_PARTIALS_A_BATCH):
+            batch = torch.stack(fresh[at : at + MAX_PARTIALS_A_BATCH])
+            for held, vector in zip(owners[at:], self._encoder(batch), strict=False):
+                held.partials.append(vector[None])
+
+    def _advance_voice(self, held: _Slot, end: int) -> None:
+        done, count = held.voice.end, end // vad.CHUNK_SAMPLES - held.voice.end
+        if count > 0:
+            start = done * vad.CHUNK_SAMPLES - vad.CONTEXT_SAMPLES
+            sound = held.samples.read(start, (done + count) * vad.CHUNK_SAMPLES)
+            chunks = sound.unfold(0, vad.CHUNK_SAMPLES + vad.CONTEXT_SAMPLES, vad.CHUNK_SAMPLES)[None]
+            probabilities, held.voice_state = self._vad(chunks, held.voice_state)
+            held.voice.append(probabilities[0])
+
+    def _advance_mels(self, held: _Slot, end: int) -> None:
+        done, count = held.mels.end, end // ge2e.FRAME_STEP_SAMPLES - held.mels.end
+        if count > 0:
+            overlap = ge2e.FRAME_SAMPLES - ge2e.FRAME_STEP_SAMPLES
+            start = done * ge2e.FRAME_STEP_SAMPLES
+            held.mels.append(self._mels(held.samples.read(start - overlap, start + count * ge2e.FRAME_STEP_SAMPLES)))
+
+
+def load_device(bundle: Bundle, device: str = "cpu") -> TorchDevice:
+    """An engine for a bundle on a torch device ("cpu", "cuda", "cuda:1"). Unavailable if weights or device are not."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise Unavailable("no CUDA device is available to torch; use --device cpu, or install a driver")
+    return TorchDevice(bundle, device)
