@@ -1,0 +1,56 @@
+"""Configuration: a TOML file, then `SPEAKERD_*` variables, then flags; the later one wins.
+
+In: the settings class of a daemon, a file, and the flags that were given. Out: one frozen object, validated as it is
+read. Nothing else in the system reads the environment, and a mistake is reported with the name of the setting.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from runtime.errors import InvalidRequest
+
+
+class DaemonSettings(BaseSettings):
+    """What every daemon's settings share. The environment gives a field `name` as SPEAKERD_NAME."""
+
+    model_config = SettingsConfigDict(env_prefix="SPEAKERD_", extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    log_level: str = "info"
+
+
+SettingsT = TypeVar("SettingsT", bound=DaemonSettings)
+
+
+def load(kind: type[SettingsT], *, section: str, file: Path | None, flags: Mapping[str, Any]) -> SettingsT:
+    """Read the settings of a daemon.
+
+    section: table of the TOML file that is this daemon's, so that one file can serve all of them.
+    flags: values of the command line; None means that the flag was not given.
+    Raises InvalidRequest, naming the setting, when one is unknown or out of range.
+    """
+    values = _file_table(file, section) if file is not None else {}
+    values |= EnvSettingsSource(kind)()
+    values |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"]) or "configuration"
+        raise InvalidRequest(f"setting {name!r}: {first['msg']}") from None
+
+
+def _file_table(file: Path, section: str) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(file.read_text()).get(section, {})
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InvalidRequest(f"cannot read the configuration file {file.name}: {error}") from None
+    if not isinstance(table, dict):
+        raise InvalidRequest(f"configuration file {file.name}: [{section}] is not a table")
+    return dict(table)

@@ -1,0 +1,209 @@
+"""gRPC as every daemon serves and calls it: options, errors, health, reflection, addresses, tokens.
+
+The options differ from gRPC's defaults for measured reasons: a frozen peer is noticed in seconds only when the ping
+timeout is set (the keepalive timeout alone does nothing), and so_reuseport would let a second daemon share a port
+silently. One interceptor turns errors into statuses through the table in runtime.errors; servicers just raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import ipaddress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from runtime.errors import GRPC_STATUS, InvalidRequest, SpeakerdError, Unavailable
+from runtime.logs import get_logger
+from speakerd.v1 import common_pb2
+
+MIB = 1 << 20
+
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.http2.settings_timeout", 4_000),
+    ("grpc.max_receive_message_length", 40 * MIB),
+    ("grpc.so_reuseport", 0),
+)
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.enable_retries", 0),
+    ("grpc.max_receive_message_length", 40 * MIB),
+)
+
+ERROR_TRAILER = "speakerd-error-bin"
+
+
+def new_server(interceptors: Sequence[aio.ServerInterceptor] = ()) -> aio.Server:
+    """A server with our options, whose servicers may raise SpeakerdError."""
+    return aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=list(SERVER_OPTIONS))
+
+
+def open_channel(address: str) -> aio.Channel:
+    """A channel to another daemon: "host:port"."""
+    return aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+
+
+def bind(server: aio.Server, address: str, *, insecure: bool) -> int:
+    """Listen on "host:port" (port 0: a free one) and return the port.
+
+    Plain text is for loopback: another address is refused unless `insecure` says that the operator means it.
+    Raises InvalidRequest, or Unavailable when the port is taken.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InvalidRequest(f"address {address!r}: write HOST:PORT, for example 127.0.0.1:0")
+    if not insecure and not is_loopback(host):
+        raise InvalidRequest(f"{address!r} is not loopback and there is no TLS: bind 127.0.0.1 or say --insecure")
+    try:
+        bound = int(server.add_insecure_port(address))
+    except RuntimeError:
+        bound = 0
+    if bound == 0:
+        raise Unavailable(f"cannot listen on {address}: the port is taken or the address is not this machine's")
+    return bound
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def add_health_and_reflection(server: aio.Server, service_names: Sequence[str]) -> health.aio.HealthServicer:
+    """Serve grpc.health.v1 and reflection. "" is liveness; "ready" begins as NOT_SERVING."""
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    names = [*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server)
+    return servicer
+
+
+async def set_ready(servicer: health.aio.HealthServicer, service_names: Sequence[str], *, ready: bool) -> None:
+    """Set the readiness of "ready" and of each named service; liveness ("") stays SERVING."""
+    serving = health_pb2.HealthCheckResponse.SERVING
+    status = serving if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+    await servicer.set("", serving)
+    for name in ("ready", *service_names):
+        await servicer.set(name, status)
+
+
+def bearer(context: aio.ServicerContext[Any, Any]) -> str | None:
+    """The token of `authorization: Bearer TOKEN` in a call's metadata."""
+    for name, value in context.invocation_metadata() or ():
+        if name == "authorization" and isinstance(value, str) and value[:7].lower() == "bearer ":
+            return value[7:].strip()
+    return None
+
+
+async def abort(context: aio.ServicerContext[Any, Any], error: SpeakerdError) -> None:
+    """End a call with an error's status, text and ErrorInfo. Raises."""
+    info = common_pb2.ErrorInfo(
+        cause=error.cause.value,
+        message=str(error),
+        retry_after_ms=0 if error.retry_after_s is None else max(1, round(error.retry_after_s * 1000)),
+    )
+    await context.abort(
+        GRPC_STATUS[error.cause], str(error), trailing_metadata=((ERROR_TRAILER, info.SerializeToString()),)
+    )
+
+
+async def _refuse(context: aio.ServicerContext[Any, Any], error: Exception, method: str) -> None:
+    if isinstance(error, SpeakerdError):
+        await abort(context, error)
+    if isinstance(error, aio.AbortError):
+        raise error
+    # Our fault. The text of a foreign exception may hold anything, so neither the client nor the log gets it.
+    get_logger().error("rpc.failed", method=method, error_type=type(error).__name__, exc_info=error)
+    await abort(context, SpeakerdError("internal error; the daemon's log has the details"))
+
+
+class ErrorInterceptor(aio.ServerInterceptor):
+    """Turns what servicers raise into statuses, for all four arities."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler of a method."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = str(handler_call_details.method)
+        for arity in ("unary_unary", "stream_unary"):
+            inner = getattr(handler, arity, None)
+            if inner is not None:
+                return _replace(handler, arity, _answering(inner, method))
+        for arity in ("unary_stream", "stream_stream"):
+            inner = getattr(handler, arity, None)
+            if inner is not None:
+                return _replace(handler, arity, _streaming(inner, method))
+        return handler
+
+
+def _replace(handler: Any, arity: str, behavior: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    make = getattr(grpc, f"{arity}_rpc_method_handler")
+    made: grpc.RpcMethodHandler[Any, Any] = make(
+        behavior,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+    return made
+
+
+def _answering(inner: Any, method: str) -> Any:
+    @functools.wraps(inner)
+    async def behave(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await inner(request, context)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - handed to the client as a status, and to the log
+            await _refuse(context, error, method)
+
+    return behave
+
+
+def _streaming(inner: Any, method: str) -> Any:
+    # A servicer either yields its answers or writes them to the context; gRPC tells the two apart by their kind, so the
+    # wrapper has to be of the same kind as what it wraps.
+    if not inspect.isasyncgenfunction(inner):
+        return _answering(inner, method)
+
+    @functools.wraps(inner)
+    async def behave(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            async for response in inner(request, context):
+                yield response
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - handed to the client as a status, and to the log
+            await _refuse(context, error, method)
+
+    return behave

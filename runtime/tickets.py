@@ -1,0 +1,82 @@
+"""Stream tickets: the control plane signs, nodes verify, clients carry them unread.
+
+A ticket says that one stream of one tenant may open on one node until a moment in time. It is Ed25519 over canonical
+JSON, so that nodes hold public keys only and a leaked node cannot mint tickets for its neighbours.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from runtime.errors import Unauthenticated
+
+TICKET_BYTES_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a ticket says. expires_at_s is Unix time; ticket_id is random and used once."""
+
+    tenant_id: str
+    stream_id: str
+    node_id: str
+    expires_at_s: int
+    ticket_id: str
+
+
+def sign_ticket(ticket: Ticket, key: Ed25519PrivateKey) -> str:
+    """The ticket as text: base64url(JSON) "." base64url(signature)."""
+    body = json.dumps(asdict(ticket), sort_keys=True, separators=(",", ":")).encode()
+    return f"{_encode(body)}.{_encode(key.sign(body))}"
+
+
+def verify_ticket(text: str, keys: Sequence[bytes], *, node_id: str, now_s: float) -> Ticket:
+    """Check a ticket against public keys (32 bytes each), this node and the time.
+
+    Raises Unauthenticated; the text says which check failed, for whoever holds the ticket may know.
+    """
+    if not text:
+        raise Unauthenticated("no stream ticket: call Streams.PlaceStream and send its ticket in StreamOpen")
+    try:
+        if len(text) > TICKET_BYTES_MAX:
+            raise ValueError
+        body, signature = (_decode(part) for part in text.split("."))
+        fields = json.loads(body)
+        ticket = Ticket(**fields)
+        well_formed = isinstance(ticket.expires_at_s, int) and all(
+            isinstance(value, str) for name, value in fields.items() if name != "expires_at_s"
+        )
+    except (ValueError, TypeError, binascii.Error):
+        well_formed = False
+    if not well_formed:
+        raise Unauthenticated("the stream ticket is malformed: send it as PlaceStream gave it")
+    if not any(_signed_by(key, signature, body) for key in keys):
+        raise Unauthenticated("the stream ticket is not signed by this fleet's control plane")
+    if ticket.node_id != node_id:
+        raise Unauthenticated("the stream ticket is for another node: dial the address that PlaceStream gave with it")
+    if now_s >= ticket.expires_at_s:
+        raise Unauthenticated("the stream ticket has expired: call PlaceStream again")
+    return ticket
+
+
+def _signed_by(key: bytes, signature: bytes, body: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, body)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
