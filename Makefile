@@ -1,0 +1,34 @@
+# Everything that is done with this repository. `make demo` and `make test` set up what they need by themselves.
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup demo test check check-deep proto bench clean
+
+setup: ## the environment in .venv
+	@scripts/setup_environment.sh $(VENV)
+
+demo: setup ## two people enrolled by voice are named in a live stream, through the real daemons
+	@$(BIN)/speakerd demo
+
+test: setup ## static checks and all tests but the deep ones
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/python -m pytest -m "not deep" -q
+
+check: setup ## linters, types, layers
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache > .lint-imports.log 2>&1 || { cat .lint-imports.log; exit 1; }
+
+check-deep: setup ## long runs: accuracy on simulated conversations, soaks
+	@$(BIN)/python -m pytest -m deep -q --timeout 3600
+
+proto: setup ## generate the stubs from proto/
+	@$(BIN)/python scripts/generate_stubs.py
+
+bench: setup ## measurements; each script tells its options with --help
+	@ls benchmarks/*.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,19 @@
+"""What every package's tests share: where the recordings are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def audio() -> Path:
+    """The folder of test recordings (SPEAKERD_TEST_AUDIO, else ../shared/audio beside the checkout)."""
+    folder = Path(os.environ.get("SPEAKERD_TEST_AUDIO", ROOT.parent / "shared" / "audio"))
+    if not folder.is_dir():
+        pytest.skip(f"no recordings: {folder.name} is absent; set SPEAKERD_TEST_AUDIO to the folder that holds them")
+    return folder
