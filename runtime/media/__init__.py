@@ -1,0 +1,24 @@
+"""Recordings from outside: decoding in a confined child process, and what the signal looks like before anything hears it.
+
+`decode`, `adecode` and `adecode_stream` take any common format and give float32 mono at 16 kHz; `preflight` measures.
+Nothing here imports torch. How many decodings run at once is the caller's to bound: each takes a core while it runs.
+"""
+
+from __future__ import annotations
+
+from runtime.media.decoding import DecodedAudio, adecode, adecode_stream, decode
+from runtime.media.limits import CLIP, MediaLimits
+from runtime.media.preflight import SignalPreflight, preflight
+from runtime.media.report import SourceFormat
+
+__all__ = [
+    "CLIP",
+    "DecodedAudio",
+    "MediaLimits",
+    "SignalPreflight",
+    "SourceFormat",
+    "adecode",
+    "adecode_stream",
+    "decode",
+    "preflight",
+]

@@ -1,0 +1,261 @@
+"""Decodes one file: its first sound track becomes float32 mono at 16 kHz, channels averaged, written in blocks.
+
+In: a seekable file and limits. Out: calls to `begin` (once) and `block` (float32 arrays of one second, the last one
+shorter). What always holds: sound is counted as it is decoded, so that no header can promise less than it
+delivers; NaN and infinity never come out; a file that stops before its own end is told from one that is whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import av
+import numpy as np
+import numpy.typing as npt
+import soxr
+
+from runtime.media_child.sniff import Refused, Sniffed, sniff
+
+OUT_RATE_HZ = 16_000
+BLOCK_SAMPLES = 16_000
+MIN_RATE_HZ = 4_000
+MAX_RATE_HZ = 192_000
+MAX_CHANNELS = 8
+# As in runtime.pcm: beyond this a float is no sample.
+LOUDEST = 8.0
+# A file may be short of what it declares by this much: encoders count their own delay and padding differently. What
+# is stored sample by sample has neither; there a twentieth of the file is the most that is let pass.
+SHORTFALL_S = 0.25
+SHORTFALL_SHARE = 0.05
+# Packets in the middle that cannot be decoded are skipped, as every player does, up to this share.
+DAMAGED_SHARE = 0.02
+DAMAGED_PACKETS_FREE = 3
+CODECS = (
+    "aac,aac_latm,adpcm_ima_wav,adpcm_ms,alac,amrnb,amrwb,flac,libopus,mp1,mp1float,mp2,mp2float,mp3,mp3float,opus,"
+    "pcm_alaw,pcm_f32be,pcm_f32le,pcm_f64be,pcm_f64le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,pcm_s32be,"
+    "pcm_s32le,pcm_s8,pcm_u8,vorbis"
+)
+LOSSLESS = {"wav", "flac", "aiff", "au"}
+READ_BYTES = 262_144
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What decoding may not pass."""
+
+    seconds_max: float
+
+
+class Sink(Protocol):
+    """Where decoded sound goes."""
+
+    def begin(self, container: str, codec: str, sample_rate_hz: int, channels: int) -> None:
+        """Called once, before the first block."""
+
+    def block(self, samples: FloatArray) -> None:
+        """Takes float32 (N,) at 16 kHz."""
+
+
+def decode(fd: int, limits: Limits, sink: Sink) -> None:
+    """Decodes the file behind `fd` into `sink`. Raises Refused when it is not taken, at whatever point that shows."""
+    size = os.fstat(fd).st_size
+    sniffed = sniff(lambda offset, length: os.pread(fd, length, offset) if offset < size else b"", size)
+    os.lseek(fd, 0, os.SEEK_SET)
+    with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
+        try:
+            container = av.open(
+                file,
+                format=sniffed.demuxer,
+                buffer_size=READ_BYTES,
+                metadata_errors="replace",
+                container_options={
+                    "format_whitelist": sniffed.demuxer,
+                    "protocol_whitelist": "pipe",
+                    "codec_whitelist": CODECS,
+                },
+            )
+        except (av.FFmpegError, EOFError, ValueError) as error:
+            if isinstance(error, MemoryError):
+                raise
+            raise Refused("broken", container=sniffed.demuxer) from error
+        with container:
+            _decode_container(container, sniffed, limits, sink)
+
+
+def _decode_container(container: Any, sniffed: Sniffed, limits: Limits, sink: Sink) -> None:
+    if not container.streams.audio:
+        raise Refused("no_sound", container=sniffed.demuxer)
+    stream = container.streams.audio[0]
+    codec = stream.codec_context
+    if codec is None or codec.name not in CODECS.split(","):
+        raise Refused("codec", codec=codec.name if codec is not None else "unknown")
+    if sniffed.demuxer != "matroska" or stream.sample_rate:
+        _refuse_strange(stream.sample_rate, stream.channels)
+    codec.thread_count = 1
+    declared_s = sniffed.declared_s if sniffed.declared_s is not None else _declared(container, stream, sniffed)
+    track = _Track(sniffed.demuxer, codec.name, limits, sink)
+    whole = True
+    packets = damaged = 0
+    for frames in _frames(container, stream):
+        packets += 1
+        # What cannot be decoded in the middle is skipped; at the end it means that the end is missing.
+        whole = frames is not None
+        if frames is None:
+            damaged += 1
+        for frame in frames or ():
+            track.add(frame)
+    track.finish()
+    decoded_s = track.decoded_s
+    allowed_s = SHORTFALL_S
+    if declared_s is not None and sniffed.demuxer in LOSSLESS:
+        allowed_s = min(SHORTFALL_S, SHORTFALL_SHARE * declared_s)
+    if declared_s is not None and decoded_s < declared_s - allowed_s:
+        raise Refused("cut", decoded_s=decoded_s, declared_s=declared_s)
+    if not track.begun:
+        raise Refused("no_sound", container=sniffed.demuxer)
+    if not whole or (sniffed.ends_early and sniffed.demuxer == "ogg"):
+        raise Refused("cut", decoded_s=decoded_s)
+    if damaged > max(DAMAGED_PACKETS_FREE, DAMAGED_SHARE * packets):
+        raise Refused("damaged", share=damaged / packets)
+
+
+def _frames(container: Any, stream: Any) -> Iterator[list[Any] | None]:
+    """The frames of each packet; None for a packet that cannot be decoded."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except (av.InvalidDataError, EOFError):
+            yield None
+            return
+        try:
+            frames = packet.decode()
+        except (av.InvalidDataError, av.PatchWelcomeError):
+            yield None
+        except EOFError:
+            return
+        else:
+            # The packet that flushes the decoder is not one of the file's, and says nothing about its end.
+            if packet.size or frames:
+                yield frames
+
+
+def _declared(container: Any, stream: Any, sniffed: Sniffed) -> float | None:
+    """Seconds that the container's own fields state; None where libavformat would merely guess from the bit rate."""
+    if sniffed.demuxer in {"mov", "aiff", "au"} and stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    if sniffed.demuxer == "matroska":
+        hours, _, rest = str(stream.metadata.get("DURATION", "")).partition(":")
+        minutes, _, seconds = rest.partition(":")
+        try:
+            return int(hours) * 3_600 + int(minutes) * 60 + float(seconds)
+        except ValueError:
+            alone = len(container.streams) == 1 and container.duration
+            return container.duration / av.time_base if alone else None
+    return None
+
+
+class _Track:
+    """The sound decoded so far: counts it, mixes it, checks it, resamples it, and passes it on in blocks."""
+
+    def __init__(self, container: str, codec: str, limits: Limits, sink: Sink) -> None:
+        self.begun = False
+        self._container = container
+        self._codec = codec
+        self._limits = limits
+        self._sink = sink
+        self._rate = 0
+        self._channels = 0
+        self._count = 0
+        self._resampler: Any = None
+        self._pending: list[FloatArray] = []
+        self._pending_count = 0
+        self._out: FloatArray = np.empty(0, dtype=np.float32)
+
+    @property
+    def decoded_s(self) -> float:
+        return self._count / self._rate if self._rate else 0.0
+
+    def add(self, frame: Any) -> None:
+        """Takes a frame as the decoder gives it."""
+        if not frame.samples:
+            return
+        if not self.begun:
+            self._begin(frame)
+        if frame.sample_rate != self._rate:
+            raise Refused("rate_changes", at_s=self.decoded_s)
+        sound = _mono(frame)
+        self._pending.append(sound)
+        self._pending_count += len(sound)
+        self._count += len(sound)
+        if self.decoded_s > self._limits.seconds_max:
+            raise Refused("too_long")
+        if self._pending_count >= self._rate // 2:
+            self._drain(last=False)
+
+    def finish(self) -> None:
+        """Passes on what is left."""
+        if self.begun:
+            self._drain(last=True)
+            if len(self._out):
+                self._sink.block(self._out)
+
+    def _begin(self, frame: Any) -> None:
+        self._rate, self._channels = frame.sample_rate, frame.layout.nb_channels
+        _refuse_strange(self._rate, self._channels)
+        self._sink.begin(self._container, self._codec, self._rate, self._channels)
+        self.begun = True
+        if self._rate != OUT_RATE_HZ:
+            self._resampler = soxr.ResampleStream(self._rate, OUT_RATE_HZ, 1, dtype="float32", quality="HQ")
+
+    def _drain(self, *, last: bool) -> None:
+        start = self._count - self._pending_count
+        sound = np.concatenate(self._pending) if self._pending else np.empty(0, dtype=np.float32)
+        self._pending, self._pending_count = [], 0
+        # NaN compares false, so that one comparison finds all three.
+        good = np.abs(sound) <= LOUDEST
+        if not good.all():
+            first = int(np.argmin(good))
+            code = "beyond" if np.isfinite(sound[first]) else "not_finite"
+            raise Refused(code, at_s=(start + first) / self._rate)
+        if self._resampler is not None:
+            sound = self._resampler.resample_chunk(sound, last=last)
+        out = np.concatenate((self._out, sound))
+        whole = len(out) - len(out) % BLOCK_SAMPLES
+        for at in range(0, whole, BLOCK_SAMPLES):
+            self._sink.block(out[at : at + BLOCK_SAMPLES])
+        self._out = out[whole:]
+
+
+def _mono(frame: Any) -> FloatArray:
+    """A decoder's frame as float32 (N,) in [-1, 1], channels averaged."""
+    channels = frame.layout.nb_channels
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise Refused("channels", channels=channels)
+    raw = frame.to_ndarray()
+    planes = raw if frame.format.is_planar else raw.reshape(-1, channels).T  # (channels, N)
+    match planes.dtype:
+        case np.uint8:
+            sound = (planes.astype(np.float32) - np.float32(128)) / np.float32(128)
+        case np.int16:
+            sound = planes.astype(np.float32) / np.float32(32_768)
+        case np.int32:
+            sound = (planes / 2_147_483_648.0).astype(np.float32)
+        case _:
+            with np.errstate(over="ignore"):
+                sound = planes.astype(np.float32)
+    return sound[0].copy() if channels == 1 else sound.mean(axis=0, dtype=np.float32)
+
+
+def _refuse_strange(rate: int, channels: int) -> None:
+    if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
+        raise Refused("rate", rate=rate)
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise Refused("channels", channels=channels)
