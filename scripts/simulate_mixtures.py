@@ -130,7 +130,7 @@ def num_frames(num_samples: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Simulator:
-    """Draws windows out of voices. `augment` adds what only training needs: speed, knocks and narrow bands."""
+    """Draws windows out of voices. `augment` adds what only training needs: speed, disturbances and narrow bands."""
 
     voices: Voices
     augment: bool = True
@@ -159,7 +159,8 @@ class Simulator:
         mixture = self._in_a_room(rng, tracks)
         mixture += _noise(rng, num_samples)
         if self.augment:
-            mixture = _narrowed(rng, mixture + _knocks(rng, num_samples))
+            mixture += _knocks(rng, num_samples) + _unsteady_noise(rng, num_samples)
+            mixture = _narrowed(rng, mixture)
         return np.clip(mixture, -1, 1).astype(np.float32), activity
 
     def _turns(
@@ -244,14 +245,37 @@ def _knocks(rng: np.random.Generator, num_samples: int) -> FloatArray:
     for _ in range(int(rng.integers(1, 9))):
         length = int(rng.uniform(0.01, 0.4) * RATE)
         envelope = np.exp(-rng.uniform(3, 8) * np.arange(length) / length)
-        # A two-pole resonance somewhere between a thud and a click.
-        radius, angle = rng.uniform(0.6, 0.98), 2 * math.pi * math.exp(rng.uniform(math.log(80), math.log(5000))) / RATE
-        poles = [1, -2 * radius * math.cos(angle), radius**2]
-        burst = lfilter([1], poles, rng.standard_normal(length) * envelope)
+        burst = lfilter([1], _resonance(rng, 0.6, 0.98), rng.standard_normal(length) * envelope)
         level = SPEECH_LEVEL * 10 ** (rng.uniform(-20, 6) / 20) / (burst.std() + 1e-9)
         start = int(rng.integers(0, num_samples))
         sound[start : start + length] += (level * burst[: num_samples - start]).astype(np.float32)
     return sound
+
+
+def _unsteady_noise(rng: np.random.Generator, num_samples: int) -> FloatArray:
+    """Noise of some colour that swells and fades like speech but is none, in half of all windows.
+
+    Without it a quiet room, brought to full level by the network's normalisation, is taken for talk.
+    """
+    if rng.random() < 0.5:
+        return np.zeros(num_samples, np.float32)
+    noise: FloatArray = rng.standard_normal(num_samples, dtype=np.float32)
+    for _ in range(int(rng.integers(1, 3))):
+        noise = lfilter([1], _resonance(rng, 0.5, 0.95), noise).astype(np.float32)
+    num_swells = 2 + int(num_samples / RATE * rng.uniform(0.5, 8))
+    swells_db = np.interp(
+        np.linspace(0, num_swells - 1, num_samples), np.arange(num_swells), rng.normal(0, rng.uniform(1, 8), num_swells)
+    )
+    noise *= (10 ** (swells_db / 20)).astype(np.float32)
+    level = SPEECH_LEVEL * 10 ** (-rng.uniform(12, 40) / 20)
+    return noise * np.float32(level / (noise.std() + 1e-9))
+
+
+def _resonance(rng: np.random.Generator, radius_min: float, radius_max: float) -> list[float]:
+    """The denominator of a two-pole resonance between 80 and 5000 Hz: from a thud to a click, from rumble to hiss."""
+    angle = 2 * math.pi * math.exp(rng.uniform(math.log(80), math.log(5000))) / RATE
+    radius = rng.uniform(radius_min, radius_max)
+    return [1.0, -2 * radius * math.cos(angle), radius**2]
 
 
 def _narrowed(rng: np.random.Generator, mixture: FloatArray) -> FloatArray:
