@@ -30,7 +30,10 @@ from runtime.units import seconds_from_samples
 READ_BYTES = 256 * 1024
 DEFAULT_LIMITS = MediaLimits()
 # The child finds our package by the place of this one, as it runs without PYTHONPATH and without a working directory.
-_START = "import sys; sys.path.append(sys.argv[5]); from runtime.media_child.__main__ import main; main(*map(int, sys.argv[1:4]), float(sys.argv[4]))"
+_START = (
+    "import sys; sys.path.append(sys.argv[5]); from runtime.media_child.__main__ import main; "
+    "main(*map(int, sys.argv[1:4]), float(sys.argv[4]))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ async def _ablocks(
         finally:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
-            # Reading to the end lets the loop close the pipe; of a dead child there is little left, and it comes at once.
+            # Reading to the end lets the loop close the pipe; a dead child has left little, and it comes at once.
             await child.communicate()
         assert child.returncode is not None
     reader.close(child.returncode)

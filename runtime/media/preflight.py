@@ -1,8 +1,8 @@
 """What a recording looks like as a signal, before anything is stored and before a model hears it.
 
 In: float32 mono samples at 16 kHz and what the file was. Out: a SignalPreflight, or an error that says what to mend.
-Nothing is learnt here: activity is energy above the recording's own floor, and the ratio of signal to noise compares the
-frames with activity with the quietest tenth of all. Music counts as activity; a model tells the difference later.
+Nothing is learnt here: activity is energy above the recording's own floor, and the floor is what the quietest tenth of
+its frames hold. Music counts as activity; a model tells the difference later.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ TELEPHONE_RATE_HZ = 16_000
 class SignalPreflight:
     """What the signal looks like. The fields are those of speakerd.v1.Preflight.
 
-    `peak_dbfs` is the highest sample below full scale; `voice_activity_ratio` the share of 20 ms frames with the energy of
-    speech, in [0, 1]; `snr_db` an estimate in [0, 60]; `clipped_ratio` the share of samples at full scale.
+    `peak_dbfs` is the highest sample below full scale; `voice_activity_ratio` the share of 20 ms frames with the energy
+    of speech, in [0, 1]; `snr_db` an estimate in [0, 60]; `clipped_ratio` the share of samples at full scale.
     """
 
     duration_ms: int
@@ -118,7 +118,8 @@ def _frame_powers(samples: FloatArray) -> npt.NDArray[np.float64]:
     whole = len(samples) - len(samples) % FRAME_SAMPLES
     frames = samples[:whole].reshape(-1, FRAME_SAMPLES) if whole else samples.reshape(1, -1)
     # Direct current is no sound, and would hide the pauses.
-    return np.var(frames, axis=1, dtype=np.float64)
+    powers: npt.NDArray[np.float64] = np.var(frames, axis=1, dtype=np.float64)
+    return powers
 
 
 def _warned(measured: SignalPreflight, *, for_enrolment: bool) -> SignalPreflight:
@@ -137,6 +138,6 @@ def _warned(measured: SignalPreflight, *, for_enrolment: bool) -> SignalPrefligh
         )
     if for_enrolment and measured.duration_ms < 1000 * ENROLMENT_GOOD_S:
         warnings.append(
-            f"the recording is {measured.duration_ms / 1000:.1f} s long: {ENROLMENT_GOOD_S:g} s or more make a better voice"
+            f"the recording is {measured.duration_ms / 1000:.1f} s long: {ENROLMENT_GOOD_S:g} s or more serve better"
         )
     return replace(measured, warnings=tuple(warnings))

@@ -35,7 +35,7 @@ AGAIN = "send the whole file again, or save it anew as wav or flac"
 
 @dataclass(frozen=True, slots=True)
 class SourceFormat:
-    """What the file was before it became 16 kHz mono. `container` and `codec` are libavformat's and libavcodec's names."""
+    """What the file was before it became 16 kHz mono. `container` and `codec` are named as FFmpeg names them."""
 
     container: str
     codec: str
@@ -81,14 +81,11 @@ class ReportReader:
             if self._tail.get("ok") is True:
                 return
             raise self._refusal(self._tail)
-        decoded = f"after {self.num_samples / SAMPLE_RATE_HZ:.1f} s of sound"
+        decoded = self._so_far()
         if returncode == -signal.SIGKILL:
             raise Unavailable(f"the decoder was killed {decoded}, most likely for want of memory: try again later")
         if returncode == -signal.SIGXCPU:
-            raise BadAudio(
-                f"decoding was stopped {decoded}: it took more than {self._limits.cpu_s_max} s of processor time; "
-                "send a shorter recording, or save it anew as wav or flac"
-            )
+            raise self._out_of_cpu()
         if returncode < 0:
             raise BadAudio(f"the decoder broke down {decoded}, the file is damaged: {AGAIN}")
         raise SpeakerdError(f"the decoder ended without a report {decoded} (status {returncode})")
@@ -96,9 +93,18 @@ class ReportReader:
     def timed_out(self) -> SpeakerdError:
         """The error for a child that was waited for too long."""
         return BadAudio(
-            f"decoding took more than {self._limits.wait_s_max:g} s, {self.num_samples / SAMPLE_RATE_HZ:.1f} s of sound "
-            "in: send a shorter recording, or save it anew as wav or flac"
+            f"decoding took more than {self._limits.wait_s_max:g} s and was stopped {self._so_far()}: "
+            "send a shorter recording, or save it anew as wav or flac"
         )
+
+    def _out_of_cpu(self) -> SpeakerdError:
+        return BadAudio(
+            f"decoding took more than {self._limits.cpu_s_max} s of processor time and was stopped {self._so_far()}: "
+            "send a shorter recording, or save it anew as wav or flac"
+        )
+
+    def _so_far(self) -> str:
+        return f"after {self.num_samples / SAMPLE_RATE_HZ:.1f} s of sound"
 
     def _step(self, blocks: list[FloatArray]) -> bool:
         """Takes one item off the buffer; False when it holds no whole one."""
@@ -152,12 +158,16 @@ class ReportReader:
             case "unknown":
                 return UnsupportedMedia(NOT_AUDIO)
             case "codec":
-                return UnsupportedMedia(f"the sound is coded as {said.name('codec')}, which we do not read: send {FORMATS}")
+                return UnsupportedMedia(
+                    f"the sound in it is coded in a way that we do not read ({said.name('codec')}): send {FORMATS}"
+                )
             case "no_sound":
-                return BadAudio(f"the {said.name('container')} file holds no sound: send a recording with a sound track")
+                return BadAudio(
+                    f"the {said.name('container')} file holds no sound: send a recording with a sound track"
+                )
             case "broken":
                 return BadAudio(
-                    f"the file begins as {said.name('container')} but cannot be read: it is cut short or damaged; {AGAIN}"
+                    f"the file begins as {said.name('container')} but cannot be read, cut short or damaged: {AGAIN}"
                 )
             case "rate":
                 return BadAudio(
@@ -192,20 +202,24 @@ class ReportReader:
                     f"the recording is longer than {self._limits.seconds_max:g} s, the most that is taken here: "
                     "send it in shorter parts"
                 )
+            case "cpu":
+                return self._out_of_cpu()
             case "memory":
                 return TooLarge(
                     f"decoding needs more than {self._limits.memory_bytes_max >> 20} MiB of memory: "
                     "save the recording anew as wav or flac"
                 )
             case "start":
-                return SpeakerdError(f"the decoder cannot start ({said.error()}): check the installation of av and soxr")
+                return SpeakerdError(
+                    f"the decoder cannot start ({said.error()}): check the installation of av and soxr"
+                )
             case _:
                 return SpeakerdError(f"the decoder failed ({said.error()})")
 
     def _cut(self, said: _Numbers) -> str:
         decoded_s, declared_s = said.number("decoded_s"), said.number("declared_s")
         of = f" of the {declared_s:.1f} s that it declares" if declared_s else ""
-        return f"the file is cut short: {decoded_s:.1f} s{of} could be decoded and its end is missing; {AGAIN}"
+        return f"the file is cut short or damaged: only {decoded_s:.1f} s{of} could be decoded; {AGAIN}"
 
 
 class _Numbers:

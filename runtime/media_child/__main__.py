@@ -62,7 +62,7 @@ def main(parent_pid: int, memory_bytes_max: int, cpu_s_max: int, seconds_max: fl
         return
     shut()
     try:
-        decode.decode(INPUT_FD, decode.Limits(seconds_max), sink)
+        decode.decode(INPUT_FD, decode.Limits(seconds_max, cpu_s_max), sink)
     except sniff.Refused as refused:
         sink.end(refused.code, refused.numbers)
     except MemoryError:

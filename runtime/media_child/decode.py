@@ -8,6 +8,7 @@ delivers; NaN and infinity never come out; a file that stops before its own end 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,19 +18,20 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from runtime.media_child.sniff import Refused, Sniffed, sniff
+from runtime.media_child.sniff import (
+    MAX_CHANNELS,
+    Refused,
+    Sniffed,
+    mp3_packet_is_whole,
+    refuse_strange,
+    shortfall_s,
+    sniff,
+)
 
 OUT_RATE_HZ = 16_000
 BLOCK_SAMPLES = 16_000
-MIN_RATE_HZ = 4_000
-MAX_RATE_HZ = 192_000
-MAX_CHANNELS = 8
 # As in runtime.pcm: beyond this a float is no sample.
 LOUDEST = 8.0
-# A file may be short of what it declares by this much: encoders count their own delay and padding differently. What
-# is stored sample by sample has neither; there a twentieth of the file is the most that is let pass.
-SHORTFALL_S = 0.25
-SHORTFALL_SHARE = 0.05
 # Packets in the middle that cannot be decoded are skipped, as every player does, up to this share.
 DAMAGED_SHARE = 0.02
 DAMAGED_PACKETS_FREE = 3
@@ -38,7 +40,8 @@ CODECS = (
     "pcm_alaw,pcm_f32be,pcm_f32le,pcm_f64be,pcm_f64le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,pcm_s32be,"
     "pcm_s32le,pcm_s8,pcm_u8,vorbis"
 )
-LOSSLESS = {"wav", "flac", "aiff", "au"}
+# Containers whose declared length is a count of samples, without an encoder's delay.
+EXACT = {"wav", "flac", "aiff", "au"}
 READ_BYTES = 262_144
 
 FloatArray = npt.NDArray[np.float32]
@@ -49,6 +52,7 @@ class Limits:
     """What decoding may not pass."""
 
     seconds_max: float
+    cpu_s_max: float
 
 
 class Sink(Protocol):
@@ -94,14 +98,16 @@ def _decode_container(container: Any, sniffed: Sniffed, limits: Limits, sink: Si
     codec = stream.codec_context
     if codec is None or codec.name not in CODECS.split(","):
         raise Refused("codec", codec=codec.name if codec is not None else "unknown")
-    if sniffed.demuxer != "matroska" or stream.sample_rate:
-        _refuse_strange(stream.sample_rate, stream.channels)
+    refuse_strange(stream.sample_rate, stream.channels)
     codec.thread_count = 1
+    if codec.name == "flac":
+        # Without this a frame whose checksum is wrong comes out as noise at full scale.
+        codec.options = {"err_detect": "crccheck+explode"}
     declared_s = sniffed.declared_s if sniffed.declared_s is not None else _declared(container, stream, sniffed)
     track = _Track(sniffed.demuxer, codec.name, limits, sink)
     whole = True
     packets = damaged = 0
-    for frames in _frames(container, stream):
+    for frames in _frames(container, stream, sniffed.demuxer):
         packets += 1
         # What cannot be decoded in the middle is skipped; at the end it means that the end is missing.
         whole = frames is not None
@@ -111,20 +117,19 @@ def _decode_container(container: Any, sniffed: Sniffed, limits: Limits, sink: Si
             track.add(frame)
     track.finish()
     decoded_s = track.decoded_s
-    allowed_s = SHORTFALL_S
-    if declared_s is not None and sniffed.demuxer in LOSSLESS:
-        allowed_s = min(SHORTFALL_S, SHORTFALL_SHARE * declared_s)
-    if declared_s is not None and decoded_s < declared_s - allowed_s:
-        raise Refused("cut", decoded_s=decoded_s, declared_s=declared_s)
+    if declared_s is not None:
+        allowed_s = shortfall_s(declared_s, exact=sniffed.demuxer in EXACT)
+        if decoded_s < declared_s - allowed_s:
+            raise Refused("cut", decoded_s=decoded_s, declared_s=declared_s)
     if not track.begun:
         raise Refused("no_sound", container=sniffed.demuxer)
-    if not whole or (sniffed.ends_early and sniffed.demuxer == "ogg"):
+    if not whole or sniffed.ends_early:
         raise Refused("cut", decoded_s=decoded_s)
     if damaged > max(DAMAGED_PACKETS_FREE, DAMAGED_SHARE * packets):
         raise Refused("damaged", share=damaged / packets)
 
 
-def _frames(container: Any, stream: Any) -> Iterator[list[Any] | None]:
+def _frames(container: Any, stream: Any, demuxer: str) -> Iterator[list[Any] | None]:
     """The frames of each packet; None for a packet that cannot be decoded."""
     packets = container.demux(stream)
     while True:
@@ -135,6 +140,10 @@ def _frames(container: Any, stream: Any) -> Iterator[list[Any] | None]:
         except (av.InvalidDataError, EOFError):
             yield None
             return
+        if demuxer == "mp3" and packet.size and not mp3_packet_is_whole(bytes(packet)):
+            # An mp3 need not say how long it is, and its decoder makes something of half a frame.
+            yield None
+            continue
         try:
             frames = packet.decode()
         except (av.InvalidDataError, av.PatchWelcomeError):
@@ -149,7 +158,7 @@ def _frames(container: Any, stream: Any) -> Iterator[list[Any] | None]:
 
 def _declared(container: Any, stream: Any, sniffed: Sniffed) -> float | None:
     """Seconds that the container's own fields state; None where libavformat would merely guess from the bit rate."""
-    if sniffed.demuxer in {"mov", "aiff", "au"} and stream.duration and stream.time_base:
+    if sniffed.demuxer in {"mov", "aiff", "au", "ogg"} and stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     if sniffed.demuxer == "matroska":
         hours, _, rest = str(stream.metadata.get("DURATION", "")).partition(":")
@@ -197,6 +206,9 @@ class _Track:
         self._count += len(sound)
         if self.decoded_s > self._limits.seconds_max:
             raise Refused("too_long")
+        if time.process_time() > self._limits.cpu_s_max:
+            # The kernel's own limit counts ticks, and on a busy virtual machine misses many.
+            raise Refused("cpu")
         if self._pending_count >= self._rate // 2:
             self._drain(last=False)
 
@@ -209,7 +221,7 @@ class _Track:
 
     def _begin(self, frame: Any) -> None:
         self._rate, self._channels = frame.sample_rate, frame.layout.nb_channels
-        _refuse_strange(self._rate, self._channels)
+        refuse_strange(self._rate, self._channels)
         self._sink.begin(self._container, self._codec, self._rate, self._channels)
         self.begun = True
         if self._rate != OUT_RATE_HZ:
@@ -241,6 +253,7 @@ def _mono(frame: Any) -> FloatArray:
         raise Refused("channels", channels=channels)
     raw = frame.to_ndarray()
     planes = raw if frame.format.is_planar else raw.reshape(-1, channels).T  # (channels, N)
+    sound: FloatArray
     match planes.dtype:
         case np.uint8:
             sound = (planes.astype(np.float32) - np.float32(128)) / np.float32(128)
@@ -251,11 +264,8 @@ def _mono(frame: Any) -> FloatArray:
         case _:
             with np.errstate(over="ignore"):
                 sound = planes.astype(np.float32)
-    return sound[0].copy() if channels == 1 else sound.mean(axis=0, dtype=np.float32)
-
-
-def _refuse_strange(rate: int, channels: int) -> None:
-    if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
-        raise Refused("rate", rate=rate)
-    if not 1 <= channels <= MAX_CHANNELS:
-        raise Refused("channels", channels=channels)
+    if channels == 1:
+        mono: FloatArray = sound[0]
+        return mono
+    mixed: FloatArray = sound.mean(axis=0, dtype=np.float32)
+    return mixed

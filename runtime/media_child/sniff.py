@@ -12,6 +12,14 @@ from dataclasses import dataclass
 
 ReadAt = Callable[[int, int], bytes]
 
+# A file may be short of what it declares by this much: encoders count their own delay and padding differently. What
+# is stored sample by sample has neither; there a twentieth of the file is the most that is let pass, for writers that
+# count their header among the sound.
+SHORTFALL_S = 0.25
+SHORTFALL_SHARE = 0.05
+MIN_RATE_HZ = 4_000
+MAX_RATE_HZ = 192_000
+MAX_CHANNELS = 8
 # Tags before the sound (covers, mostly) are skipped; a chain of them longer than this is no recording.
 ID3_TAGS_MAX = 8
 RIFF_CHUNKS_MAX = 1_000
@@ -23,6 +31,8 @@ MP3_SEARCH_BYTES = 65_536
 OGG_PAGE_BYTES_MAX = 65_307
 OGG_HEADER_BYTES = 27
 OGG_END_OF_STREAM = 4
+# Segment and Cluster, which live writers leave without a size.
+EBML_UNSIZED = {b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"}
 
 MP3_RATES_HZ = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 MP3_KBPS = {
@@ -48,8 +58,8 @@ class Refused(Exception):
 class Sniffed:
     """A format that we read.
 
-    `demuxer` is libavformat's name. `declared_s` is the length that the header states, None where it states none or where
-    only the demuxer can tell. `ends_early` is True when the file's end is seen to be missing.
+    `demuxer` is libavformat's name. `declared_s` is the length that the header states, None where it states none or
+    where only the demuxer can tell. `ends_early` is True when the file's end is seen to be missing.
     """
 
     demuxer: str
@@ -70,7 +80,7 @@ def sniff(read_at: ReadAt, size: int) -> Sniffed:
     if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
         return Sniffed("mov")
     if head[:4] == b"\x1aE\xdf\xa3":
-        return Sniffed("matroska")
+        return Sniffed("matroska", ends_early=_matroska_ends_early(read_at, start, size))
     if head[:4] == b"FORM" and head[8:12] in {b"AIFF", b"AIFC"}:
         return Sniffed("aiff")
     if head[:4] == b".snd":
@@ -80,6 +90,25 @@ def sniff(read_at: ReadAt, size: int) -> Sniffed:
     if len(head) > 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0 and (head[2] >> 2) & 15 < 13:
         return Sniffed("aac")
     return _mp3(read_at, start)
+
+
+def refuse_strange(rate: int, channels: int) -> None:
+    """Raises Refused for a sample rate or a number of channels that no recording has."""
+    if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
+        raise Refused("rate", rate=rate)
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise Refused("channels", channels=channels)
+
+
+def shortfall_s(declared_s: float, *, exact: bool) -> float:
+    """How much of its declared length a file may lack before it counts as cut short."""
+    return min(SHORTFALL_S, SHORTFALL_SHARE * declared_s) if exact else SHORTFALL_S
+
+
+def mp3_packet_is_whole(packet: bytes) -> bool:
+    """Whether a packet of an mp3 file is as long as its header says."""
+    frame = _mp3_frame(packet[:4])
+    return frame is None or len(packet) >= frame[0]
 
 
 def _after_tags(read_at: ReadAt) -> int:
@@ -108,7 +137,7 @@ def _wav(read_at: ReadAt, start: int, size: int) -> Sniffed:
             if len(fields) < 16:
                 break
             _, channels, rate, bytes_a_second, block, _ = struct.unpack("<HHIIHH", fields)
-            _refuse_nothing(rate, channels)
+            refuse_strange(rate, channels)
             bytes_a_second = bytes_a_second or rate * block
         elif name == b"ds64":
             long_data = int.from_bytes(read_at(body + 8, 8), "little")
@@ -117,7 +146,10 @@ def _wav(read_at: ReadAt, start: int, size: int) -> Sniffed:
                 raise Refused("broken", container="wav")
             length = long_data if length == 0xFFFFFFFF and long_data else length
             known = 0 < length < RIFF_PLACEHOLDER_BYTES or (long_data and length == long_data)
-            return Sniffed("wav", length / bytes_a_second if known else None, bool(known and body + length > size))
+            if not known:
+                return Sniffed("wav")
+            declared_s, missing_s = length / bytes_a_second, (body + length - size) / bytes_a_second
+            return Sniffed("wav", declared_s, missing_s > shortfall_s(declared_s, exact=True))
         position = body + length + (length & 1)
     raise Refused("broken", container="wav")
 
@@ -128,7 +160,7 @@ def _flac(read_at: ReadAt, start: int) -> Sniffed:
         raise Refused("broken", container="flac")
     packed = int.from_bytes(info[10:18], "big")
     rate, channels, samples = packed >> 44, ((packed >> 41) & 7) + 1, packed & ((1 << 36) - 1)
-    _refuse_nothing(rate, channels)
+    refuse_strange(rate, channels)
     return Sniffed("flac", samples / rate if samples else None)
 
 
@@ -143,6 +175,30 @@ def _ogg_has_its_end(read_at: ReadAt, size: int) -> bool:
     lacing = tail[last + OGG_HEADER_BYTES : last + OGG_HEADER_BYTES + segments]
     whole = len(lacing) == segments and last + OGG_HEADER_BYTES + segments + sum(lacing) <= len(tail)
     return whole and bool(tail[last + 5] & OGG_END_OF_STREAM)
+
+
+def _matroska_ends_early(read_at: ReadAt, start: int, size: int) -> bool:
+    """Whether an element reaches past the file's end. Only elements without a size of their own are gone into."""
+    position = start
+    while position < size:
+        head = read_at(position, 12)
+        id_bytes = _vint_bytes(head)
+        size_bytes = _vint_bytes(head[id_bytes:])
+        if not id_bytes or not size_bytes or len(head) < id_bytes + size_bytes:
+            return True
+        field = head[id_bytes : id_bytes + size_bytes]
+        length = int.from_bytes(field, "big") & (1 << 7 * size_bytes) - 1
+        unsized = length == (1 << 7 * size_bytes) - 1
+        position += id_bytes + size_bytes
+        if unsized and head[:id_bytes] in EBML_UNSIZED:
+            continue
+        position += length
+    return position > size
+
+
+def _vint_bytes(data: bytes) -> int:
+    """Length of an EBML number from its first byte; 0 where there is none."""
+    return 9 - data[0].bit_length() if data and data[0] else 0
 
 
 def _mp3(read_at: ReadAt, start: int) -> Sniffed:
@@ -194,10 +250,3 @@ def _mp3_declared(frame: bytes, samples: int, rate: int) -> float | None:
     if frame[36:40] == b"VBRI" and len(frame) >= 54:
         return int.from_bytes(frame[50:54], "big") * samples / rate
     return None
-
-
-def _refuse_nothing(rate: int, channels: int) -> None:
-    if rate == 0:
-        raise Refused("rate", rate=0)
-    if channels == 0:
-        raise Refused("channels", channels=0)
