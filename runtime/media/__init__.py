@@ -1,4 +1,4 @@
-"""Recordings from outside: decoding in a confined child process, and how they look as signals before a model hears them.
+"""Recordings from outside: decoded in a confined child process, and measured as signals before a model hears them.
 
 `decode`, `adecode` and `adecode_stream` take any common format and give float32 mono at 16 kHz; `preflight` measures.
 Nothing here imports torch. How many decodings run at once is the caller's to bound: each takes a core while it runs.

@@ -32,7 +32,7 @@ DEFAULT_LIMITS = MediaLimits()
 # The child finds our package by the place of this one, as it runs without PYTHONPATH and without a working directory.
 _START = (
     "import sys; sys.path.append(sys.argv[5]); from runtime.media_child.__main__ import main; "
-    "main(*map(int, sys.argv[1:4]), float(sys.argv[4]))"
+    "main(*map(int, sys.argv[1:3]), *map(float, sys.argv[3:5]))"
 )
 
 

@@ -18,7 +18,7 @@ class MediaLimits:
 
     bytes_max: int = 1024 * MIB
     seconds_max: float = 4 * 3600.0
-    cpu_s_max: int = 300
+    cpu_s_max: float = 300.0
     wait_s_max: float = 600.0
     memory_bytes_max: int = 1024 * MIB
 
@@ -26,4 +26,4 @@ class MediaLimits:
         assert min(self.bytes_max, self.seconds_max, self.cpu_s_max, self.wait_s_max, self.memory_bytes_max) > 0
 
 
-CLIP = MediaLimits(bytes_max=32 * MIB, seconds_max=600.0, cpu_s_max=30, wait_s_max=60.0)
+CLIP = MediaLimits(bytes_max=32 * MIB, seconds_max=600.0, cpu_s_max=30.0, wait_s_max=60.0)

@@ -99,7 +99,7 @@ class ReportReader:
 
     def _out_of_cpu(self) -> SpeakerdError:
         return BadAudio(
-            f"decoding took more than {self._limits.cpu_s_max} s of processor time and was stopped {self._so_far()}: "
+            f"decoding took more than {self._limits.cpu_s_max:g} s of processor time and was stopped {self._so_far()}: "
             "send a shorter recording, or save it anew as wav or flac"
         )
 

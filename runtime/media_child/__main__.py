@@ -43,7 +43,7 @@ class PipeSink:
         _write(struct.pack("<I", 0) + json.dumps(tail).encode() + b"\n")
 
 
-def main(parent_pid: int, memory_bytes_max: int, cpu_s_max: int, seconds_max: float) -> None:
+def main(parent_pid: int, memory_bytes_max: int, cpu_s_max: float, seconds_max: float) -> None:
     """Decodes and exits. Never raises: whatever goes wrong becomes the last line."""
     sink = PipeSink()
     confine(parent_pid, memory_bytes_max, cpu_s_max)
@@ -60,7 +60,7 @@ def main(parent_pid: int, memory_bytes_max: int, cpu_s_max: int, seconds_max: fl
     except (ImportError, MemoryError) as error:
         sink.end("start", {"error": type(error).__name__})
         return
-    shut()
+    shut(parent_pid)
     try:
         decode.decode(INPUT_FD, decode.Limits(seconds_max, cpu_s_max), sink)
     except sniff.Refused as refused:
@@ -82,4 +82,4 @@ def _write(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))

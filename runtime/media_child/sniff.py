@@ -78,7 +78,7 @@ def sniff(read_at: ReadAt, size: int) -> Sniffed:
     if head[:4] == b"OggS":
         return Sniffed("ogg", ends_early=not _ogg_has_its_end(read_at, size))
     if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
-        return Sniffed("mov")
+        return Sniffed("mov", ends_early=_mov_ends_early(read_at, start, size))
     if head[:4] == b"\x1aE\xdf\xa3":
         return Sniffed("matroska", ends_early=_matroska_ends_early(read_at, start, size))
     if head[:4] == b"FORM" and head[8:12] in {b"AIFF", b"AIFC"}:
@@ -175,6 +175,20 @@ def _ogg_has_its_end(read_at: ReadAt, size: int) -> bool:
     lacing = tail[last + OGG_HEADER_BYTES : last + OGG_HEADER_BYTES + segments]
     whole = len(lacing) == segments and last + OGG_HEADER_BYTES + segments + sum(lacing) <= len(tail)
     return whole and bool(tail[last + 5] & OGG_END_OF_STREAM)
+
+
+def _mov_ends_early(read_at: ReadAt, start: int, size: int) -> bool:
+    """Whether a box reaches past the file's end; fragments cut off would go unseen otherwise."""
+    position = start
+    while position < size:
+        head = read_at(position, 16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 0:  # to the end of the file
+            return False
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        position += max(length, 8)
+    return position > size
 
 
 def _matroska_ends_early(read_at: ReadAt, start: int, size: int) -> bool:
