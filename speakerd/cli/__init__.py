@@ -1,0 +1,50 @@
+"""The command line: `speakerd`.
+
+Commands for people and for scripts (`--json` on each). Results go to stdout; an error is one line on stderr, exit
+code 1, or 2 where the command line itself cannot be understood.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from speakerd import __version__
+from speakerd.cli.demo import demo
+from speakerd.cli.diarize import diarize
+from speakerd.cli.doctor import doctor
+from speakerd.cli.group import SpeakerdGroup
+from speakerd.cli.people import enroll, erase, voices
+from speakerd.cli.stream import stream
+from speakerd.cli.up import up
+
+app = typer.Typer(
+    cls=SpeakerdGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Who is speaking, by name: live and in recordings, on your own machines.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Keep the options of `speakerd` itself in one place: there is one."""
+
+
+for command in (up, enroll, voices, erase, stream, diarize, demo, doctor):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    app()

@@ -1,0 +1,118 @@
+"""Which server a command talks to, and with what key.
+
+In come flags, variables and what `speakerd up` left in its data folder; out comes an address and a key. A flag wins
+over a variable, and both over the data folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from speakerd.client import Client
+from speakerd.errors import SpeakerdError
+from speakerd.rttm import write_whole
+
+ENDPOINTS_FILE = "endpoints.json"
+ADMIN_KEY_FILE = "admin.key"
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server", metavar="HOST:PORT", help="gRPC address of the control plane. Default: the one of --data."
+    ),
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--key", envvar="SPEAKERD_KEY", help="API key. Default: DATA/admin.key.", show_default=False),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        envvar="SPEAKERD_DATA",
+        metavar="DIR",
+        help="Data folder of `speakerd up`. Default: ~/.local/share/speakerd.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where a running `speakerd up` serves. http is a URL, grpc is "host:port"."""
+
+    http: str
+    grpc: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A control plane and the key to show there."""
+
+    address: str
+    key: str | None
+
+    def open(self) -> Client:
+        """A client."""
+        return Client(self.address, self.key)
+
+
+def data_folder(data: Path | None) -> Path:
+    """The data folder that was named, or the default one."""
+    return data.expanduser() if data is not None else Path.home() / ".local" / "share" / "speakerd"
+
+
+def find_connection(server: str | None, key: str | None, data: Path | None) -> Connection:
+    """The server that a command means. Raises SpeakerdError, saying how to start or name one, when there is none."""
+    folder = data_folder(data)
+    if server is None:
+        endpoints = read_endpoints(folder)
+        if endpoints is None:
+            raise SpeakerdError(
+                "unavailable",
+                f"no server is running for {folder}: start one with `speakerd up`, or name one with --server HOST:PORT",
+            )
+        server = endpoints.grpc
+    else:
+        host, _, port = server.rpartition(":")
+        if not host or not port.isdigit():
+            raise typer.BadParameter(f"--server {server!r}: write HOST:PORT, for example 127.0.0.1:7600")
+    return Connection(server, key or _admin_key(folder))
+
+
+def write_endpoints(folder: Path, endpoints: Endpoints) -> None:
+    """Leave word of where a server of this data folder is."""
+    write_whole(folder / ENDPOINTS_FILE, json.dumps(asdict(endpoints)) + "\n")
+
+
+def read_endpoints(folder: Path) -> Endpoints | None:
+    """Where the server of a data folder is; None when none is running."""
+    try:
+        endpoints = Endpoints(**json.loads((folder / ENDPOINTS_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return endpoints if _lives(endpoints.pid) else None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True  # as another user
+    except OSError:
+        return False
+    return True
+
+
+def _admin_key(folder: Path) -> str | None:
+    try:
+        return (folder / ADMIN_KEY_FILE).read_text().strip() or None
+    except OSError:
+        return None

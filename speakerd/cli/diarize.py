@@ -1,0 +1,241 @@
+"""`speakerd diarize`: who spoke when in recordings, with the engine in this process or through a server.
+
+In come recordings and the people to name; out go DIR/STEM.rttm and DIR/STEM.json. One recording that cannot be used
+costs the others nothing. The engine is not ours to import: it is found by its entry point, behind `Diarizer`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import typer
+
+from speakerd.cli.connection import Connection, DataOption, KeyOption, ServerOption, find_connection
+from speakerd.cli.failures import failure_of
+from speakerd.cli.group import load_installed
+from speakerd.cli.output import JsonFlag, Output
+from speakerd.cli.people import EnrollOption, missing_files, people_to_enroll
+from speakerd.cli.stream import distinct_stems
+from speakerd.client import FileOptions
+from speakerd.rttm import RttmTurn, write_rttm, write_whole
+from speakerd.sync_client import SyncClient
+from speakerd.timeline import SpokenTurn, join_touching, spoken_turn, turn_as_json
+from speakerd.v1 import node_pb2
+
+FORMATS = ("rttm", "json")
+
+
+class Mode(Enum):
+    """How much care to take."""
+
+    exact = "exact"
+    fast = "fast"
+
+
+@dataclass(frozen=True, slots=True)
+class DiarizeOptions:
+    """What is asked of a recording. Numbers of speakers: None where they are to be found out."""
+
+    mode: str
+    num_speakers: int | None
+    min_speakers: int | None
+    max_speakers: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Diarized:
+    """What was heard: turns by start, the same without overlap, and what to know before relying on it."""
+
+    turns: Sequence[SpokenTurn]
+    exclusive_turns: Sequence[SpokenTurn]
+    duration_ms: int
+    warnings: Sequence[str]
+
+
+class Diarizer(Protocol):
+    """Something that diarizes: the engine in this process, or a server. Its errors have a `cause`."""
+
+    def enroll(self, name: str, files: Sequence[Path]) -> None:
+        """Name this person from now on, by recordings of them alone."""
+        ...
+
+    def diarize(self, file: Path, options: DiarizeOptions, on_progress: Callable[[int, int], None]) -> Diarized:
+        """Diarize a recording. on_progress: milliseconds done, and in all."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+def diarize(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Recordings in any common format.")],
+    out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write DIR/STEM.rttm.")] = None,
+    *,
+    formats: Annotated[str, typer.Option("--format", help="What to write: rttm, json, or both.")] = "rttm",
+    enroll: EnrollOption = None,
+    bundle: Annotated[str | None, typer.Option(help="Bundle of weights. Default: builtin.")] = None,
+    mode: Annotated[Mode, typer.Option(help="exact, or fast: within 0.1 point of it.")] = Mode.exact,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cpu.")] = None,
+    num_speakers: Annotated[int | None, typer.Option(min=1, help="How many people speak, if known.")] = None,
+    min_speakers: Annotated[int | None, typer.Option(min=1, help="At least so many.")] = None,
+    max_speakers: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
+    server: ServerOption = None,
+    key: KeyOption = None,
+    data: DataOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Tell who spoke when in recordings.
+
+    The engine runs in this process, unless --server names a running one (people named with --enroll stay enrolled
+    there). Enrolled people appear under their names, blanks as `_` in RTTM, and others as spk_0, spk_1, …
+    """
+    out = Output(as_json=as_json)
+    wanted = _formats(formats)
+    if min_speakers and max_speakers and min_speakers > max_speakers:
+        raise typer.BadParameter("--min-speakers is more than --max-speakers")
+    options = DiarizeOptions(mode.value, num_speakers, min_speakers, max_speakers)
+    for suffix in wanted:
+        distinct_stems(files, f".{suffix}")
+    people = people_to_enroll(enroll or [])
+    if server is not None and (bundle or device):
+        raise typer.BadParameter("--bundle and --device are the server's to choose: leave them out with --server")
+    connection = None if server is None else find_connection(server, key, data)
+    with _diarizer(connection, bundle=bundle, device=device, out=out) as diarizer:
+        for name, clips in people.items():
+            with out.working(f"enrolling {name}"):
+                diarizer.enroll(name, clips)
+        results = [_one(diarizer, file, options, out=out, out_dir=out_dir, formats=wanted) for file in files]
+    out.result({"files": results})
+    if any("error" in result for result in results):
+        raise typer.Exit(1)
+
+
+def _one(
+    diarizer: Diarizer,
+    file: Path,
+    options: DiarizeOptions,
+    *,
+    out: Output,
+    out_dir: Path | None,
+    formats: Sequence[str],
+) -> dict[str, Any]:
+    try:
+        missing_files([file])
+        with out.progress() as progress:
+            task = progress.add_task(file.name, total=None)
+            heard = diarizer.diarize(
+                file, options, lambda done_ms, all_ms: progress.update(task, completed=done_ms, total=all_ms or None)
+            )
+        written = _write(heard, file.stem, out_dir, formats)
+    except Exception as error:
+        failure = failure_of(error)
+        if failure.cause == "internal":
+            raise
+        out.error(failure.message if str(file) in failure.message else f"{file}: {failure.message}")
+        return {"file": str(file), "error": {"cause": failure.cause, "message": failure.message}}
+    _show(heard, file, out, written)
+    return {"file": str(file), **_as_json(heard), **{path.suffix[1:]: str(path) for path in written}}
+
+
+def _show(heard: Diarized, file: Path, out: Output, written: Sequence[Path]) -> None:
+    spoken_ms: dict[str, int] = {}
+    for turn in heard.turns:
+        spoken_ms[turn.label] = spoken_ms.get(turn.label, 0) + turn.end_ms - turn.start_ms
+    ranked = sorted(spoken_ms.items(), key=lambda item: -item[1])
+    speakers = ", ".join(f"{label} {ms / 1000:.1f} s" for label, ms in ranked) or "nobody speaks"
+    out.say(f"{file.name} ({heard.duration_ms / 1000:.1f} s): {speakers}", style="bold")
+    if not written:
+        for turn in heard.turns:
+            out.say(f"{turn.start_ms / 1000:9.2f} – {turn.end_ms / 1000:9.2f}  {turn.label}")
+    for warning in heard.warnings:
+        out.note(f"{file.name}: {warning}", style="yellow")
+    for path in written:
+        out.note(f"written to {path}")
+
+
+def _write(heard: Diarized, stem: str, out_dir: Path | None, formats: Sequence[str]) -> list[Path]:
+    if out_dir is None:
+        return []
+    written = []
+    if "rttm" in formats:
+        written.append(out_dir / f"{stem}.rttm")
+        write_rttm(written[-1], [RttmTurn(turn.start_ms, turn.end_ms, turn.label) for turn in heard.turns])
+    if "json" in formats:
+        written.append(out_dir / f"{stem}.json")
+        write_whole(written[-1], json.dumps(_as_json(heard), ensure_ascii=False, indent=1) + "\n")
+    return written
+
+
+def _as_json(heard: Diarized) -> dict[str, Any]:
+    return {
+        "duration": heard.duration_ms / 1000,
+        "speakers": sorted({turn.label for turn in heard.turns}),
+        "turns": [turn_as_json(turn) for turn in heard.turns],
+        "exclusive_turns": [turn_as_json(turn) for turn in heard.exclusive_turns],
+        "warnings": list(heard.warnings),
+    }
+
+
+def _formats(text: str) -> list[str]:
+    wanted = [part.strip() for part in text.split(",") if part.strip()]
+    if not wanted or any(part not in FORMATS for part in wanted):
+        raise typer.BadParameter(f"--format {text!r}: say rttm, json, or rttm,json")
+    return wanted
+
+
+@contextmanager
+def _diarizer(
+    connection: Connection | None, *, bundle: str | None, device: str | None, out: Output
+) -> Iterator[Diarizer]:
+    diarizer: Diarizer
+    if connection is not None:
+        diarizer = _ServerDiarizer(connection)
+    else:
+        open_engine = load_installed("speakerd.engine", "local", extra="node", what_for="diarizing in this process")
+        with out.working("loading the engine"):
+            diarizer = open_engine(bundle or "builtin", device or "cpu")
+    try:
+        yield diarizer
+    finally:
+        diarizer.close()
+
+
+class _ServerDiarizer:
+    """A control plane, diarizing one recording at a time."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._client = SyncClient(connection.address, connection.key)
+
+    def enroll(self, name: str, files: Sequence[Path]) -> None:
+        """Enrol a person, for good."""
+        self._client.enroll(name, list(files))
+
+    def diarize(self, file: Path, options: DiarizeOptions, on_progress: Callable[[int, int], None]) -> Diarized:
+        """Send a recording and wait for its result."""
+        result = self._client.diarize_file(
+            file,
+            FileOptions(
+                mode=node_pb2.FileOpen.MODE_FAST if options.mode == "fast" else node_pb2.FileOpen.MODE_EXACT,
+                num_speakers=options.num_speakers or 0,
+                min_speakers=options.min_speakers or 0,
+                max_speakers=options.max_speakers or 0,
+            ),
+            on_progress=lambda progress: on_progress(progress.processed_ms, progress.duration_ms),
+        )
+        return Diarized(
+            turns=join_touching(map(spoken_turn, result.turns)),
+            exclusive_turns=join_touching(map(spoken_turn, result.exclusive_turns)),
+            duration_ms=result.duration_ms,
+            warnings=list(result.warnings),
+        )
+
+    def close(self) -> None:
+        """Hang up."""
+        self._client.close()

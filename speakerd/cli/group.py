@@ -1,0 +1,106 @@
+"""The command `speakerd`: its own commands, those of installed packages, and one way to fail.
+
+This package imports none of the daemons; it finds their commands through entry points, and only when they are asked
+for, so that `speakerd voices` never loads an engine. A command whose package cannot be loaded says what to install.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from speakerd.cli.failures import tell
+from speakerd.errors import SpeakerdError
+
+# Commands of ours that live in other packages: entry point, and the extra that brings what it needs.
+KNOWN = {
+    "node": ("node", "node"),
+    "controlplane": ("controlplane", "controlplane"),
+    "models": ("models", "node"),
+}
+
+
+class SpeakerdGroup(TyperGroup):
+    """Commands by name, loaded when needed; errors in one line."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Every command there is."""
+        self._load_all()
+        return sorted(super().list_commands(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by name, or None."""
+        if cmd_name not in self.commands:
+            if cmd_name in KNOWN:
+                self._load(KNOWN[cmd_name][0])
+            else:
+                self._load_all()
+        return self.commands.get(cmd_name)
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> NoReturn:
+        """Run a command line, and end the process with its exit code."""
+        given = list(sys.argv[1:] if args is None else args)
+        settings["standalone_mode"] = False
+        try:
+            code = super().main(given, *more, **settings)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, the user is told in one line
+            code = tell(error, as_json="--json" in given)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def _load_all(self) -> None:
+        for name in {entry.name for entry in entry_points(group="speakerd.commands")} | {
+            entry for entry, _ in KNOWN.values()
+        }:
+            self._load(name)
+
+    def _load(self, entry_name: str) -> None:
+        wanted = [name for name, (entry, _) in KNOWN.items() if entry == entry_name]
+        if wanted and all(name in self.commands for name in wanted):
+            return
+        found = typer.Typer()
+        try:
+            register: Callable[[typer.Typer], None] = installed("speakerd.commands", entry_name).load()
+            register(found)
+        except (ImportError, SpeakerdError) as error:
+            for name in wanted:
+                found.command(name, help="(not installed)", hidden=True, context_settings=_TAKES_ANYTHING)(
+                    _refusal(name, KNOWN[name][1], error)
+                )
+        for name, command in typer.main.get_group(found).commands.items():
+            self.commands.setdefault(name, command)
+
+
+_TAKES_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def installed(group: str, name: str) -> EntryPoint:
+    """An entry point of an installed package. Raises SpeakerdError when no package provides it."""
+    for entry in entry_points(group=group, name=name):
+        return entry
+    raise SpeakerdError("unavailable", f"no installed package provides {name!r} ({group})")
+
+
+def load_installed(group: str, name: str, *, extra: str, what_for: str) -> Any:
+    """What an entry point names. Raises SpeakerdError, naming the extra to install, when it cannot be loaded."""
+    try:
+        return installed(group, name).load()
+    except (ImportError, SpeakerdError) as error:
+        raise SpeakerdError("unavailable", needs(what_for, extra, error)) from None
+
+
+def needs(what_for: str, extra: str, error: Exception) -> str:
+    """What to install, in one line."""
+    missing = f" (missing: {error.name})" if isinstance(error, ModuleNotFoundError) and error.name else ""
+    return f"{what_for} needs packages that are not installed{missing}: pip install 'speakerd[{extra}]'"
+
+
+def _refusal(name: str, extra: str, error: Exception) -> Callable[[], None]:
+    def refuse() -> None:
+        raise SpeakerdError("unavailable", needs(f"`speakerd {name}`", extra, error))
+
+    return refuse

@@ -1,0 +1,227 @@
+"""`speakerd enroll`, `voices`, `erase`: people and their voices, at a control plane."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from speakerd.cli.connection import Connection, DataOption, KeyOption, ServerOption, find_connection
+from speakerd.cli.output import JsonFlag, Output
+from speakerd.client import Client
+from speakerd.errors import SpeakerdError
+from speakerd.v1 import people_pb2
+
+PROOF_WAIT_S = 30.0
+READY_WAIT_S = 30.0
+
+EnrollOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--enroll",
+        metavar="NAME=FILE",
+        help="Enrol this person first. Repeat it for more people, or for more recordings of one.",
+        show_default=False,
+    ),
+]
+
+
+def enroll(
+    name: Annotated[str, typer.Argument(help="What turns of this person are labelled with.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Recordings of this person alone, 5 to 30 s.")],
+    *,
+    server: ServerOption = None,
+    key: KeyOption = None,
+    data: DataOption = None,
+    voice_id: Annotated[str, typer.Option(help="Enrol this existing voice anew, in place.")] = "",
+    consent_name: Annotated[str, typer.Option(help="Who consented: the full name.")] = "",
+    consent_purpose: Annotated[str, typer.Option(help="What for.")] = "",
+    consent_text: Annotated[str, typer.Option(help="What was agreed to, word for word.")] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Enrol a person by voice. In RTTM files, blanks in the name become `_`."""
+    out = Output(as_json=as_json)
+    consent = None
+    if consent_name or consent_purpose or consent_text:
+        consent = people_pb2.Consent(full_name=consent_name, purpose=consent_purpose, text=consent_text)
+    connection = find_connection(server, key, data)
+    with out.working(f"enrolling {name}"):
+        answer = asyncio.run(_enroll(connection, name, files, voice_id, consent))
+    voice = answer.voice
+    out.say(f"enrolled {voice.label or name} as {voice.voice_id}: {state_of(voice)}", style="green")
+    if answer.HasField("analysis"):
+        out.say(f"  clean speech {answer.analysis.net_speech_ms / 1000:.1f} s")
+    for warning in (*answer.preflight.warnings, *answer.analysis.warnings, *([answer.note] if answer.note else [])):
+        out.say(f"  note: {warning}", style="yellow")
+    out.result(
+        {
+            "voice": voice_as_json(voice),
+            "enrolled_on": list(answer.enrolled_on),
+            "warnings": [*answer.preflight.warnings, *answer.analysis.warnings],
+            "note": answer.note,
+        }
+    )
+
+
+def voices(
+    server: ServerOption = None, key: KeyOption = None, data: DataOption = None, as_json: JsonFlag = False
+) -> None:
+    """List enrolled people."""
+    out = Output(as_json=as_json)
+    found = asyncio.run(_voices(find_connection(server, key, data)))
+    out.result({"voices": [voice_as_json(voice) for voice in found]})
+    if not found:
+        out.say("nobody is enrolled: speakerd enroll NAME FILE")
+        return
+    out.table(
+        ("name", "voice id", "state", "clean speech", "enrolled"),
+        (
+            (
+                voice.label,
+                voice.voice_id,
+                Text(state_of(voice), style="green" if voice.state == people_pb2.Voice.STATE_READY else "yellow"),
+                f"{voice.net_speech_ms / 1000:.1f} s" if voice.net_speech_ms else "",
+                voice.created_at.ToDatetime().strftime("%Y-%m-%d %H:%M") if voice.HasField("created_at") else "",
+            )
+            for voice in found
+        ),
+    )
+
+
+def erase(
+    who: Annotated[str, typer.Argument(metavar="NAME|ID", help="The person's name, or the voice id.")],
+    *,
+    server: ServerOption = None,
+    key: KeyOption = None,
+    data: DataOption = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until every node has proven it.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Erase a person's voice: nothing names it from now on."""
+    out = Output(as_json=as_json)
+    connection = find_connection(server, key, data)
+    with out.working(f"erasing {who}"):
+        erasure = asyncio.run(_erase(connection, who, wait_s=PROOF_WAIT_S if wait else 0.0))
+    erased = erasure.state == people_pb2.Erasure.STATE_ERASED
+    out.result(
+        {
+            "voice_id": erasure.voice_id,
+            "audit_id": erasure.audit_id,
+            "state": "erased" if erased else "erasing",
+            "residual_node_ids": list(erasure.residual_node_ids),
+        }
+    )
+    out.say(f"{'erased' if erased else 'erasing'} {who} ({erasure.voice_id}), audit {erasure.audit_id}", style="green")
+    if erasure.residual_node_ids:
+        out.say(f"  still in the memory of fenced nodes: {', '.join(erasure.residual_node_ids)}", style="yellow")
+    if wait and not erased:
+        raise SpeakerdError(
+            "timeout", f"not proven after {PROOF_WAIT_S:.0f} s: look again with audit {erasure.audit_id}"
+        )
+
+
+def people_to_enroll(enrolments: Sequence[str]) -> dict[str, list[Path]]:
+    """NAME=FILE arguments by name, files in order. Raises a usage error for one that is written otherwise."""
+    people: dict[str, list[Path]] = {}
+    for enrolment in enrolments:
+        name, _, file = enrolment.partition("=")
+        if not name.strip() or not file:
+            raise typer.BadParameter(f"--enroll {enrolment!r}: write NAME=FILE, for example alice=alice.wav")
+        people.setdefault(name.strip(), []).append(Path(file))
+    for files in people.values():
+        missing_files([*files])
+    return people
+
+
+def missing_files(files: Sequence[Path]) -> None:
+    """Raise an error that names the first file that is not there or is a folder."""
+    for file in files:
+        if not file.exists():
+            raise SpeakerdError("not_found", f"{file}: no such file")
+        if file.is_dir():
+            raise SpeakerdError("invalid", f"{file}: is a folder; name the recordings in it")
+
+
+async def enroll_all(client: Client, people: dict[str, list[Path]], out: Output) -> list[people_pb2.Voice]:
+    """Enrol people and wait until a node holds each of them."""
+    enrolled = []
+    for name, files in people.items():
+        with out.working(f"enrolling {name}"):
+            try:
+                answer = await client.enroll(name, files)
+            except SpeakerdError as error:
+                where = ", ".join(str(file) for file in files)
+                raise SpeakerdError(error.cause, f"{name} ({where}): {error.message}") from None
+            enrolled.append(await _ready(client, answer.voice))
+        out.note(f"enrolled {name} ({answer.analysis.net_speech_ms / 1000:.1f} s of clean speech)")
+    return enrolled
+
+
+def state_of(voice: people_pb2.Voice) -> str:
+    """A voice's state, in a word and why."""
+    state = people_pb2.Voice.State.Name(voice.state).removeprefix("STATE_").lower()
+    return f"{state} ({voice.state_reason})" if voice.state_reason else state
+
+
+def voice_as_json(voice: people_pb2.Voice) -> dict[str, Any]:
+    """A voice as plain values."""
+    return {
+        "voice_id": voice.voice_id,
+        "label": voice.label,
+        "state": people_pb2.Voice.State.Name(voice.state).removeprefix("STATE_").lower(),
+        "state_reason": voice.state_reason,
+        "generation": voice.generation,
+        "net_speech_s": voice.net_speech_ms / 1000,
+        "model": voice.model,
+        "created_at": voice.created_at.ToJsonString() if voice.HasField("created_at") else None,
+    }
+
+
+async def _ready(client: Client, voice: people_pb2.Voice) -> people_pb2.Voice:
+    # The control plane has no call that waits for this, so it is asked again, with growing pauses, within a bound.
+    pause_s, waited_s = 0.05, 0.0
+    while voice.state == people_pb2.Voice.STATE_PENDING and waited_s < READY_WAIT_S:
+        await asyncio.sleep(pause_s)
+        waited_s, pause_s = waited_s + pause_s, min(1.0, pause_s * 2)
+        voice = await client.voice(voice.voice_id)
+    if voice.state != people_pb2.Voice.STATE_READY:
+        raise SpeakerdError("unavailable", f"{voice.label} is not ready: {state_of(voice)}")
+    return voice
+
+
+async def _enroll(
+    connection: Connection, name: str, files: Sequence[Path], voice_id: str, consent: people_pb2.Consent | None
+) -> people_pb2.EnrollVoiceResponse:
+    missing_files(files)
+    async with connection.open() as client:
+        return await client.enroll(name, list(files), voice_id=voice_id, consent=consent)
+
+
+async def _voices(connection: Connection) -> list[people_pb2.Voice]:
+    async with connection.open() as client:
+        return await client.voices()
+
+
+async def _erase(connection: Connection, who: str, *, wait_s: float) -> people_pb2.Erasure:
+    async with connection.open() as client:
+        return await client.erase(await _voice_id(client, who), wait_s=wait_s)
+
+
+async def _voice_id(client: Client, who: str) -> str:
+    gone = (people_pb2.Voice.STATE_ERASING, people_pb2.Voice.STATE_ERASED)
+    named = [voice for voice in await client.voices(label=who) if voice.state not in gone]
+    if len(named) > 1:
+        ids = ", ".join(voice.voice_id for voice in named)
+        raise SpeakerdError("conflict", f"{len(named)} voices are called {who}: say which by its id ({ids})")
+    if named:
+        return named[0].voice_id
+    try:
+        return (await client.voice(who)).voice_id
+    except SpeakerdError as error:
+        if error.cause in {"not_found", "invalid"}:
+            raise SpeakerdError("not_found", f"nobody called {who} is enrolled: see `speakerd voices`") from None
+        raise

@@ -1,0 +1,289 @@
+"""The client: enrol people, diarize recordings, open live streams, erase.
+
+`Client` talks to a control plane with an API key, and streams straight to the node that it is given; `NodeClient` talks
+to one standalone node. What goes in is files, bytes and names; what comes out is the contract's own messages
+(`speakerd.v1`). Every call raises SpeakerdError, and nothing else, when it does not succeed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias, TypeVar
+
+from grpc import aio
+
+from speakerd.channel import credentials, open_channel
+from speakerd.errors import SpeakerdError, error_from_status
+from speakerd.live_stream import Event, LiveStream, StreamOptions, open_stream_at
+from speakerd.v1 import (
+    common_pb2,
+    jobs_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+    people_pb2,
+    people_pb2_grpc,
+    streams_pb2,
+    streams_pb2_grpc,
+)
+
+__all__ = ["Client", "Event", "FileOptions", "LiveStream", "NodeClient", "SpeakerdError", "StreamOptions"]
+
+Clip: TypeAlias = Path | bytes
+"""A recording: the path of a file, or the bytes of one."""
+
+OnProgress: TypeAlias = Callable[[node_pb2.FileProgress], None]
+
+CALL_BOUND_S = 60.0
+CHUNK_BYTES = 256 * 1024
+CLIP_BYTES_MAX = 32 << 20
+PLACEMENTS_MAX = 3
+PAGES_MAX = 10_000
+
+AnswerT = TypeVar("AnswerT")
+
+
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """How a recording is to be diarized. Zero and empty mean the contract's defaults."""
+
+    mode: node_pb2.FileOpen.Mode.ValueType = node_pb2.FileOpen.MODE_UNSPECIFIED
+    num_speakers: int = 0
+    min_speakers: int = 0
+    max_speakers: int = 0
+    voice_ids: tuple[str, ...] = ()
+
+
+class Client:
+    """A control plane, seen with one API key.
+
+    address: "host:port" of its gRPC. api_key: "sk_...".
+    """
+
+    def __init__(self, address: str, api_key: str | None) -> None:
+        self._address = address
+        self._metadata = credentials(api_key)
+        self._channel = open_channel(address)
+        self._people = people_pb2_grpc.PeopleStub(self._channel)
+        self._streams = streams_pb2_grpc.StreamsStub(self._channel)
+        self._jobs = jobs_pb2_grpc.JobsStub(self._channel)
+
+    def __repr__(self) -> str:
+        return f"Client({self._address!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._channel.close()
+
+    async def enroll(
+        self,
+        label: str,
+        clips: Sequence[Clip],
+        *,
+        voice_id: str = "",
+        consent: people_pb2.Consent | None = None,
+        idempotency_key: str = "",
+    ) -> people_pb2.EnrollVoiceResponse:
+        """Enrol a person from one to ten recordings.
+
+        label: what turns are labelled with. voice_id: an existing voice, to enrol it anew in place.
+        Returns once the enrolment is durable; `voice.state` says whether nodes hold it already.
+        """
+        spec = people_pb2.VoiceSpec(voice_id=voice_id, label=label, consent=consent, idempotency_key=idempotency_key)
+        sound = [await _content(clip) for clip in clips]
+        if any(len(clip) > CLIP_BYTES_MAX for clip in sound):
+            raise SpeakerdError("too_large", f"a recording is over {CLIP_BYTES_MAX >> 20} MiB: 5 to 30 s are enough")
+        return await self._ask(
+            self._people.EnrollVoice(_enrolment(spec, sound), metadata=self._metadata, timeout=CALL_BOUND_S)
+        )
+
+    async def voices(self, *, label: str = "") -> list[people_pb2.Voice]:
+        """All voices of the key's tenant, or those with a label."""
+        found: list[people_pb2.Voice] = []
+        page_token = ""
+        for _ in range(PAGES_MAX):
+            request = people_pb2.ListVoicesRequest(page_size=200, page_token=page_token, label=label)
+            page = await self._ask(self._people.ListVoices(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+            found += page.voices
+            page_token = page.next_page_token
+            if not page_token:
+                break
+        return found
+
+    async def voice(self, voice_id: str) -> people_pb2.Voice:
+        """One voice."""
+        request = people_pb2.GetVoiceRequest(voice_id=voice_id)
+        return await self._ask(self._people.GetVoice(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+
+    async def erase(self, voice_id: str, *, wait_s: float = 0.0, trigger: str = "") -> people_pb2.Erasure:
+        """Erase a voice. wait_s: how long to wait for the proof, at most 30 s; 0: not at all."""
+        request = people_pb2.EraseVoiceRequest(voice_id=voice_id, trigger=trigger, wait_ms=round(wait_s * 1000))
+        return await self._ask(self._people.EraseVoice(request, metadata=self._metadata, timeout=CALL_BOUND_S + wait_s))
+
+    async def erasure(self, audit_id: str) -> people_pb2.Erasure:
+        """How an erasure stands."""
+        request = people_pb2.GetErasureRequest(audit_id=audit_id)
+        return await self._ask(self._people.GetErasure(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+
+    async def diarize_file(
+        self, recording: Clip, options: FileOptions | None = None, *, on_progress: OnProgress | None = None
+    ) -> node_pb2.FileResult:
+        """Diarize a recording while waiting. on_progress is called as the node gets on."""
+        content = await _content(recording)
+        call = self._jobs.DiarizeFile(_file_requests(content, options or FileOptions()), metadata=self._metadata)
+        return await _file_result(call, on_progress, peer=self._address)
+
+    async def open_stream(self, options: StreamOptions | None = None) -> LiveStream:
+        """Place a stream and open it on its node. A node that cannot take it after all is avoided, twice at most."""
+        options = options or StreamOptions()
+        avoid: list[str] = []
+        while True:
+            placed = await self._ask(
+                self._streams.PlaceStream(
+                    streams_pb2.PlaceStreamRequest(
+                        stream_id=options.stream_id, voice_ids=options.voice_ids, avoid_node_ids=avoid
+                    ),
+                    metadata=self._metadata,
+                    timeout=CALL_BOUND_S,
+                )
+            )
+            try:
+                return await open_stream_at(placed.address, options, ticket=placed.ticket)
+            except SpeakerdError as error:
+                avoid.append(placed.node_id)
+                if error.cause not in {"overloaded", "unavailable", "timeout"} or len(avoid) == PLACEMENTS_MAX:
+                    raise
+
+    async def _ask(self, call: Awaitable[AnswerT]) -> AnswerT:
+        return await _answer(call, peer=self._address)
+
+
+class NodeClient:
+    """One standalone node, straight. address: "host:port" of its gRPC."""
+
+    def __init__(self, address: str, key: str | None = None) -> None:
+        self._address = address
+        self._key = key
+        self._metadata = credentials(key)
+        self._channel = open_channel(address)
+        self._node = node_pb2_grpc.NodeStub(self._channel)
+
+    def __repr__(self) -> str:
+        return f"NodeClient({self._address!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._channel.close()
+
+    async def describe(self) -> node_pb2.DescribeResponse:
+        """What the node is and how loaded."""
+        return await self._ask(
+            self._node.Describe(node_pb2.DescribeRequest(), metadata=self._metadata, timeout=CALL_BOUND_S)
+        )
+
+    async def enroll(self, voice_id: str, clip: Clip, *, label: str = "") -> node_pb2.EnrollResponse:
+        """Hold a voice, heard in a recording. label: what turns say; empty: the voice id."""
+        request = node_pb2.EnrollRequest(
+            voice=common_pb2.VoiceRef(voice_id=voice_id),
+            label=label,
+            clip=common_pb2.AudioClip(
+                format=common_pb2.AudioFormat(encoding=common_pb2.ENCODING_CONTAINER), data=await _content(clip)
+            ),
+        )
+        return await self._ask(self._node.Enroll(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+
+    async def evict(self, voice_id: str) -> node_pb2.EvictResponse:
+        """Forget a voice."""
+        request = node_pb2.EvictRequest(voice=common_pb2.VoiceRef(voice_id=voice_id))
+        return await self._ask(self._node.Evict(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+
+    async def diarize_file(
+        self, recording: Clip, options: FileOptions | None = None, *, on_progress: OnProgress | None = None
+    ) -> node_pb2.FileResult:
+        """Diarize a recording while waiting."""
+        content = await _content(recording)
+        call = self._node.DiarizeFile(_file_requests(content, options or FileOptions()), metadata=self._metadata)
+        return await _file_result(call, on_progress, peer=self._address)
+
+    async def open_stream(self, options: StreamOptions | None = None) -> LiveStream:
+        """Open a live stream on this node."""
+        return await open_stream_at(self._address, options or StreamOptions(), key=self._key)
+
+    async def _ask(self, call: Awaitable[AnswerT]) -> AnswerT:
+        return await _answer(call, peer=self._address)
+
+
+async def _answer(call: Awaitable[AnswerT], *, peer: str) -> AnswerT:
+    try:
+        return await call
+    except aio.AioRpcError as error:
+        raise error_from_status(error, peer=peer) from None
+
+
+async def _content(clip: Clip) -> bytes:
+    if isinstance(clip, bytes):
+        return clip
+    try:
+        return await asyncio.to_thread(clip.read_bytes)
+    except OSError as error:
+        raise SpeakerdError("invalid", f"cannot read {clip}: {(error.strerror or 'failed').lower()}") from None
+
+
+async def _enrolment(
+    spec: people_pb2.VoiceSpec, clips: Sequence[bytes]
+) -> AsyncIterator[people_pb2.EnrollVoiceRequest]:
+    yield people_pb2.EnrollVoiceRequest(spec=spec)
+    container = common_pb2.AudioFormat(encoding=common_pb2.ENCODING_CONTAINER)
+    for number, clip in enumerate(clips):
+        for at in range(0, max(len(clip), 1), CHUNK_BYTES):
+            chunk = people_pb2.ClipChunk(clip=number, format=container, data=clip[at : at + CHUNK_BYTES])
+            yield people_pb2.EnrollVoiceRequest(chunk=chunk)
+
+
+async def _file_requests(content: bytes, options: FileOptions) -> AsyncIterator[node_pb2.DiarizeFileRequest]:
+    yield node_pb2.DiarizeFileRequest(
+        open=node_pb2.FileOpen(
+            format=common_pb2.AudioFormat(encoding=common_pb2.ENCODING_CONTAINER),
+            mode=options.mode,
+            num_speakers=options.num_speakers,
+            min_speakers=options.min_speakers,
+            max_speakers=options.max_speakers,
+            voice_ids=options.voice_ids,
+        )
+    )
+    for at in range(0, max(len(content), 1), CHUNK_BYTES):
+        yield node_pb2.DiarizeFileRequest(audio=content[at : at + CHUNK_BYTES])
+
+
+async def _file_result(call: Any, on_progress: OnProgress | None, *, peer: str) -> node_pb2.FileResult:
+    try:
+        async for response in call:
+            if response.WhichOneof("message") == "result":
+                result: node_pb2.FileResult = response.result
+                return result
+            if on_progress is not None:
+                on_progress(response.progress)
+    except aio.AioRpcError as error:
+        raise error_from_status(error, peer=peer) from None
+    finally:
+        call.cancel()
+    raise SpeakerdError("internal", f"{peer} ended the call without a result: see its log")
