@@ -1,0 +1,257 @@
+"""Live diarization of one stream: windows in, turns out. Pure decisions, no I/O and no torch.
+
+In: the analysis of each window, in order; windows may be left out when a node is late. Out: after each, the turns that
+are new: final ones, handed out once and never changed, and provisional ones, which replace those of the step before.
+What always holds: a frame is decided as soon as it is older than the latency; the state is small, bounded, and can be
+taken out and put back at any step without changing anything that follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from models.analysis import FloatArray, FrameGrid, WindowAnalysis
+from models.online_clustering import NOBODY, LocalWindow, Merge, OnlineClusteringParams, SessionClustering
+from models.snapshot import pack_state, unpack_state
+from models.timeline import Timeline, TimelineParams, Turn
+from runtime.errors import InvalidRequest
+
+SNAPSHOT_VERSION = 1
+SNAPSHOT_BYTES_MAX = 8 << 20  # unfolded; 192 embeddings of 256 and a few windows are well below 1 MiB
+
+__all__ = ["Merge", "OnlineDiarization", "OnlineParams", "SessionSpeaker", "StepOutcome", "Turn"]
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineParams:
+    """What decides a live result beside the engine: part of a bundle.
+
+    recent_windows_min: how many windows are decided again at each step, however short the latency.
+    """
+
+    clustering: OnlineClusteringParams = field(default_factory=OnlineClusteringParams)
+    timeline: TimelineParams = field(default_factory=TimelineParams)
+    recent_windows_min: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpeaker:
+    """Somebody heard in this stream.
+
+    index: stable for the whole stream. centroid: (D,) unit length. clean_samples: net speech alone, heard so far.
+    """
+
+    index: int
+    centroid: FloatArray
+    clean_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What one step decided.
+
+    turns: final pieces, then all provisional turns, which replace those of the step before.
+    merges: session speakers found to be one person, in the order in which to apply them.
+    final_samples: everything before this position is final.
+    """
+
+    turns: list[Turn]
+    merges: list[Merge]
+    final_samples: int
+
+
+class OnlineDiarization:
+    """One stream's session speakers and turns."""
+
+    def __init__(
+        self,
+        grid: FrameGrid,
+        params: OnlineParams,
+        *,
+        latency_samples: int,
+        exclusive: bool = False,
+        num_speakers_max: int = 20,
+    ) -> None:
+        """A stream at position 0.
+
+        latency_samples: how old a frame is when it becomes final. exclusive: one speaker at a time in the turns.
+        """
+        assert latency_samples >= 0 and num_speakers_max >= 1
+        self._grid = grid
+        self._params = params
+        self._latency_samples = latency_samples
+        self._exclusive = exclusive
+        self._num_speakers_max = num_speakers_max
+        self._recent: list[LocalWindow] = []
+        self._recent_max = max(params.recent_windows_min, 1 + -(-latency_samples // grid.hop_samples))
+        self._windows_since_recluster = 0
+        self._clean_frames: dict[int, int] = {}
+        self._provisional_clean: dict[int, int] = {}
+        self._clustering = SessionClustering(params.clustering, grid.embedding_dim, num_speakers_max)
+        self._timeline = Timeline(
+            params.timeline, step_samples=grid.step_samples, latency_samples=latency_samples, exclusive=exclusive
+        )
+        frame = (np.arange(grid.num_frames) + 0.5) / grid.num_frames
+        # A Hamming window, cubed: near its edges a window knows too little of what comes before or after (measured).
+        self._weights = ((0.54 - 0.46 * np.cos(2 * np.pi * frame)) ** 3).astype(np.float32)[:, None]  # (F, 1)
+
+    def __repr__(self) -> str:
+        return f"OnlineDiarization({self._clustering!r}, {self._timeline!r}, recent={len(self._recent)})"
+
+    def step(self, analysis: WindowAnalysis) -> StepOutcome:
+        """Take the next window, whose end is now. Windows come in order and may jump forward."""
+        window = _local_window(analysis, self._grid)
+        assert not self._recent or window.start_frame > self._recent[-1].start_frame, "windows come in order"
+        self._recent.append(window)
+        while len(self._recent) > self._recent_max:
+            self._clustering.settle(self._recent.pop(0))
+        merges = self._recluster()
+        self._clustering.assign(self._recent)
+        return self._decide(window.start_frame + self._grid.num_frames, merges, flush=False)
+
+    def finish(self, end_samples: int) -> StepOutcome:
+        """The stream ended at `end_samples`: all that is still provisional becomes final."""
+        end_frame = -(-end_samples // self._grid.step_samples)
+        outcome = self._decide(end_frame, [], flush=True)
+        turns = [
+            Turn(turn.turn, turn.speaker, turn.start_samples, min(turn.end_samples, end_samples), final=True)
+            for turn in outcome.turns
+            if turn.start_samples < end_samples
+        ]
+        return StepOutcome(turns, outcome.merges, max(end_samples, outcome.final_samples))
+
+    def session_speakers(self) -> list[SessionSpeaker]:
+        """Everybody heard so far, in order of first appearance."""
+        step_samples = self._grid.step_samples
+        return [
+            SessionSpeaker(
+                index,
+                centroid,
+                (self._clean_frames.get(index, 0) + self._provisional_clean.get(index, 0)) * step_samples,
+            )
+            for index, centroid in zip(self._clustering.indices, self._clustering.centroids(self._recent), strict=True)
+        ]
+
+    def snapshot(self) -> bytes:
+        """All state, for `restore`. A stream restored from it decides everything that follows as this one does."""
+        clustering, memory = self._clustering, self._clustering.memory
+        shape = (len(self._recent), self._grid.num_frames, self._grid.num_local_speakers)
+        values = {
+            "grid": list(astuple(self._grid)),
+            "latency_samples": self._latency_samples,
+            "exclusive": self._exclusive,
+            "num_speakers_max": self._num_speakers_max,
+            "starts": [window.start_frame for window in self._recent],
+            "windows_since_recluster": self._windows_since_recluster,
+            "clean": [[k, self._clean_frames.get(k, 0), self._provisional_clean.get(k, 0)] for k in clustering.indices],
+            "next_index": clustering.next_index,
+            "settled_windows": clustering.settled_windows,
+            "last_settled": [[k, clustering.last_settled[k]] for k in clustering.indices],
+            "timeline": self._timeline.state(),
+        }
+        arrays = {
+            "activity": np.rint(np.array([w.activity for w in self._recent]) * 255).reshape(shape).astype(np.uint8),
+            "embeddings": np.array([w.embeddings for w in self._recent], np.float16),
+            "clean_frames": np.array([w.clean_frames for w in self._recent], np.float32),
+            "speakers": np.array([w.speakers for w in self._recent], np.int64),
+            "memory_embeddings": memory.embeddings.astype(np.float16),
+            "memory_weights": memory.weights,
+            "memory_speakers": memory.speakers,
+        }
+        return pack_state(SNAPSHOT_VERSION, values, arrays)
+
+    @classmethod
+    def restore(cls, data: bytes, grid: FrameGrid, params: OnlineParams) -> OnlineDiarization:
+        """A stream as it was when `snapshot()` gave `data`. InvalidRequest if that does not fit this engine."""
+        values, arrays = unpack_state(data, SNAPSHOT_VERSION, bytes_max=SNAPSHOT_BYTES_MAX)
+        try:
+            if values["grid"] != list(astuple(grid)):
+                raise InvalidRequest("the checkpoint is of another engine; start the stream anew")
+            stream = cls(
+                grid,
+                params,
+                latency_samples=int(values["latency_samples"]),
+                exclusive=bool(values["exclusive"]),
+                num_speakers_max=int(values["num_speakers_max"]),
+            )
+            stream._load(values, arrays)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InvalidRequest("the checkpoint is damaged; start the stream anew") from error
+        return stream
+
+    def _load(self, values: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        activity = arrays["activity"].astype(np.float32) / np.float32(255)
+        embeddings = arrays["embeddings"].astype(np.float32)
+        for at, start_frame in enumerate(values["starts"]):
+            self._recent.append(
+                LocalWindow(
+                    int(start_frame), activity[at], embeddings[at], arrays["clean_frames"][at], arrays["speakers"][at]
+                )
+            )
+        clustering = self._clustering
+        self._windows_since_recluster = int(values["windows_since_recluster"])
+        self._clean_frames = {int(k): int(settled) for k, settled, _ in values["clean"]}
+        self._provisional_clean = {int(k): int(provisional) for k, _, provisional in values["clean"]}
+        clustering.indices = [int(k) for k, _, _ in values["clean"]]
+        clustering.next_index = int(values["next_index"])
+        clustering.settled_windows = int(values["settled_windows"])
+        clustering.last_settled = {int(k): int(windows) for k, windows in values["last_settled"]}
+        clustering.memory.load(
+            arrays["memory_embeddings"].astype(np.float32), arrays["memory_weights"], arrays["memory_speakers"]
+        )
+        self._timeline.load(values["timeline"])
+
+    def _recluster(self) -> list[Merge]:
+        self._windows_since_recluster += 1
+        if self._windows_since_recluster < self._params.clustering.recluster_windows:
+            return []
+        self._windows_since_recluster = 0
+        merges = self._clustering.recluster(self._recent)
+        for merge in merges:
+            self._timeline.merge(merge.source, merge.target)
+            moved = self._clean_frames.pop(merge.source, 0)
+            self._clean_frames[merge.target] = self._clean_frames.get(merge.target, 0) + moved
+        return merges
+
+    def _decide(self, end_frame: int, merges: list[Merge], *, flush: bool) -> StepOutcome:
+        """Overlap-add what the recent windows say of the frames that are not final, and let the timeline decide."""
+        horizon = self._timeline.horizon_frames
+        num_frames = max(0, end_frame - horizon)
+        indices = self._clustering.indices
+        heard = np.zeros((num_frames, len(indices)), np.float32)  # (L, K)
+        weight = np.full((num_frames, 1), 1e-6, np.float32)  # (L, 1)
+        for window in self._recent:
+            first = max(window.start_frame, horizon)
+            last = min(window.start_frame + self._grid.num_frames, end_frame)
+            if last <= first:
+                continue
+            there = slice(first - window.start_frame, last - window.start_frame)
+            here = slice(first - horizon, last - horizon)
+            weight[here] += self._weights[there]
+            for local in np.flatnonzero(window.speakers != NOBODY):
+                column = indices.index(int(window.speakers[local]))
+                heard[here, column] += self._weights[there, 0] * window.activity[there, local]
+        turns, active, num_final = self._timeline.step(indices, heard / weight, flush=flush)
+        alone = active & (active.sum(axis=1, keepdims=True) == 1)
+        newly = alone[:num_final].sum(axis=0).tolist()
+        self._clean_frames = {k: self._clean_frames.get(k, 0) + new for k, new in zip(indices, newly, strict=True)}
+        self._provisional_clean = dict(zip(indices, alone[num_final:].sum(axis=0).tolist(), strict=True))
+        return StepOutcome(turns, merges, self._timeline.horizon_frames * self._grid.step_samples)
+
+
+def _local_window(analysis: WindowAnalysis, grid: FrameGrid) -> LocalWindow:
+    """An analysis as it is kept: rounded to what a snapshot holds, so that a restored stream decides the same."""
+    start_frame, rest = divmod(analysis.start_samples, grid.step_samples)
+    assert rest == 0, "windows start on the grid of frames"
+    assert analysis.activity.shape == (grid.num_frames, grid.num_local_speakers)
+    levels = np.rint(np.clip(analysis.activity, 0.0, 1.0) * 255).astype(np.uint8)
+    return LocalWindow(
+        start_frame=start_frame,
+        activity=levels.astype(np.float32) / np.float32(255),
+        embeddings=analysis.embeddings.astype(np.float16).astype(np.float32),
+        clean_frames=np.rint(analysis.clean_frames).astype(np.float32),
+        speakers=np.full(grid.num_local_speakers, NOBODY, np.int64),
+    )

@@ -1,0 +1,248 @@
+"""Session speakers of a stream: who the local speakers of each window are, as far as is known by now.
+
+In: windows in order, each with up to S local speakers that are known to be different people. Out: for each local
+speaker the index of a session speaker, or NOBODY. What always holds: two local speakers of one window never share a
+session speaker; an index is given once and never used again for somebody else; memory is bounded however long the
+stream. Early doubt opens one session speaker too many rather than one too few, since a merge can be announced later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from models.analysis import FloatArray
+from models.speaker_memory import IntArray, SpeakerMemory
+
+NOBODY = -1
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineClusteringParams:
+    """Thresholds are cosines between unit embeddings; frames are those of the window's grid.
+
+    join_cosine: a local speaker at least this close to a session speaker is that person. With little clean speech the
+        bound is lower, by up to `short_slack`, until there are `full_weight_frames` of it.
+    new_clean_frames: clean speech in one window from which a new session speaker may be opened.
+    agreement_weight: what agreement in time with neighbouring windows counts beside closeness of voice.
+    merge_cosine: mean cosine at which remembered embeddings are cut into people.
+    split_clean_frames: remembered clean speech (windows overlap: each second counts several times) that must stand
+        apart before a session speaker is split in two.
+    memory_max: embeddings kept a stream; every `memory_hop_windows`-th settled window is remembered.
+    recluster_windows: windows between two looks at the whole memory.
+    retire_windows: when all places are taken, a session speaker of whom little was heard, and nothing for so many
+        windows, gives up his place.
+    """
+
+    join_cosine: float = 0.72
+    short_slack: float = 0.14
+    full_weight_frames: float = 150.0
+    new_clean_frames: float = 60.0
+    agreement_weight: float = 0.02
+    merge_cosine: float = 0.70
+    split_clean_frames: float = 400.0
+    memory_max: int = 192
+    memory_hop_windows: int = 2
+    recluster_windows: int = 6
+    retire_windows: int = 600
+
+
+@dataclass(slots=True)
+class LocalWindow:
+    """A window that still matters to frames that are not final, and whom its local speakers are taken for."""
+
+    start_frame: int
+    activity: FloatArray  # (F, S)
+    embeddings: FloatArray  # (S, D), zeros where there is none
+    clean_frames: FloatArray  # (S,)
+    speakers: IntArray  # (S,), NOBODY where silent or not known
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Two session speakers were found to be one person, who keeps the older index."""
+
+    source: int
+    target: int
+
+
+class SessionClustering:
+    """The session speakers of one stream. `indices` are in order of first appearance, so they ascend."""
+
+    def __init__(self, params: OnlineClusteringParams, embedding_dim: int, num_speakers_max: int) -> None:
+        self._params = params
+        self._num_speakers_max = num_speakers_max
+        self.memory = SpeakerMemory(embedding_dim, params.memory_max)
+        self.indices: list[int] = []
+        self.next_index = 0
+        self.settled_windows = 0
+        self.last_settled: dict[int, int] = {}  # session speaker -> the last settled window that he was heard in
+
+    def __repr__(self) -> str:
+        return f"SessionClustering(speakers={self.indices}, {self.memory!r})"
+
+    def assign(self, windows: list[LocalWindow]) -> None:
+        """Decide whom the local speakers of the recent windows are, the newest window being the last.
+
+        All of them are decided again, since what the newest one tells may change what the earlier ones meant.
+        """
+        self._open_new_speakers(windows)
+        if not self.indices:
+            return
+        centroids = self.centroids(windows)  # (K, D)
+        first = windows[0].start_frame
+        num_frames = windows[-1].start_frame + len(windows[-1].activity) - first
+        heard = np.zeros((num_frames, len(self.indices)), np.float32)  # (L, K), L frames from the first window on
+        covered = np.zeros((num_frames, 1), np.float32)  # (L, 1)
+        spans = [slice(w.start_frame - first, w.start_frame - first + len(w.activity)) for w in windows]
+        for window, span in zip(windows, spans, strict=True):
+            covered[span] += 1
+            self._add(heard[span], window, 1.0)
+        for window, span in zip(windows, spans, strict=True):
+            self._add(heard[span], window, -1.0)
+            others = np.maximum(covered[span] - 1, 1)
+            self._assign_window(window, centroids, np.asarray(heard[span] / others, np.float32))
+            self._add(heard[span], window, 1.0)
+
+    def centroids(self, windows: list[LocalWindow]) -> FloatArray:
+        """Unit centroids (K, D) of `indices`, from the memory and the recent windows; zeros where nothing is known."""
+        memory, thin = self.memory, self._params.memory_hop_windows
+        embeddings = np.concatenate([memory.embeddings, *(w.embeddings for w in windows)])  # (M', D)
+        weights = np.concatenate([memory.weights, *(w.clean_frames / thin for w in windows)])  # (M',)
+        speakers = np.concatenate([memory.speakers, *(w.speakers for w in windows)])  # (M',)
+        member = np.array(self.indices, np.int64)[:, None] == speakers[None, :]  # (K, M')
+        sums = (member * weights[None, :]).astype(np.float32) @ embeddings  # (K, D)
+        norms = np.linalg.norm(sums, axis=1, keepdims=True)
+        return np.asarray(sums / np.maximum(norms, 1e-6), np.float32)
+
+    def settle(self, window: LocalWindow) -> None:
+        """A window is decided for good: remember what it said."""
+        self.settled_windows += 1
+        for local in np.flatnonzero((window.speakers != NOBODY) & (window.clean_frames > 0)):
+            speaker = int(window.speakers[local])
+            self.last_settled[speaker] = self.settled_windows
+            if self.settled_windows % self._params.memory_hop_windows == 0 and window.embeddings[local].any():
+                self.memory.remember(window.embeddings[local], float(window.clean_frames[local]), speaker)
+
+    def recluster(self, windows: list[LocalWindow]) -> list[Merge]:
+        """Look at the whole memory at once: repair its labels, and find session speakers that are one person.
+
+        Clusters of the memory and session speakers are matched one to one by the clean speech they share. A session
+        speaker left without a cluster is merged into the one whose cluster holds most of his speech; a cluster left
+        without a speaker becomes a new one if it stands on enough speech.
+        """
+        memory = self.memory
+        if len(memory) < 3:
+            return []
+        clusters = memory.clusters(self._params.merge_cosine)  # (M,)
+        shared = np.zeros((len(self.indices), int(clusters.max()) + 1), np.float32)  # (K, C)
+        np.add.at(shared, (np.searchsorted(self.indices, memory.speakers), clusters), memory.weights)
+        owner = np.full(shared.shape[1], NOBODY)  # (C,)
+        for row, column in zip(*linear_sum_assignment(-shared), strict=True):
+            if shared[row, column] > 0:
+                owner[column] = self.indices[row]
+        merges = self._merges(shared, owner)
+        for merge in merges:
+            self._apply(merge, windows)
+        for cluster in np.flatnonzero(owner == NOBODY):
+            if shared[:, cluster].sum() >= self._params.split_clean_frames and self._has_place(windows):
+                owner[cluster] = self._open_speaker()
+        known = owner[clusters]  # (M,)
+        memory.speakers = np.where(known != NOBODY, known, memory.speakers)
+        return merges
+
+    def _open_new_speakers(self, windows: list[LocalWindow]) -> None:
+        """Open a session speaker for each local speaker of the newest window who is close to nobody known."""
+        window = windows[-1]
+        for local in np.argsort(-window.clean_frames):
+            if window.clean_frames[local] < self._params.new_clean_frames:
+                return
+            if not window.embeddings[local].any():
+                continue
+            if self.indices:
+                closest = float((self.centroids(windows) @ window.embeddings[local]).max())
+                if closest >= self._join_cosine(window.clean_frames[local]):
+                    continue
+            if not self._has_place(windows):
+                return
+            window.speakers[local] = self._open_speaker()
+
+    def _open_speaker(self) -> int:
+        index = self.next_index
+        self.next_index += 1
+        self.indices.append(index)
+        self.last_settled[index] = self.settled_windows
+        return index
+
+    def _has_place(self, windows: list[LocalWindow]) -> bool:
+        """Whether one more session speaker may be opened, once the least important of long ago has made room."""
+        if len(self.indices) < self._num_speakers_max:
+            return True
+        present = {int(speaker) for window in windows for speaker in window.speakers}
+        oldest = self.settled_windows - self._params.retire_windows
+        idle = [k for k in self.indices if k not in present and self.last_settled[k] <= oldest]
+        gone = min(idle, key=self.memory.weight_of, default=None)
+        if gone is None or self.memory.weight_of(gone) >= self._params.split_clean_frames:
+            return False
+        self.indices.remove(gone)
+        self.memory.forget_speaker(gone)
+        del self.last_settled[gone]
+        return True
+
+    def _assign_window(self, window: LocalWindow, centroids: FloatArray, heard: FloatArray) -> None:
+        """One to one, by closeness of voice and agreement in time: the constrained assignment of one window.
+
+        centroids: (K, D). heard: (F, K), what the other recent windows say of this window's frames.
+        """
+        spoken = window.activity.sum(axis=0)  # (S,)
+        present = np.flatnonzero(spoken > 0.5)
+        window.speakers[:] = NOBODY
+        if not len(present):
+            return
+        clean_frames = window.clean_frames[present]
+        trust = np.minimum(1.0, clean_frames / self._params.full_weight_frames)[:, None]  # (S', 1)
+        closeness = window.embeddings[present] @ centroids.T - self._join_cosine(clean_frames)[:, None]  # (S', K)
+        agreement = window.activity[:, present].T @ heard / spoken[present, None]  # (S', K)
+        rows, columns = linear_sum_assignment(-trust * closeness - self._params.agreement_weight * agreement)
+        window.speakers[present[rows]] = np.array(self.indices)[columns]
+
+    def _join_cosine(self, clean_frames: FloatArray) -> FloatArray:
+        """The closeness that local speakers need, lower where there is little to go by; of any shape."""
+        trust = np.minimum(1.0, clean_frames / self._params.full_weight_frames)
+        return np.asarray(self._params.join_cosine - self._params.short_slack * (1.0 - trust), np.float32)
+
+    def _add(self, heard: FloatArray, window: LocalWindow, sign: float) -> None:
+        """Add a window's activities, or take them off, in the columns (F, K) of its session speakers.
+
+        They count as much as there was clean speech to tell them by, so that guesses do not support each other.
+        """
+        trust = sign * np.minimum(1.0, window.clean_frames / self._params.full_weight_frames)
+        for local, index in enumerate(window.speakers.tolist()):
+            if index != NOBODY and trust[local]:
+                heard[:, self.indices.index(index)] += trust[local] * window.activity[:, local]
+
+    def _merges(self, shared: FloatArray, owner: IntArray) -> list[Merge]:
+        """Session speakers without a cluster, most of whose speech lies in another's: from (K, C); mends owner (C,)."""
+        merges: list[Merge] = []
+        for row, index in enumerate(self.indices):
+            held = float(shared[row].sum())
+            gone = {merge.source for merge in merges}
+            if held == 0 or index in owner or index in gone:
+                continue
+            home = int(shared[row].argmax())
+            other = int(owner[home])
+            if shared[row, home] > 0.6 * held and other != NOBODY:
+                merge = Merge(source=max(index, other), target=min(index, other))
+                owner[owner == merge.source] = merge.target
+                merges.append(merge)
+        return merges
+
+    def _apply(self, merge: Merge, windows: list[LocalWindow]) -> None:
+        self.indices.remove(merge.source)
+        self.memory.rename(merge.source, merge.target)
+        self.last_settled[merge.target] = max(self.last_settled[merge.target], self.last_settled.pop(merge.source))
+        for window in windows:
+            taken = merge.target in window.speakers
+            window.speakers[window.speakers == merge.source] = NOBODY if taken else merge.target

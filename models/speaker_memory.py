@@ -1,0 +1,74 @@
+"""What a stream remembers of its session speakers: a bounded set of embeddings, each with its weight and its speaker.
+
+In: embeddings of windows that are settled. Out: the set itself, and its clusters. What always holds: at most `capacity`
+embeddings; what makes room is the more redundant of two that are most alike, of the speaker remembered most often, so
+that nobody is forgotten for having been silent.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from models.analysis import FloatArray
+
+IntArray = npt.NDArray[np.int64]
+
+
+class SpeakerMemory:
+    """M embeddings (M, D) of unit length, weights (M,) in frames of clean speech, speakers (M,)."""
+
+    def __init__(self, embedding_dim: int, capacity: int) -> None:
+        self._capacity = capacity
+        self.embeddings: FloatArray = np.zeros((0, embedding_dim), np.float32)
+        self.weights: FloatArray = np.zeros(0, np.float32)
+        self.speakers: IntArray = np.zeros(0, np.int64)
+
+    def __repr__(self) -> str:
+        return f"SpeakerMemory({len(self)} of {self._capacity})"
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def remember(self, embedding: FloatArray, weight: float, speaker: int) -> None:
+        """Add one (D,) embedding; forget another if there is no room."""
+        self.embeddings = np.concatenate([self.embeddings, embedding[None]])
+        self.weights = np.append(self.weights, np.float32(weight))
+        self.speakers = np.append(self.speakers, speaker)
+        if len(self) > self._capacity:
+            self._forget(np.arange(len(self)) == self._most_redundant())
+
+    def rename(self, source: int, target: int) -> None:
+        """What was one speaker's is another's."""
+        self.speakers[self.speakers == source] = target
+
+    def forget_speaker(self, speaker: int) -> None:
+        """Forget all there is of a speaker."""
+        self._forget(self.speakers == speaker)
+
+    def weight_of(self, speaker: int) -> float:
+        """Clean frames remembered of a speaker; windows overlap, so this counts most speech several times."""
+        return float(self.weights[self.speakers == speaker].sum())
+
+    def clusters(self, cosine_min: float) -> IntArray:
+        """Average linkage cut at a mean cosine: a cluster number, from 0, for each embedding (M,), M at least 2."""
+        cosines = self.embeddings @ self.embeddings.T  # (M, M)
+        distances = np.maximum(0.0, 1.0 - cosines[np.triu_indices(len(cosines), 1)])
+        found = fcluster(linkage(distances, method="average"), 1.0 - cosine_min, criterion="distance") - 1
+        return np.asarray(found, np.int64)
+
+    def load(self, embeddings: FloatArray, weights: FloatArray, speakers: IntArray) -> None:
+        """Take over what another memory held."""
+        self.embeddings, self.weights, self.speakers = embeddings, weights, speakers
+
+    def _most_redundant(self) -> int:
+        known, times = np.unique(self.speakers, return_counts=True)
+        mine = np.flatnonzero(self.speakers == known[times.argmax()])
+        alike = self.embeddings[mine] @ self.embeddings[mine].T
+        np.fill_diagonal(alike, -2.0)
+        pair = np.unravel_index(int(alike.argmax()), alike.shape)
+        return min((int(mine[pair[0]]), int(mine[pair[1]])), key=lambda at: (float(self.weights[at]), -at))
+
+    def _forget(self, gone: npt.NDArray[np.bool_]) -> None:
+        self.load(self.embeddings[~gone], self.weights[~gone], self.speakers[~gone])

@@ -1,0 +1,210 @@
+"""From soft activities of session speakers to turns that are provisional first and final later.
+
+In: for every step, the activity of each session speaker in each frame that is not yet final. Out: turns. What always
+holds: time is decided once. A frame becomes final when it is older than the latency, its turns are handed out exactly
+once as pieces that touch, and nothing that comes later changes them. Two pieces of one speaker never overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from models.analysis import FloatArray
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A stretch of one session speaker's speech, `[start_samples, end_samples)`.
+
+    A long turn is final piece by piece: pieces of one turn share `turn`, touch each other, and are followed by a
+    provisional piece with the same id while the speaker goes on.
+    """
+
+    turn: int
+    speaker: int
+    start_samples: int
+    end_samples: int
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineParams:
+    """How activities become turns. Activities are in [0, 1], durations in samples.
+
+    onset, offset: a speaker begins at or above `onset` and goes on while at or above `offset`.
+    min_on_samples: shorter speech is dropped. min_off_samples: shorter gaps within one speaker's speech are filled.
+    """
+
+    onset: float = 0.5
+    offset: float = 0.5
+    min_on_samples: int = 1_600
+    min_off_samples: int = 4_800
+
+
+@dataclass(slots=True)
+class _OpenTurn:
+    """A turn whose last final frame touches the horizon: it goes on if the speaker does."""
+
+    turn: int
+    speaker: int
+
+
+class Timeline:
+    """Turns one speaker a column, on a grid of frames of `step_samples`, from position 0 of the stream."""
+
+    def __init__(self, params: TimelineParams, *, step_samples: int, latency_samples: int, exclusive: bool) -> None:
+        self._params = params
+        self._step_samples = step_samples
+        self._latency_frames = latency_samples // step_samples
+        self._min_on = max(1, params.min_on_samples // step_samples)
+        self._min_off = params.min_off_samples // step_samples
+        self._exclusive = exclusive
+        self._horizon = 0
+        self._next_turn = 0
+        self._open: list[_OpenTurn] = []
+        self._last_provisional: list[Turn] = []
+
+    def __repr__(self) -> str:
+        return f"Timeline(horizon={self._horizon}, open={len(self._open)}, next_turn={self._next_turn})"
+
+    @property
+    def horizon_frames(self) -> int:
+        """The first frame that is not final."""
+        return self._horizon
+
+    def step(
+        self, speakers: Sequence[int], activity: FloatArray, *, flush: bool = False
+    ) -> tuple[list[Turn], BoolArray, int]:
+        """Decide the frames from the horizon on.
+
+        speakers: (K,) the session speaker of each column. activity: (L, K) in [0, 1], from the horizon to now.
+        flush: everything becomes final, as at the end of a stream.
+        Returns the turns (final pieces first, then provisional ones), the decision (L, K), and how many of its L
+        frames are final from now on.
+        """
+        num_frames = activity.shape[0]
+        active = self._binarise(speakers, activity)  # (L, K)
+        num_final = num_frames if flush else max(0, num_frames - self._latency_frames)
+        opened = {turn.speaker: turn.turn for turn in self._open}
+        final: list[Turn] = []
+        provisional: list[Turn] = []
+        still_open: list[_OpenTurn] = []
+        for column, speaker in enumerate(speakers):
+            for start, end in _runs(active[:, column]):
+                turn = opened.get(speaker) if start == 0 else None
+                if turn is None:
+                    turn = self._provisional_turn(speaker, start, end)
+                if start < num_final:
+                    final.append(self._turn(turn, speaker, start, min(end, num_final), final=True))
+                if end > num_final:
+                    provisional.append(self._turn(turn, speaker, max(start, num_final), end, final=False))
+                if start < num_final <= end and not flush:
+                    still_open.append(_OpenTurn(turn, speaker))
+        if num_final == 0:
+            still_open = self._open
+        self._open = still_open
+        self._horizon += num_final
+        self._last_provisional = provisional
+        return [*final, *provisional], active, num_final
+
+    def merge(self, source: int, target: int) -> None:
+        """What was open of `source` goes on as `target`, under a new turn id."""
+        was_open = any(turn.speaker == source for turn in self._open)
+        self._open = [turn for turn in self._open if turn.speaker != source]
+        if was_open and all(turn.speaker != target for turn in self._open):
+            self._open.append(_OpenTurn(self._take_turn(), target))
+
+    def state(self) -> dict[str, Any]:
+        """All that the timeline knows, for a snapshot."""
+        return {
+            "horizon": self._horizon,
+            "next_turn": self._next_turn,
+            "open": [[turn.turn, turn.speaker] for turn in self._open],
+            "provisional": [[t.turn, t.speaker, t.start_samples, t.end_samples] for t in self._last_provisional],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state()` gave."""
+        self._horizon = int(state["horizon"])
+        self._next_turn = int(state["next_turn"])
+        self._open = [_OpenTurn(int(turn), int(speaker)) for turn, speaker in state["open"]]
+        self._last_provisional = [
+            Turn(int(turn), int(speaker), int(start), int(end), final=False)
+            for turn, speaker, start, end in state["provisional"]
+        ]
+
+    def _binarise(self, speakers: Sequence[int], activity: FloatArray) -> BoolArray:
+        """Hysteresis, gaps filled, short bursts dropped, one speaker at a time if exclusive: (L, K)."""
+        opened = {turn.speaker for turn in self._open}
+        active = np.zeros(activity.shape, np.bool_)  # (L, K)
+        for column, speaker in enumerate(speakers):
+            is_open = speaker in opened
+            frames = _hysteresis(activity[:, column], self._params.onset, self._params.offset, is_open)
+            active[:, column] = _smooth(frames, self._min_on, self._min_off, is_open)
+        if self._exclusive and len(speakers) > 1:
+            strongest = np.where(active, activity, -1.0).argmax(axis=1)
+            active &= np.arange(len(speakers))[None, :] == strongest[:, None]
+        return active
+
+    def _turn(self, turn: int, speaker: int, start: int, end: int, *, final: bool) -> Turn:
+        """A turn from frames relative to the horizon."""
+        at = self._horizon
+        return Turn(turn, speaker, (at + start) * self._step_samples, (at + end) * self._step_samples, final)
+
+    def _provisional_turn(self, speaker: int, start: int, end: int) -> int:
+        """The id under which this stretch was shown last time, or a new one."""
+        start_samples = (self._horizon + start) * self._step_samples
+        end_samples = (self._horizon + end) * self._step_samples
+        taken = {turn.turn for turn in self._open}
+        for at, shown in enumerate(self._last_provisional):
+            touches = shown.start_samples <= end_samples and start_samples <= shown.end_samples
+            if shown.speaker == speaker and touches and shown.turn not in taken:
+                del self._last_provisional[at]
+                return shown.turn
+        return self._take_turn()
+
+    def _take_turn(self) -> int:
+        turn = self._next_turn
+        self._next_turn += 1
+        return turn
+
+
+def _hysteresis(activity: FloatArray, onset: float, offset: float, active_before: bool) -> BoolArray:
+    """(L,) -> (L,): on from `onset` up, off below `offset`, between them as the frame before."""
+    if offset >= onset:
+        return np.asarray(activity >= onset)
+    decided = (activity >= onset) | (activity < offset)
+    frames = np.where(decided, np.arange(activity.size), -1)
+    last = np.maximum.accumulate(frames)  # the latest frame that decides for itself
+    return np.where(last >= 0, activity[last] >= onset, active_before)
+
+
+def _smooth(active: BoolArray, min_on: int, min_off: int, is_open: bool) -> BoolArray:
+    """Fill gaps shorter than `min_off`, then drop runs shorter than `min_on`, but none that may yet go on."""
+    smoothed = np.zeros_like(active)
+    merged: list[tuple[int, int]] = [(0, 0)] if is_open else []
+    for start, end in _runs(active):
+        if merged and start - merged[-1][1] < min_off:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((start, end))
+    for start, end in merged:
+        continues = (is_open and start == 0) or end == active.size
+        if continues or end - start >= min_on:
+            smoothed[start:end] = True
+    return smoothed
+
+
+def _runs(active: BoolArray) -> list[tuple[int, int]]:
+    """Half-open runs of true frames."""
+    padded = np.zeros(active.size + 2, np.bool_)
+    padded[1:-1] = active
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
