@@ -1,0 +1,12 @@
+"""`python -m node`: the node's command alone."""
+
+from __future__ import annotations
+
+import typer
+
+from node.commands import register
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False)
+    register(app)
+    app()

@@ -1,0 +1,196 @@
+"""Builds every object of a node and hands it on; starts, drains and stops what it built.
+
+In: settings. Out: a daemon's exit code. What always holds: nothing is served before the engine is loaded and warmed, and
+readiness is told only while the node serves; on the way down streams are refused first, then drained, then handed over
+with their last turns, and only then is anything closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from grpc import aio
+
+from node.access import Access
+from node.batcher import Batcher
+from node.checkpoint import CheckpointSeal
+from node.config import NodeSettings
+from node.device_thread import DeviceThread
+from node.engine import Engine, engine_loader
+from node.enrolment import ClipAnalysis
+from node.files import FileRuns
+from node.fleet_log import FleetLog
+from node.lease import Lease
+from node.load import LoadGauge
+from node.metrics import NodeMetrics
+from node.rpc_node import NodeService
+from node.slots import SlotTable
+from node.standing import NodeState, Standing
+from node.streams import LiveStreams
+from node.voice_store import VoiceStore
+from prometheus_client import CollectorRegistry
+from runtime.clock import Clock, SystemClock
+from runtime.errors import InvalidRequest
+from runtime.grpc_server import add_health_and_reflection, bind, is_loopback, new_server, set_ready
+from runtime.lifecycle import Tasks, run_daemon
+from runtime.logs import configure, get_logger
+from runtime.metrics import registry, serve_metrics
+from speakerd.v1 import node_pb2, node_pb2_grpc
+
+SERVICE = node_pb2.DESCRIPTOR.services_by_name["Node"].full_name
+STOP_GRACE_S = 2.0
+
+
+async def run_node(settings: NodeSettings, *, announce: Callable[[str], None], clock: Clock | None = None) -> int:
+    """Run a node until it is told to stop. announce: gets the ready line, once. Returns the exit code."""
+    configure(settings.log_level, service="node")
+    daemon = NodeDaemon(settings, announce=announce, clock=clock or SystemClock())
+    return await run_daemon([daemon], drain_s=settings.drain_s)
+
+
+class NodeDaemon:
+    """A node, as one part of a process."""
+
+    def __init__(self, settings: NodeSettings, *, announce: Callable[[str], None], clock: Clock) -> None:
+        self._settings = settings
+        self._announce = announce
+        self._clock = clock
+        self._fleet_key = _read_key(settings.fleet_key_file) if settings.fleet_key_file else None
+        self._standing = Standing(None if settings.standalone else Lease(clock))
+        self._exits = ExitStack()
+        self._device: DeviceThread | None = None
+        self._server: aio.Server | None = None
+        self._tasks: Tasks | None = None
+
+    def __repr__(self) -> str:
+        return f"NodeDaemon({self._settings.node_id}, {self._standing!r})"
+
+    async def start(self, tasks: Tasks) -> None:
+        """Load the engine, then serve."""
+        settings, clock = self._settings, self._clock
+        self._tasks = tasks
+        calls_max = 4 * (settings.streams_max + settings.files_max) + 64
+        self._device = DeviceThread(engine_loader(settings.bundle, settings.device), calls_max=calls_max)
+        engine = await self._device.start()
+        get_logger().info("engine.loaded", bundle=engine.bundle, model=engine.model, device=engine.device_name)
+        metrics_registry = registry()
+        self._metrics = NodeMetrics(metrics_registry)
+        self._batcher = Batcher(self._device, engine.device.grid, self._metrics, clock)
+        tasks.spawn("batcher", self._batcher.run())
+        self._store = VoiceStore(self._device, embedding_dim=engine.device.grid.embedding_dim)
+        self._log = FleetLog(self._store, self._standing.lease, None)
+        self._access = Access(node_id=settings.node_id, fleet_key=self._fleet_key, clock=clock)
+        stream_slots = SlotTable(settings.streams_max, what="stream")
+        file_slots = SlotTable(settings.files_max, what="file", first_index=settings.streams_max)
+        self._load = LoadGauge(stream_slots, file_slots, self._store, self._batcher)
+        self._streams = self._live_streams(engine, stream_slots)
+        self._files = FileRuns()
+        await self._serve(engine)
+        metrics_port = self._serve_metrics(metrics_registry)
+        self._ready_line = f"ready grpc={self._address} metrics={_host(settings.metrics)}:{metrics_port}"
+        await self._became_serving()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Refuse, wait for the streams, hand over those that remain."""
+        self._begin_drain(deadline_s)
+        await self._publish_readiness()
+        await self._streams.drained(deadline_s)
+
+    async def stop(self) -> None:
+        """Close everything."""
+        if self._server is not None:
+            await self._server.stop(STOP_GRACE_S)
+        if self._device is not None:
+            await self._device.stop()
+        await asyncio.to_thread(self._exits.close)
+
+    def _live_streams(self, engine: Engine, slots: SlotTable) -> LiveStreams:
+        steps = ThreadPoolExecutor(1, thread_name_prefix="steps")
+        self._exits.callback(steps.shutdown, wait=False)
+        return LiveStreams(
+            node_id=self._settings.node_id,
+            engine=engine,
+            batcher=self._batcher,
+            store=self._store,
+            standing=self._standing,
+            access=self._access,
+            seal=CheckpointSeal(fleet_key=self._fleet_key, model=engine.model, clock=self._clock),
+            slots=slots,
+            steps=steps,
+            metrics=self._metrics,
+            clock=self._clock,
+        )
+
+    async def _serve(self, engine: Engine) -> None:
+        self._server = new_server()
+        service = NodeService(
+            node_id=self._settings.node_id,
+            engine=engine,
+            access=self._access,
+            standing=self._standing,
+            store=self._store,
+            log=self._log,
+            clips=ClipAnalysis(self._device_thread),
+            streams=self._streams,
+            files=self._files,
+            load=self._load,
+            drain=self._drain_on_request,
+            metrics=self._metrics,
+        )
+        node_pb2_grpc.add_NodeServicer_to_server(service, self._server)
+        self._health = add_health_and_reflection(self._server, [SERVICE])
+        port = bind(self._server, self._settings.listen, insecure=self._settings.insecure)
+        self._address = self._settings.advertise or f"{_host(self._settings.listen)}:{port}"
+        await self._server.start()
+        await self._publish_readiness()
+
+    def _serve_metrics(self, metrics_registry: CollectorRegistry) -> int:
+        host, _, port = self._settings.metrics.rpartition(":")
+        if not port.isdigit() or not (self._settings.insecure or is_loopback(host)):
+            raise InvalidRequest(
+                f"metrics address {self._settings.metrics!r}: write HOST:PORT on loopback, or --insecure"
+            )
+        return self._exits.enter_context(serve_metrics(metrics_registry, host=host, port=int(port)))
+
+    @property
+    def _device_thread(self) -> DeviceThread:
+        assert self._device is not None
+        return self._device
+
+    async def _became_serving(self) -> None:
+        await self._publish_readiness()
+        self._announce(self._ready_line)
+
+    async def _publish_readiness(self) -> None:
+        await set_ready(self._health, [SERVICE], ready=self._standing.state is NodeState.SERVING)
+
+    def _begin_drain(self, deadline_s: float) -> int:
+        self._standing.draining = True
+        return self._streams.announce_drain(self._clock.wall_s() + deadline_s)
+
+    def _drain_on_request(self, deadline_s: float | None) -> int:
+        """Drain without stopping: the RPC's part."""
+        assert self._tasks is not None
+        bound_s = self._settings.drain_s if deadline_s is None else deadline_s
+        running = self._begin_drain(bound_s)
+        self._tasks.spawn("readiness", self._publish_readiness())
+        self._tasks.spawn("drain", self._streams.drained(bound_s))
+        return running
+
+
+def _read_key(path: Path) -> str:
+    try:
+        key = path.read_text().strip()
+    except OSError as error:
+        raise InvalidRequest(f"cannot read the fleet key file {path.name}: {error.strerror}") from None
+    if len(key) < 16:
+        raise InvalidRequest(f"the fleet key file {path.name} holds no key")
+    return key
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]

@@ -1,0 +1,331 @@
+"""The one batcher: when the device is free it takes the windows that are due, live ones first, files fill what is left.
+
+In: samples, pushed into a Source by each stream and file. Out: the analyses of its windows, in order. What always
+holds: one batch is on the device at a time and there are no timers; a source's sound waits in a bounded backlog, and who
+pushes more than that waits; a source whose results are not collected gets no further windows; results of a slot that was
+closed are dropped. A batch that fails is tried again slot by slot, so that a fault costs only the streams that cause it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.analysis import FloatArray, FrameGrid, WindowAnalysis
+from models.seams import AnalysisDevice, DueWindow
+from node.device_thread import DeviceLost, DeviceThread
+from node.engine import Engine, probe
+from node.metrics import NodeMetrics
+from node.slots import Slot
+from runtime.clock import Clock
+from runtime.errors import SpeakerdError
+from runtime.logs import get_logger
+from runtime.units import SAMPLE_RATE_HZ, ms_from_samples, seconds_from_samples
+
+WINDOWS_A_BATCH = 32
+WINDOWS_A_SLOT = 8
+"""Bound on the windows of one slot in one batch, and so on the ring it needs."""
+RESULTS_MAX = 2 * WINDOWS_A_SLOT
+BACKLOG_SAMPLES_MAX = 20 * SAMPLE_RATE_HZ
+LATENESS_KEPT = 4096
+LATENESS_WINDOW_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What a source could have analysed now."""
+
+    slot: Slot
+    live: bool
+    num_windows: int
+
+
+def take_batch(due: Sequence[Due], *, windows_max: int, windows_a_slot_max: int) -> dict[Slot, int]:
+    """Choose a batch: how many windows of which slots.
+
+    due: in the order in which they should be served. Live slots are served in turns, one window each, until nothing of
+    theirs is due or the batch is full; then files, in the same way.
+    """
+    taken: dict[Slot, int] = {}
+    room = windows_max
+    for live in (True, False):
+        waiting = {entry.slot: min(entry.num_windows, windows_a_slot_max) for entry in due if entry.live is live}
+        while waiting and room:
+            for slot in list(waiting):
+                if not waiting[slot]:
+                    del waiting[slot]
+                elif room:
+                    waiting[slot] -= 1
+                    taken[slot] = taken.get(slot, 0) + 1
+                    room -= 1
+    return taken
+
+
+class DeviceFault(SpeakerdError):
+    """The device failed on a window of this stream; the node goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one slot has in a batch: sound to append first, then the windows that end at `ends`."""
+
+    slot: int
+    samples: FloatArray
+    ends: Sequence[int]
+
+
+class Source:
+    """One slot's sound on its way to the device, and its analyses on their way back. Positions count from the slot's 0."""
+
+    def __init__(self, slot: Slot, *, live: bool, grid: FrameGrid, first_end: int, wake: asyncio.Event) -> None:
+        self.slot = slot
+        self.live = live
+        self._grid = grid
+        self._wake = wake
+        self._backlog: deque[FloatArray] = deque()
+        self._next_end = first_end
+        self._results: deque[WindowAnalysis] = deque()
+        self._in_flight = 0
+        self._ended = False
+        self._failure: SpeakerdError | None = None
+        self._changed = asyncio.Event()
+        self.due_since_s: float | None = None
+        self.received = 0  # samples pushed
+        self.written = 0  # samples given to the device
+        self.analysed = 0  # end of the last window whose analysis came back
+
+    def __repr__(self) -> str:
+        kind = "live" if self.live else "file"
+        return f"Source({kind} {self.slot}, {self.received} received, {self.analysed} analysed, {self.num_due} due)"
+
+    @property
+    def num_due(self) -> int:
+        """Windows whose sound is here and whose results there is room for."""
+        ready = (self.received - self._next_end) // self._grid.hop_samples + 1 if self.received >= self._next_end else 0
+        return min(ready, RESULTS_MAX - len(self._results) - self._in_flight) if self._failure is None else 0
+
+    async def push(self, samples: FloatArray) -> None:
+        """Append (N,) samples, once there is room for them. Raises what failed on the device."""
+        while self.received - self.written > BACKLOG_SAMPLES_MAX and self._failure is None:
+            self._changed.clear()
+            await self._changed.wait()
+        self._raise_failure()
+        if len(samples):
+            self._backlog.append(samples)
+            self.received += len(samples)
+            self._wake.set()
+
+    def end(self) -> None:
+        """No more sound: the last window is filled up with silence. `take` returns [] after the last analysis."""
+        if self._ended:
+            return
+        short = -self.received % self._grid.hop_samples
+        missing = (
+            max(short, self._next_end - self.received) if self.received > self._next_end - self._grid.hop_samples else 0
+        )
+        if missing:
+            self._backlog.append(np.zeros(missing, np.float32))
+            self.received += missing
+        self._ended = True
+        self._changed.set()
+        self._wake.set()
+
+    async def take(self) -> list[WindowAnalysis]:
+        """The analyses that have come back, at least one; [] once all are out. Raises what failed on the device."""
+        while not self._results:
+            self._raise_failure()
+            if self._ended and not self._in_flight and self.received < self._next_end:
+                return []
+            self._changed.clear()
+            await self._changed.wait()
+        found = list(self._results)
+        self._results.clear()
+        self._wake.set()
+        return found
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def begin(self, num_windows: int) -> _Work:
+        """Hand out the next windows, and the sound up to the end of the last of them."""
+        ends = [self._next_end + index * self._grid.hop_samples for index in range(num_windows)]
+        pieces = []
+        missing = ends[-1] - self.written
+        while missing > 0:
+            piece = self._backlog.popleft()
+            if len(piece) > missing:
+                self._backlog.appendleft(piece[missing:])
+                piece = piece[:missing]
+            pieces.append(piece)
+            missing -= len(piece)
+        self.written = max(self.written, ends[-1])
+        self._next_end = ends[-1] + self._grid.hop_samples
+        self._in_flight = num_windows
+        self._changed.set()
+        return _Work(self.slot.index, np.concatenate(pieces) if pieces else np.zeros(0, np.float32), ends)
+
+    def complete(self, outcome: list[WindowAnalysis] | SpeakerdError) -> None:
+        """Take what the device made of the windows that `begin` handed out."""
+        self._in_flight = 0
+        if isinstance(outcome, SpeakerdError):
+            self._failure = outcome
+        else:
+            self._results.extend(outcome)
+            self.analysed = self._next_end - self._grid.hop_samples
+        self._changed.set()
+
+
+class Batcher:
+    """All sources of a node, and the loop that feeds the device from them."""
+
+    def __init__(self, device: DeviceThread, grid: FrameGrid, metrics: NodeMetrics, clock: Clock) -> None:
+        self._device = device
+        self._grid = grid
+        self._metrics = metrics
+        self._clock = clock
+        self._sources: dict[Slot, Source] = {}
+        self._wake = asyncio.Event()
+        self._lateness: deque[tuple[float, float]] = deque(maxlen=LATENESS_KEPT)  # (when, seconds)
+
+    def __repr__(self) -> str:
+        return f"Batcher({len(self._sources)} sources, {self.num_queued} windows due)"
+
+    @property
+    def num_queued(self) -> int:
+        """Windows waiting for the device."""
+        return sum(source.num_due for source in self._sources.values())
+
+    def lateness_p99_s(self) -> float:
+        """99th percentile over the last minute of how long live windows waited until they were analysed."""
+        horizon = self._clock.monotonic_s() - LATENESS_WINDOW_S
+        recent = sorted(seconds for when, seconds in self._lateness if when >= horizon)
+        return recent[int(0.99 * (len(recent) - 1))] if recent else 0.0
+
+    async def open(self, slot: Slot, *, live: bool, first_end: int | None = None) -> Source:
+        """A source on a slot that the caller holds. first_end: where its first window ends; absent: one hop."""
+        hop = self._grid.hop_samples
+        ring_samples = self._grid.window_samples + WINDOWS_A_SLOT * hop
+        await self._device.call(lambda engine: engine.device.open(slot.index, ring_samples))
+        source = Source(slot, live=live, grid=self._grid, first_end=first_end or hop, wake=self._wake)
+        self._sources[slot] = source
+        return source
+
+    def close(self, slot: Slot) -> None:
+        """Forget a source and its sound; results that still come are dropped."""
+        self._sources.pop(slot, None)
+        try:
+            forgotten = self._device.submit(lambda engine: engine.device.open(slot.index, self._grid.window_samples))
+        except SpeakerdError:
+            return  # the device is going away, and the sound with it
+        # Nobody waits for it; a device that fails at this will fail at the next batch, where it is seen to.
+        forgotten.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def run(self) -> None:
+        """Form a batch whenever the device is free and a window is due. Ends with DeviceLost."""
+        while True:
+            now_s = self._clock.monotonic_s()
+            for source in self._sources.values():
+                if source.due_since_s is None and source.num_due:
+                    source.due_since_s = now_s
+            waiting = sorted(
+                (source for source in self._sources.values() if source.num_due),
+                key=lambda source: source.due_since_s or now_s,
+            )
+            taken = take_batch(
+                [Due(source.slot, source.live, source.num_due) for source in waiting],
+                windows_max=WINDOWS_A_BATCH,
+                windows_a_slot_max=WINDOWS_A_SLOT,
+            )
+            if not taken:
+                self._wake.clear()
+                await self._first(self._wake)
+                continue
+            await self._analyse(taken)
+
+    async def _first(self, wake: asyncio.Event) -> None:
+        waiting = asyncio.ensure_future(wake.wait())
+        try:
+            await asyncio.wait((waiting, self._device.lost), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        self._raise_lost()
+
+    def _raise_lost(self) -> None:
+        if self._device.lost.done():
+            raise self._device.lost.result()
+
+    async def _analyse(self, taken: dict[Slot, int]) -> None:
+        works = {slot: self._sources[slot].begin(count) for slot, count in taken.items()}
+        num_windows = sum(taken.values())
+        began_s = self._clock.monotonic_s()
+        outcomes = await self._device.call(lambda engine: _analyze_works(engine, list(works.values())))
+        ended_s = self._clock.monotonic_s()
+        self._metrics.batch_size.observe(num_windows)
+        self._metrics.infer_seconds.observe(ended_s - began_s)
+        failed = False
+        for slot, outcome in zip(works, outcomes, strict=True):
+            source = self._sources.get(slot)
+            if isinstance(outcome, DeviceFault):
+                failed = True
+                self._metrics.device_faults.inc()
+            if source is None:
+                self._metrics.late_results.inc(taken[slot])
+                continue
+            if source.live and source.due_since_s is not None:
+                self._metrics.queue_wait_seconds.observe(began_s - source.due_since_s)
+                self._lateness.append((ended_s, ended_s - source.due_since_s))
+            source.due_since_s = None
+            source.complete(outcome)
+            self._metrics.audio_seconds.inc(seconds_from_samples(taken[slot] * self._grid.hop_samples))
+        if failed:
+            await self._check_device()
+
+    async def _check_device(self) -> None:
+        """After a fault: does the device still answer at all? If not, the daemon ends."""
+        try:
+            await self._device.call(lambda engine: probe(engine.device))
+        except Exception as error:  # noqa: BLE001 - whatever a dead device raises, the conclusion is the same
+            get_logger().error("device.lost", error_type=type(error).__name__)
+            self._device.declare_lost(DeviceLost("the device failed on silence after failing on a stream"))
+            self._raise_lost()
+
+
+def _analyze_works(engine: Engine, works: Sequence[_Work]) -> list[list[WindowAnalysis] | SpeakerdError]:
+    """On the device's thread: write, analyse all windows in one batch; slot by slot if that fails."""
+    device = engine.device
+    outcomes: dict[int, list[WindowAnalysis] | SpeakerdError] = {}
+    good: list[_Work] = []
+    for work in works:
+        try:
+            device.write(work.slot, work.samples)
+            good.append(work)
+        except Exception as error:  # noqa: BLE001 - handed to the stream that it happened to
+            outcomes[work.slot] = _fault(error, work)
+    try:
+        outcomes |= _analyze(device, good)
+    except Exception as error:  # noqa: BLE001 - told apart slot by slot below
+        get_logger().warning("device.batch_failed", error_type=type(error).__name__, slots=len(good))
+        for work in good:
+            try:
+                outcomes |= _analyze(device, [work])
+            except Exception as again:  # noqa: BLE001 - handed to the stream that it happened to
+                outcomes[work.slot] = _fault(again, work)
+    return [outcomes[work.slot] for work in works]
+
+
+def _analyze(device: AnalysisDevice, works: Sequence[_Work]) -> dict[int, list[WindowAnalysis] | SpeakerdError]:
+    windows = [DueWindow(work.slot, end) for work in works for end in work.ends]
+    analyses = iter(device.analyze(windows)) if windows else iter(())
+    return {work.slot: [next(analyses) for _ in work.ends] for work in works}
+
+
+def _fault(error: Exception, work: _Work) -> DeviceFault:
+    get_logger().error("device.fault", slot=work.slot, error_type=type(error).__name__, exc_info=error)
+    return DeviceFault(
+        f"the device failed on the audio up to {ms_from_samples(work.ends[-1])} ms; place the stream again and resume there"
+    )

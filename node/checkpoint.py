@@ -1,0 +1,99 @@
+"""Checkpoints: the state of a stream, sealed so that its client can carry it without reading or changing it.
+
+In: bytes. Out: bytes under AES-256-GCM, bound to tenant, stream and model, good for CHECKPOINT_S. What always holds: what
+`unseal` returns was sealed by this fleet (its key is derived from the fleet's), or by this very process when standalone.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import struct
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from models.analysis import FrameGrid
+from runtime.clock import Clock
+from runtime.errors import InvalidRequest
+
+CHECKPOINT_S = 600
+CHECKPOINT_BYTES_MAX = 4 << 20
+_HEADER = struct.Struct(">BQ12s")  # version, expiry (Unix seconds), nonce
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """What a session remembers beside its diarization's snapshot.
+
+    analysed_samples: end of the last window that was analysed. sequence: of the last final turn. speech: final speech of
+    each speaker shown, samples. shown_as: speakers found to be another. numbers: session speaker → number shown.
+    """
+
+    analysed_samples: int = 0
+    sequence: int = 0
+    speech: dict[int, int] = field(default_factory=dict)
+    shown_as: dict[int, int] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)
+    naming: dict[str, Any] = field(default_factory=dict)
+
+    def resume_samples(self, grid: FrameGrid) -> int:
+        """Where the sound has to begin on resumption: the next window needs what lies before it."""
+        return max(0, self.analysed_samples - grid.window_samples)
+
+    def to_bytes(self, snapshot: bytes) -> bytes:
+        """This state and the snapshot that belongs to it."""
+        text = json.dumps(asdict(self), separators=(",", ":")).encode()
+        return len(text).to_bytes(4, "big") + text + snapshot
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> tuple[StreamState, bytes]:
+        """What `to_bytes` made, snapshot second. Only for bytes that were sealed."""
+        length = 4 + int.from_bytes(data[:4], "big")
+        values = json.loads(data[4:length])
+        for name in ("speech", "shown_as", "numbers"):
+            values[name] = {int(key): value for key, value in values[name].items()}
+        return cls(**values), data[length:]
+
+
+class CheckpointSeal:
+    """Seals and unseals. fleet_key: None on a standalone node, whose checkpoints die with the process."""
+
+    def __init__(self, *, fleet_key: str | None, model: str, clock: Clock) -> None:
+        secret = secrets.token_bytes(32) if fleet_key is None else fleet_key.encode()
+        derive = HKDF(hashes.SHA256(), 32, salt=None, info=b"speakerd stream checkpoint 1")
+        self._cipher = AESGCM(derive.derive(secret))
+        self._model = model
+        self._clock = clock
+
+    def seal(self, state: bytes, *, tenant_id: str, stream_id: str) -> bytes:
+        """The checkpoint that holds this state."""
+        header = _HEADER.pack(_VERSION, int(self._clock.wall_s()) + CHECKPOINT_S, secrets.token_bytes(12))
+        return header + self._cipher.encrypt(header[-12:], state, self._bound(header, tenant_id, stream_id))
+
+    def unseal(self, data: bytes, *, tenant_id: str, stream_id: str) -> bytes:
+        """The state in a checkpoint. Raises InvalidRequest, saying what to do instead."""
+        if not _HEADER.size < len(data) <= CHECKPOINT_BYTES_MAX:
+            raise InvalidRequest("the checkpoint is malformed: send it as it came, or open a new stream without it")
+        header, sealed = data[: _HEADER.size], data[_HEADER.size :]
+        version, expires_at_s, nonce = _HEADER.unpack(header)
+        try:
+            if version != _VERSION:
+                raise InvalidTag
+            state = self._cipher.decrypt(nonce, sealed, self._bound(header, tenant_id, stream_id))
+        except InvalidTag:
+            raise InvalidRequest(
+                "the checkpoint is not of this stream, tenant, fleet and model: open a new stream without it"
+            ) from None
+        if self._clock.wall_s() >= expires_at_s:
+            raise InvalidRequest("the checkpoint has expired: open a new stream without it")
+        return state
+
+    def _bound(self, header: bytes, tenant_id: str, stream_id: str) -> bytes:
+        parts = [header, *(text.encode() for text in (tenant_id, stream_id, self._model))]
+        return b"".join(len(part).to_bytes(4, "big") + part for part in parts)

@@ -1,0 +1,42 @@
+"""The settings of a node: the table [node] of the configuration file, SPEAKERD_* variables, flags.
+
+What always holds: a node either runs standalone, or has a control plane and the fleet's key.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from runtime.config import DaemonSettings
+
+
+class NodeSettings(DaemonSettings):
+    """What an operator may decide about a node."""
+
+    listen: str = "127.0.0.1:0"
+    metrics: str = "127.0.0.1:0"
+    # Where others reach the node, when that is not what it listens on (behind NAT, in a pod).
+    advertise: str | None = None
+    node_id: str = Field(
+        default_factory=lambda: f"node-{socket.gethostname()}"[:64], pattern=r"^[A-Za-z0-9_.:-]{1,64}$"
+    )
+    controlplane: str | None = None
+    fleet_key_file: Path | None = None
+    standalone: bool = False
+    bundle: str = "builtin"
+    device: str = Field(default="cpu", pattern=r"^(cpu|null|cuda(:\d+)?)$")
+    streams_max: int = Field(default=64, ge=1, le=4096)
+    files_max: int = Field(default=2, ge=1, le=256)
+    drain_s: float = Field(default=10.0, ge=0.0, le=3600.0)
+    insecure: bool = False
+
+    @model_validator(mode="after")
+    def _alone_or_in_a_fleet(self) -> NodeSettings:
+        if self.standalone and self.controlplane:
+            raise ValueError("a standalone node has no control plane: give --standalone or --controlplane, not both")
+        if not self.standalone and not (self.controlplane and self.fleet_key_file):
+            raise ValueError("give --controlplane HOST:PORT and --fleet-key-file FILE, or --standalone")
+        return self

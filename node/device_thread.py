@@ -1,0 +1,119 @@
+"""The one thread that owns the device. Calls go in through a bounded queue, results come back to the event loop.
+
+In: functions of the engine. Out: futures of the loop. What always holds: calls run one at a time, in the order of their
+submission, on one thread; a call whose caller has gone before it began is not run; and when the thread ends other than
+by `stop`, `lost` says so and every call fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from node.engine import Engine, probe
+from runtime.errors import Overloaded, Unavailable
+
+T = TypeVar("T")
+STOP_BOUND_S = 5.0
+
+
+class DeviceLost(Exception):
+    """The device no longer answers; the process has to end."""
+
+
+class DeviceThread:
+    """Runs calls on an engine that it loads itself. calls_max bounds the calls that wait."""
+
+    def __init__(self, load: Callable[[], Engine], *, calls_max: int) -> None:
+        self._load = load
+        self._queue: queue.Queue[tuple[Callable[[Engine], Any], asyncio.Future[Any]] | None] = queue.Queue(calls_max)
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+        self._loaded: asyncio.Future[Engine] = self._loop.create_future()
+        self._stopping = False
+        self.lost: asyncio.Future[DeviceLost] = self._loop.create_future()
+
+    def __repr__(self) -> str:
+        return f"DeviceThread({self._queue.qsize()} calls waiting, lost={self.lost.done()})"
+
+    async def start(self) -> Engine:
+        """Load and warm the engine. Raises what loading raised."""
+        self._thread.start()
+        return await self._loaded
+
+    def submit(self, work: Callable[[Engine], T]) -> asyncio.Future[T]:
+        """Queue a call now; its place in the order is fixed when this returns. Raises Overloaded, or Unavailable."""
+        if self.lost.done() or self._stopping:
+            raise Unavailable("the device is gone; go to another node")
+        future: asyncio.Future[T] = self._loop.create_future()
+        try:
+            self._queue.put_nowait((work, future))
+        except queue.Full:
+            raise Overloaded("the device has too many calls waiting; try again", retry_after_s=1.0) from None
+        return future
+
+    async def call(self, work: Callable[[Engine], T]) -> T:
+        """Run a call and return what it returned, or raise what it raised."""
+        return await self.submit(work)
+
+    def declare_lost(self, error: DeviceLost) -> None:
+        """The device failed a probe: nothing more is to be expected of it."""
+        if not self.lost.done():
+            self.lost.set_result(error)
+
+    async def stop(self) -> None:
+        """End the thread after the call that it runs; calls that still wait are cancelled."""
+        self._stopping = True
+        while not self._queue.empty():
+            try:
+                waiting = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if waiting is not None:
+                waiting[1].cancel()
+        self._queue.put_nowait(None)
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, STOP_BOUND_S)
+
+    def _work(self) -> None:
+        try:
+            engine = self._load()
+            probe(engine.device)
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits for the engine
+            self._post(_fail, self._loaded, error)
+            return
+        self._post(_resolve, self._loaded, engine)
+        while (item := self._queue.get()) is not None:
+            work, future = item
+            if future.cancelled():
+                continue
+            try:
+                result = work(engine)
+            except Exception as error:  # noqa: BLE001 - handed to the caller
+                self._post(_fail, future, error)
+            except BaseException as error:
+                self._post(_fail, future, error)
+                self._post(self.declare_lost, DeviceLost(f"the device thread ended: {type(error).__name__}"))
+                raise
+            else:
+                self._post(_resolve, future, result)
+
+    def _post(self, act: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(act, *arguments)
+        except RuntimeError:
+            # The loop has closed: nobody is left to hear it.
+            assert self._loop.is_closed()
+
+
+def _resolve(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,82 @@
+"""What a node needs to hear with: a device, a gallery, and the parameters that decide results.
+
+In: the names of a bundle and a device. Out: an Engine. What always holds: torch is imported only for engines that need
+it, on the thread that loads them, which is the one that will own the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.naming import NamingParameters
+from models.online import OnlineParams
+from models.seams import AnalysisDevice, DueWindow, Gallery
+
+PROBE_SLOT = -2
+"""A ring of its own, with which the device is warmed, and asked whether it still answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A loaded engine. model: "<embedding id>@<revision>", to which voiceprints belong."""
+
+    device: AnalysisDevice
+    gallery: Gallery
+    bundle: str
+    model: str
+    device_name: str
+    online: OnlineParams
+    naming: NamingParameters
+
+
+def engine_loader(bundle: str, device: str) -> Callable[[], Engine]:
+    """What loads the engine named, when called on the device's thread."""
+    return _load_null if device == "null" else lambda: _load_torch(bundle, device)
+
+
+def probe(device: AnalysisDevice) -> None:
+    """Analyse a window of silence: compiles and allocates on a new device, and raises on one that is lost."""
+    grid = device.grid
+    device.open(PROBE_SLOT, grid.window_samples)
+    device.write(PROBE_SLOT, np.zeros(grid.window_samples, np.float32))
+    device.analyze([DueWindow(PROBE_SLOT, grid.window_samples)])
+
+
+def _load_null() -> Engine:
+    from node.null_engine import NAMING, NullDevice, NullGallery
+
+    device = NullDevice()
+    return Engine(
+        device=device,
+        gallery=NullGallery(device.grid.embedding_dim),
+        bundle="null",
+        model="null@1",
+        device_name="null",
+        online=OnlineParams(),
+        naming=NAMING,
+    )
+
+
+def _load_torch(bundle_name: str, device_name: str) -> Engine:
+    import torch
+
+    from models.bundle import load_bundle
+    from models.torch_device import load_device
+    from models.torch_gallery import TorchGallery
+
+    if device_name == "cpu":
+        # Small batches of small networks: more threads cost more in hand-overs than they bring.
+        torch.set_num_threads(1)
+    bundle = load_bundle(bundle_name)
+    return Engine(
+        device=load_device(bundle, device_name),
+        gallery=TorchGallery(bundle.grid.embedding_dim, device_name),
+        bundle=bundle.id,
+        model=f"{bundle.model_id}@{bundle.model_revision}",
+        device_name="cuda:0" if device_name == "cuda" else device_name,
+        online=OnlineParams(),
+        naming=bundle.naming,
+    )

@@ -1,0 +1,110 @@
+"""What the engine hears in a clip, and whether one person can be enrolled from it.
+
+In: a clip as it came. Out: a HeardVoice, or BadAudio that says what to record instead. What always holds: containers are
+decoded in the sandbox, and few clips are decoded at once; nothing of a clip is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.analysis import FloatArray
+from models.seams import VoiceSample
+from node.device_thread import DeviceThread
+from runtime.errors import BadAudio, Overloaded, TooLarge
+from runtime.media import CLIP, adecode
+from runtime.pcm import PcmDecoder
+from runtime.units import SAMPLE_RATE_HZ, seconds_from_samples
+
+CONTAINER = 5
+"""speakerd.v1.Encoding.ENCODING_CONTAINER."""
+CLIPS_AT_ONCE = 2
+CLIPS_WAITING_MAX = 16
+CLIP_S_MAX = 120.0
+"""A clip is heard in one call of the device, before which live streams wait; so it is bounded more tightly than files."""
+NET_SPEECH_MIN = SAMPLE_RATE_HZ
+NET_SPEECH_GOOD = 5 * SAMPLE_RATE_HZ
+COHESION_LOW = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class HeardVoice:
+    """A clip's length, what was heard in it, and what to know before relying on it."""
+
+    duration_samples: int
+    sample: VoiceSample
+    warnings: tuple[str, ...]
+
+
+class ClipAnalysis:
+    """Decodes clips and hears them."""
+
+    def __init__(self, device: DeviceThread) -> None:
+        self._device = device
+        self._places = asyncio.Semaphore(CLIPS_AT_ONCE)
+        self._waiting = 0
+
+    def __repr__(self) -> str:
+        return f"ClipAnalysis({self._waiting} clips)"
+
+    async def hear(self, data: bytes, *, encoding: int, sample_rate_hz: int, channels: int) -> HeardVoice:
+        """What a clip holds. Raises BadAudio and its like for what cannot be decoded, Overloaded when many wait."""
+        if self._waiting >= CLIPS_WAITING_MAX:
+            raise Overloaded("many clips wait to be heard: try again", retry_after_s=2.0)
+        self._waiting += 1
+        try:
+            async with self._places:
+                samples = await self._decode(data, encoding, sample_rate_hz, channels)
+                if seconds_from_samples(len(samples)) > CLIP_S_MAX:
+                    raise TooLarge(f"the clip is longer than {CLIP_S_MAX:g} s: 5 to 30 s of one person are best")
+                if not len(samples):
+                    raise BadAudio("the clip holds no audio: send at least 1 s of one person speaking")
+                sample = await self._device.call(lambda engine: engine.device.analyze_voice(samples))
+        finally:
+            self._waiting -= 1
+        return HeardVoice(len(samples), sample, _warnings(sample))
+
+    async def _decode(self, data: bytes, encoding: int, sample_rate_hz: int, channels: int) -> FloatArray:
+        if encoding == CONTAINER:
+            return (await adecode(data, limits=CLIP)).samples
+        if len(data) > CLIP.bytes_max:
+            raise TooLarge(f"the clip holds {len(data)} bytes: send at most {CLIP.bytes_max}")
+        return await asyncio.to_thread(_decode_pcm, data, encoding, sample_rate_hz, channels)
+
+
+def require_enrollable(heard: HeardVoice) -> None:
+    """Raises BadAudio unless a clip is fit to enrol one person."""
+    sample = heard.sample
+    if sample.num_speakers == 0 or not sample.net_speech_samples:
+        raise BadAudio("no speech was heard in the clip: record 5 to 30 s of one person speaking")
+    if sample.num_speakers > 1:
+        raise BadAudio(
+            f"{sample.num_speakers} speakers were heard in the clip: cut it down to the one person who is to be enrolled"
+        )
+    if sample.net_speech_samples < NET_SPEECH_MIN:
+        raise BadAudio(
+            f"only {seconds_from_samples(sample.net_speech_samples):.1f} s of clean speech were heard in the clip: "
+            f"at least {seconds_from_samples(NET_SPEECH_MIN):g} s are needed, 5 to 30 s are best"
+        )
+
+
+def _decode_pcm(data: bytes, encoding: int, sample_rate_hz: int, channels: int) -> FloatArray:
+    decoder = PcmDecoder.from_wire(encoding, sample_rate_hz, channels)
+    return np.concatenate([decoder.feed(data), decoder.flush()])
+
+
+def _warnings(sample: VoiceSample) -> tuple[str, ...]:
+    found = []
+    if sample.num_speakers > 1:
+        found.append(f"{sample.num_speakers} speakers were heard; one person is enrolled from a clip of one person")
+    if sample.num_speakers and sample.net_speech_samples < NET_SPEECH_GOOD:
+        found.append(
+            f"{seconds_from_samples(sample.net_speech_samples):.1f} s of clean speech are little: "
+            f"{seconds_from_samples(NET_SPEECH_GOOD):g} s or more make a better voice"
+        )
+    if sample.num_speakers and sample.cohesion < COHESION_LOW:
+        found.append("the clip's parts do not sound alike: there may be noise, or a second voice")
+    return tuple(found)

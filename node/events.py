@@ -1,0 +1,131 @@
+"""What a live stream asks and is told, as dataclasses: the wire translates them, the session makes them.
+
+Positions are samples from the first sample of the stream. Speakers are the session's numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from node.naming import Match, Name
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRequest:
+    """The opening of a stream, checked. voice_ids: empty for every voice of the tenant; checkpoint: empty for none."""
+
+    stream_id: str
+    tenant_id: str
+    ticket: str
+    encoding: int
+    sample_rate_hz: int
+    channels: int
+    latency_samples: int
+    exclusive: bool
+    voice_ids: frozenset[str]
+    num_speakers_max: int
+    checkpoint: bytes
+    provisional: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """No more sound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The stream has a slot."""
+
+    stream_id: str
+    node_id: str
+    latency_samples: int
+    step_samples: int
+    num_voices: int
+    resume_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPiece:
+    """A piece of a turn. sequence: from 1 for final pieces, 0 for provisional ones. name: None for strangers."""
+
+    start_samples: int
+    end_samples: int
+    speaker: int
+    name: Name | None
+    final: bool
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """New final pieces, and all provisional ones that stand."""
+
+    pieces: tuple[TurnPiece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relabel:
+    """A speaker is called something else from since_samples on. shown_as: its number, or that of whom it was found to be."""
+
+    speaker: int
+    name: Name | None
+    shown_as: int
+    since_samples: int
+    match: Match | None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The stream lives."""
+
+    received_samples: int
+    final_samples: int
+    lag_samples: int
+    skipped_windows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Sealed state; sound after position_samples has to be sent again."""
+
+    data: bytes
+    position_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """The node is about to stop. deadline_s: Unix time."""
+
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Degraded:
+    """Names are withheld (True), or are back."""
+
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerSummary:
+    """A speaker of a stream or file, summed up."""
+
+    speaker: int
+    name: Name | None
+    speech_samples: int
+    net_speech_samples: int
+    match: Match | None
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The stream has been told whole."""
+
+    duration_samples: int
+    speakers: tuple[SpeakerSummary, ...]
+    num_final_turns: int
+    skipped_windows: int
+
+
+Event = Opened | Turns | Relabel | Progress | Checkpoint | Draining | Degraded | Closed

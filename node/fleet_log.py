@@ -1,0 +1,214 @@
+"""Enrolments and evictions in the order of the fleet's log, whether pushed one by one or read in a row.
+
+In: commands with positions, and entries of the log. Out: a store that holds what the log says up to the cursor. What
+always holds: changes are applied one at a time and in order, so that the cursor never runs past one that was left out;
+an entry is applied before the cursor tells of it. A standalone node has no log: commands apply as they come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from models.analysis import FloatArray
+from node.lease import Judgement, Lease, Next
+from node.voice_store import VoiceStore
+from runtime.errors import InvalidRequest, SpeakerdError, Stale, Unavailable
+from runtime.logs import get_logger
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a command stands in the log, and for which incarnation of this node it is meant."""
+
+    incarnation: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """A voice to hold. embedding: (D,) unit length; None when there is none of this node's model."""
+
+    tenant_id: str
+    voice_id: str
+    generation: int
+    label: str
+    embedding: FloatArray | None
+    net_speech_samples: int
+
+    def __repr__(self) -> str:
+        return f"Enrolment({self.tenant_id}/{self.voice_id}, generation {self.generation})"
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """A voice to forget."""
+
+    tenant_id: str
+    voice_id: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the log."""
+
+    revision: int
+    change: Enrolment | Eviction
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotBegin:
+    """Forget everything; the enrolments that follow are all there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotEnd:
+    """The snapshot is complete and stands for the log up to a revision."""
+
+    revision: int
+
+
+class LogReader(Protocol):
+    """Reads the log from the control plane."""
+
+    def read(self, incarnation: int, cursor: int) -> AsyncIterator[Entry | SnapshotBegin | SnapshotEnd]:
+        """Everything after a cursor, to the head of the log; an async generator. Raises Unavailable when it breaks off."""
+        ...
+
+
+class FleetLog:
+    """Applies changes to the store. lease and reader: None on a standalone node."""
+
+    def __init__(self, store: VoiceStore, lease: Lease | None, reader: LogReader | None) -> None:
+        self._store = store
+        self._lease = lease
+        self._reader = reader
+        self._order = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"FleetLog({self._lease!r}, {self._store!r})"
+
+    @property
+    def cursor(self) -> int:
+        """All revisions up to it are applied; 0 when standalone."""
+        return self._lease.cursor if self._lease else 0
+
+    @property
+    def incarnation(self) -> int:
+        """The node's incarnation; 0 when standalone."""
+        return self._lease.incarnation if self._lease else 0
+
+    async def enroll(self, change: Enrolment, position: Position | None) -> int:
+        """Hold a voice; the generation held now. Raises Stale for an old generation or another incarnation."""
+
+        async def apply() -> int:
+            return await self._enroll(change)
+
+        applied = await self._command(position, apply)
+        if applied is not None:
+            return applied
+        held = self._store.find(change.tenant_id, change.voice_id)
+        return held.generation if held else change.generation
+
+    async def evict(self, change: Eviction, position: Position | None) -> bool:
+        """Forget a voice; whether it was held."""
+        was_held = self._store.find(change.tenant_id, change.voice_id) is not None
+
+        async def apply() -> bool:
+            return await self._store.evict(change.tenant_id, change.voice_id, change.generation)
+
+        applied = await self._command(position, apply)
+        return was_held if applied is None else applied
+
+    async def sync(self, todo: Next) -> None:
+        """Do what a renewal asked for: read the log to its head, from an empty store if need be."""
+        if todo is Next.NOTHING:
+            return
+        async with self._order:
+            if todo is Next.WIPE_AND_SYNC:
+                await self._store.wipe()
+            await self._read_on()
+
+    async def wipe(self) -> int:
+        """The lease is gone: forget every voice at once, whatever is being applied; how many were held."""
+        return await self._store.wipe()
+
+    async def _command(self, position: Position | None, apply: Callable[[], Awaitable[T]]) -> T | None:
+        """Apply a command in its place; None when it was applied already, here or by reading the log."""
+        if self._lease is None:
+            return await apply()
+        if position is None:
+            raise InvalidRequest("this node belongs to a fleet: commands come from its control plane, with `position`")
+        async with self._order:
+            judgement = self._lease.judge(position.incarnation, position.revision)
+            if judgement is Judgement.SYNC_FIRST:
+                await self._read_on()
+                judgement = self._lease.judge(position.incarnation, position.revision)
+                if judgement is not Judgement.KNOWN:
+                    raise Unavailable("the fleet log does not hold the command yet: send it again", retry_after_s=0.5)
+            if judgement is Judgement.KNOWN:
+                return None
+            result = await apply()
+            self._lease.applied(position.revision)
+            return result
+
+    async def _read_on(self) -> None:
+        lease, reader = self._lease, self._reader
+        assert lease is not None and reader is not None
+        incarnation = lease.incarnation
+        in_snapshot = False
+        async with aclosing(reader.read(incarnation, lease.cursor)) as messages:  # type: ignore[type-var]
+            async for message in messages:
+                if lease.incarnation != incarnation:
+                    raise Unavailable("the lease was lost while the log was read")
+                match message:
+                    case SnapshotBegin():
+                        in_snapshot = True
+                        await self._store.wipe()
+                    case SnapshotEnd():
+                        in_snapshot = False
+                        lease.applied(message.revision)
+                    case Entry():
+                        await self._apply(message.change)
+                        if not in_snapshot:
+                            lease.applied(message.revision)
+        if in_snapshot:
+            raise Unavailable("the snapshot of the fleet log broke off")
+        lease.reconciled()
+
+    async def _apply(self, change: Enrolment | Eviction) -> None:
+        """Apply an entry of the log. One that cannot be is left out loudly: the others must not wait for it."""
+        try:
+            if isinstance(change, Enrolment):
+                await self._enroll(change)
+            else:
+                await self._store.evict(change.tenant_id, change.voice_id, change.generation)
+        except Stale:
+            pass  # the store has seen something newer, pushed to it out of the log's order
+        except SpeakerdError as error:
+            if isinstance(error, Unavailable) or not isinstance(change, Enrolment):
+                raise
+            get_logger().error("log.entry_refused", voice_id=change.voice_id, cause=error.cause.value)
+
+    async def _enroll(self, change: Enrolment) -> int:
+        if change.embedding is None:
+            # Of another model: nothing older of it may go on naming either.
+            held = self._store.find(change.tenant_id, change.voice_id)
+            if held is not None and held.generation < change.generation:
+                await self._store.evict(change.tenant_id, change.voice_id, held.generation)
+            return change.generation
+        voice = await self._store.put(
+            change.tenant_id,
+            change.voice_id,
+            change.generation,
+            change.label,
+            change.embedding,
+            change.net_speech_samples,
+        )
+        return voice.generation

@@ -1,0 +1,132 @@
+"""The incoming side of a live stream: messages become samples, and samples go to the device as fast as it takes them.
+
+In: a peer's messages. Out: 16 kHz samples, pushed into a source, which is ended with them. What always holds: a message
+is read only when the sound of the one before has found its place; nothing that was read is lost when the stream is
+handed over, but for the rest of a container, which cannot be decoded before it is whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Protocol
+
+from models.analysis import FloatArray
+from node import events
+from node.batcher import Source
+from node.enrolment import CONTAINER
+from runtime.errors import BadAudio, InvalidRequest, SpeakerdError, TimedOut, TooLarge
+from runtime.media import adecode_stream
+from runtime.pcm import PcmDecoder
+
+IDLE_S = 30.0
+AUDIO_BYTES_MAX = 1 << 20
+DECODE_ON_LOOP_BYTES_MAX = 64 << 10
+"""Larger chunks are decoded on a thread: the event loop never works longer than a millisecond."""
+
+
+class Peer(Protocol):
+    """The other end of a stream."""
+
+    async def receive(self) -> events.StreamRequest | bytes | events.Finish | None:
+        """The next message; None when the other end sends no more."""
+        ...
+
+    async def send(self, event: events.Event) -> None:
+        """Tell the other end."""
+        ...
+
+
+class Intake:
+    """Reads one stream. is_resumed: it goes on from a checkpoint, so that it may hold no further sound."""
+
+    def __init__(
+        self, request: events.StreamRequest, peer: Peer, source: Source, *, piece_samples: int, is_resumed: bool
+    ) -> None:
+        self._peer = peer
+        self._source = source
+        self._piece_samples = piece_samples
+        self._is_resumed = is_resumed
+        self._decoder = (
+            None
+            if request.encoding == CONTAINER
+            else PcmDecoder.from_wire(request.encoding, request.sample_rate_hz, request.channels)
+        )
+        self._reader: asyncio.Task[None] | None = None
+        self._receiving = False
+        self.handing_over = False
+        self.received_samples = 0
+
+    def __repr__(self) -> str:
+        return f"Intake({self.received_samples} samples received, handing_over={self.handing_over})"
+
+    async def run(self) -> None:
+        """Read until the stream is finished, half-closed or handed over."""
+        self._reader = asyncio.current_task()
+        try:
+            if self._decoder is None:
+                await self._read_container()
+            else:
+                await self._read_samples(self._decoder)
+        except SpeakerdError:
+            if not self.handing_over:
+                raise
+        if not self.received_samples and not self.handing_over and not self._is_resumed:
+            raise BadAudio("the stream holds no audio: send `audio` between `open` and `finish`")
+        self._source.end()
+
+    def hand_over(self) -> None:
+        """Read no more."""
+        self.handing_over = True
+        if self._reader is not None and self._receiving:
+            self._reader.cancel()
+
+    async def _read_samples(self, decoder: PcmDecoder) -> None:
+        async with aclosing(self._messages()) as messages:
+            async for data in messages:
+                if len(data) > DECODE_ON_LOOP_BYTES_MAX:
+                    await self._push(await asyncio.to_thread(decoder.feed, data))
+                else:
+                    await self._push(decoder.feed(data))
+        await self._push(decoder.flush())
+
+    async def _read_container(self) -> None:
+        async with aclosing(self._messages()) as messages, aclosing(adecode_stream(messages)) as blocks:
+            async for block in blocks:
+                await self._push(block)
+
+    async def _messages(self) -> AsyncGenerator[bytes, None]:
+        while not self.handing_over:
+            message = await self._receive()
+            if isinstance(message, events.StreamRequest):
+                raise InvalidRequest("`open` was sent twice: send it once, then `audio`, then `finish`")
+            if not isinstance(message, bytes):
+                return
+            if len(message) > AUDIO_BYTES_MAX:
+                raise TooLarge(
+                    f"an audio message holds {len(message)} bytes: send at most {AUDIO_BYTES_MAX}, 100 ms is best"
+                )
+            yield message
+
+    async def _receive(self) -> events.StreamRequest | bytes | events.Finish | None:
+        self._receiving = True
+        try:
+            async with asyncio.timeout(IDLE_S):
+                return await self._peer.receive()
+        except TimeoutError:
+            raise TimedOut(f"no audio for {IDLE_S:g} s: send audio as it comes, or `finish` when it ends") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self.handing_over or task is None or task.uncancel():
+                raise
+            return None
+        finally:
+            self._receiving = False
+
+    async def _push(self, samples: FloatArray) -> None:
+        # Pieces of a hop keep one large message from overfilling the backlog.
+        for at in range(0, len(samples), self._piece_samples):
+            piece = samples[at : at + self._piece_samples]
+            await self._source.push(piece)
+            self.received_samples += len(piece)

@@ -1,0 +1,47 @@
+"""How loaded a node is, for whoever routes to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from node.batcher import Batcher
+from node.slots import SlotTable
+from node.voice_store import VoiceStore
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A moment's load. lag_p99_s: how late live windows were analysed over the last minute."""
+
+    streams: int
+    streams_max: int
+    files: int
+    files_max: int
+    voices: int
+    queued_windows: int
+    lag_p99_s: float
+
+
+class LoadGauge:
+    """Reads the load off the parts that carry it."""
+
+    def __init__(self, streams: SlotTable, files: SlotTable, store: VoiceStore, batcher: Batcher) -> None:
+        self._streams = streams
+        self._files = files
+        self._store = store
+        self._batcher = batcher
+
+    def __repr__(self) -> str:
+        return f"LoadGauge({self.now()})"
+
+    def now(self) -> Load:
+        """The load at this moment."""
+        return Load(
+            streams=self._streams.num_taken,
+            streams_max=self._streams.count,
+            files=self._files.num_taken,
+            files_max=self._files.count,
+            voices=len(self._store),
+            queued_windows=self._batcher.num_queued,
+            lag_p99_s=self._batcher.lateness_p99_s(),
+        )

@@ -1,0 +1,159 @@
+"""Names for the speakers of one stream: decided step by step, and looked up again at the moment they are said.
+
+In: after each step, its outcome and the session speakers. Out: what to show, and names on request. What always holds: a
+name is given out only while the guard allows it and the store still holds that voice in the generation that was scored,
+asked at the moment of saying it; so nothing names a voice that was evicted, or while the node has no lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.analysis import FloatArray
+from models.live_naming import LiveNaming, NamingOutcome
+from models.naming import NamingParameters, Reason, Verdict, name_speakers
+from models.online import SessionSpeaker, StepOutcome
+from node.voice_store import Voice, VoiceStore
+
+
+class NamingGuard(Protocol):
+    """Whether this node may name anybody now."""
+
+    def allows(self) -> bool:
+        """True while the lease is good, or always on a standalone node."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A decision about one speaker, with what it stands on. Cosines are in [-1, 1], probability in [0, 1]."""
+
+    reason: Reason
+    best: Voice | None
+    probability: float
+    cosine: float
+    runner_up: Voice | None
+    runner_up_cosine: float
+    net_speech_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What a speaker may be called now."""
+
+    voice_id: str
+    label: str
+    probability: float
+
+    def __repr__(self) -> str:
+        return f"Name({self.voice_id})"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose voices are candidates. voice_ids: empty for all of the tenant's."""
+
+    tenant_id: str
+    voice_ids: frozenset[str]
+
+
+async def score(
+    store: VoiceStore, guard: NamingGuard, scope: Scope, speakers: Sequence[SessionSpeaker]
+) -> tuple[FloatArray, list[Voice]]:
+    """Cosines (K, V) of session speakers against the voices in scope now, and those voices."""
+    voices = store.candidates(scope.tenant_id, scope.voice_ids) if guard.allows() else []
+    if not voices or not speakers:
+        return np.zeros((len(speakers), 0), np.float32), []
+    return await store.scores(np.stack([speaker.centroid for speaker in speakers]), voices)
+
+
+def matches(
+    speakers: Sequence[SessionSpeaker], cosines: FloatArray, voices: Sequence[Voice], parameters: NamingParameters
+) -> dict[int, Match]:
+    """The decision on each session speaker, by its index."""
+    verdicts = name_speakers(cosines, np.array([s.clean_samples for s in speakers], np.int64), parameters)
+    return {
+        speaker.index: _match(speaker, verdict, row, voices)
+        for speaker, verdict, row in zip(speakers, verdicts, cosines, strict=True)
+    }
+
+
+class SessionNaming:
+    """The names of one stream's speakers."""
+
+    def __init__(self, store: VoiceStore, guard: NamingGuard, parameters: NamingParameters, scope: Scope) -> None:
+        self._store = store
+        self._guard = guard
+        self._parameters = parameters
+        self._scope = scope
+        self._live = LiveNaming(parameters)
+        self._generations: dict[str, int] = {}  # of the voices that the last step was scored against
+        self._last: tuple[list[SessionSpeaker], FloatArray, list[Voice]] = ([], np.zeros((0, 0), np.float32), [])
+
+    def __repr__(self) -> str:
+        return f"SessionNaming({self._scope.tenant_id}, {self._live!r})"
+
+    @property
+    def num_candidates(self) -> int:
+        """How many voices the stream is matched against now."""
+        return len(self._store.candidates(self._scope.tenant_id, self._scope.voice_ids)) if self._guard.allows() else 0
+
+    async def step(self, outcomes: Sequence[StepOutcome], speakers: Sequence[SessionSpeaker]) -> list[NamingOutcome]:
+        """What to show of steps, with what is known of each speaker after the last of them."""
+        cosines, voices = await score(self._store, self._guard, self._scope, speakers)
+        self._generations = {voice.voice_id: voice.generation for voice in voices}
+        self._last = (list(speakers), cosines, voices)
+        voice_ids = [voice.voice_id for voice in voices]
+        return [self._live.step(outcome, speakers, voice_ids, cosines) for outcome in outcomes]
+
+    def name(self, voice_id: str | None, probability: float) -> Name | None:
+        """What may be said, at this very moment, of a speaker whom a step gave this voice."""
+        if voice_id is None or not self._guard.allows():
+            return None
+        held = self._store.find(self._scope.tenant_id, voice_id)
+        if held is None or held.generation != self._generations.get(voice_id):
+            return None
+        return Name(held.voice_id, held.label, probability)
+
+    def reports(self) -> dict[int, Match]:
+        """The last step's decisions by session speaker; none while the guard forbids, or about voices not held now."""
+        speakers, cosines, voices = self._last
+        if not speakers or not self._guard.allows():
+            return {}
+        found = matches(speakers, cosines, voices, self._parameters)
+        return {index: match for index, match in found.items() if self._is_held(match.best, match.runner_up)}
+
+    def voices(self) -> dict[int, tuple[str | None, float]]:
+        """The voice that each session speaker carries after the last step, and its probability."""
+        return {int(k): (voice, probability) for k, voice, probability in self._live.state()["voices"]}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return self._live.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state()` gave."""
+        self._live.load(state)
+
+    def _is_held(self, *voices: Voice | None) -> bool:
+        return all(voice is None or self._store.find(voice.tenant_id, voice.voice_id) == voice for voice in voices)
+
+
+def _match(speaker: SessionSpeaker, verdict: Verdict, cosines: FloatArray, voices: Sequence[Voice]) -> Match:
+    """A verdict with the voices that it speaks of. cosines: (V,)."""
+    ranked = np.argsort(-cosines)
+    best = verdict.voice if verdict.voice is not None else (int(ranked[0]) if len(ranked) else None)
+    second = next((int(index) for index in ranked if index != best), None)
+    return Match(
+        reason=verdict.reason,
+        best=voices[best] if best is not None else None,
+        probability=verdict.probability,
+        cosine=float(cosines[best]) if best is not None else 0.0,
+        runner_up=voices[second] if second is not None else None,
+        runner_up_cosine=float(cosines[second]) if second is not None else 0.0,
+        net_speech_samples=speaker.clean_samples,
+    )

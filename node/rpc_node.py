@@ -1,0 +1,188 @@
+"""The servicer of speakerd.v1.Node: translates, makes one call, and translates back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from grpc import aio
+
+from node import wire
+from node.access import Access
+from node.engine import Engine
+from node.enrolment import ClipAnalysis, HeardVoice, require_enrollable
+from node.files import FileRuns
+from node.fleet_log import Enrolment, Eviction, FleetLog, Position
+from node.load import LoadGauge
+from node.metrics import NodeMetrics
+from node.standing import Standing
+from node.streams import LiveStreams
+from node.voice_store import VoiceStore
+from runtime.errors import InvalidRequest, SpeakerdError
+from runtime.grpc_server import bearer
+from runtime.units import ms_from_samples, samples_from_ms
+from speakerd import __version__
+from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
+
+INVENTORY_CHUNK = 10_000
+NET_SPEECH_UNKNOWN_MS = 10_000
+
+
+class NodeService(node_pb2_grpc.NodeServicer):
+    """One node's RPCs. drain: begins a drain of so many seconds (None: the node's setting); how many streams run."""
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        engine: Engine,
+        access: Access,
+        standing: Standing,
+        store: VoiceStore,
+        log: FleetLog,
+        clips: ClipAnalysis,
+        streams: LiveStreams,
+        files: FileRuns,
+        load: LoadGauge,
+        drain: Callable[[float | None], int],
+        metrics: NodeMetrics,
+    ) -> None:
+        self._node_id = node_id
+        self._engine = engine
+        self._access = access
+        self._standing = standing
+        self._store = store
+        self._log = log
+        self._clips = clips
+        self._streams = streams
+        self._files = files
+        self._load = load
+        self._drain = drain
+        self._metrics = metrics
+
+    def __repr__(self) -> str:
+        return f"NodeService({self._node_id}, {self._standing!r})"
+
+    async def Enroll(self, request: node_pb2.EnrollRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
+        """Hold a voice."""
+        self._access.require_fleet(bearer(context))
+        try:
+            change, heard = await self._enrolment(request)
+            generation = await self._log.enroll(change, _position(request))
+        except SpeakerdError as error:
+            self._metrics.enroll.labels(error.cause.value).inc()
+            raise
+        self._metrics.enroll.labels("ok").inc()
+        self._metrics.voices_warm.set(len(self._store))
+        return node_pb2.EnrollResponse(
+            generation=generation,
+            cursor=self._log.cursor,
+            incarnation=self._log.incarnation,
+            analysis=wire.voice_analysis(heard) if heard else None,
+        )
+
+    async def Evict(self, request: node_pb2.EvictRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
+        """Forget a voice."""
+        self._access.require_fleet(bearer(context))
+        tenant_id, voice_id = _voice(request.voice)
+        was_held = await self._log.evict(Eviction(tenant_id, voice_id, request.voice.generation), _position(request))
+        self._metrics.evict.labels("erase").inc(int(was_held))
+        self._metrics.voices_warm.set(len(self._store))
+        return node_pb2.EvictResponse(was_held=was_held, cursor=self._log.cursor, incarnation=self._log.incarnation)
+
+    async def Analyze(self, request: node_pb2.AnalyzeRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
+        """What a clip holds."""
+        self._access.require_fleet(bearer(context))
+        heard = await self._hear(request.clip)
+        return node_pb2.AnalyzeResponse(
+            analysis=wire.voice_analysis(heard),
+            voiceprint=wire.voiceprint(heard.sample, self._engine.model) if heard.sample.num_speakers else None,
+        )
+
+    async def Diarize(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # type: ignore[override]  # noqa: N802
+        """A live stream."""
+        await self._streams.serve(wire.GrpcPeer(context), bearer(context))
+
+    async def DiarizeFile(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # type: ignore[override]  # noqa: N802
+        """A recording."""
+        self._access.require_fleet(bearer(context))
+        await self._files.serve(wire.GrpcFilePeer(context))
+
+    async def Inventory(  # type: ignore[override]  # noqa: N802
+        self, request: node_pb2.InventoryRequest, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[node_pb2.InventoryResponse]:
+        """Every voice held."""
+        self._access.require_fleet(bearer(context))
+        tenant_id = request.tenant_id or ("default" if self._standing.lease is None else None)
+        held = self._store.voices(tenant_id)
+        for at in range(0, max(1, len(held)), INVENTORY_CHUNK):
+            yield node_pb2.InventoryResponse(
+                voices=[
+                    common_pb2.VoiceRef(tenant_id=voice.tenant_id, voice_id=voice.voice_id, generation=voice.generation)
+                    for voice in held[at : at + INVENTORY_CHUNK]
+                ],
+                cursor=self._log.cursor,
+                incarnation=self._log.incarnation,
+            )
+
+    async def Describe(self, request: node_pb2.DescribeRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
+        """What this node is."""
+        self._access.require_fleet(bearer(context))
+        grid, lease = self._engine.device.grid, self._standing.lease
+        return node_pb2.DescribeResponse(
+            node_id=self._node_id,
+            incarnation=self._log.incarnation,
+            state=wire.node_state(self._standing.state),
+            standalone=lease is None,
+            version=__version__,
+            bundle=self._engine.bundle,
+            model=self._engine.model,
+            embedding_dim=grid.embedding_dim,
+            device=self._engine.device_name,
+            load=wire.node_load(self._load.now()),
+            window_ms=ms_from_samples(grid.window_samples),
+            step_ms=ms_from_samples(grid.hop_samples),
+            lease_ms=round(lease.remaining_s() * 1000) if lease else 0,
+        )
+
+    async def Drain(self, request: node_pb2.DrainRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
+        """Refuse new streams from now on."""
+        self._access.require_fleet(bearer(context))
+        return node_pb2.DrainResponse(streams=self._drain(request.deadline_ms / 1000 if request.deadline_ms else None))
+
+    async def _enrolment(self, request: node_pb2.EnrollRequest) -> tuple[Enrolment, HeardVoice | None]:
+        tenant_id, voice_id = _voice(request.voice)
+        label = wire.label(request.label, default=voice_id)
+        heard = None
+        match request.WhichOneof("source"):
+            case "voiceprint":
+                embedding = wire.embedding(request.voiceprint, self._engine.model)
+                net_speech_samples = samples_from_ms(request.voiceprint.net_speech_ms or NET_SPEECH_UNKNOWN_MS)
+            case "clip":
+                heard = await self._hear(request.clip)
+                require_enrollable(heard)
+                embedding, net_speech_samples = heard.sample.embedding, heard.sample.net_speech_samples
+            case _:
+                raise InvalidRequest("send a `clip` of the person speaking, or a `voiceprint`")
+        generation = request.voice.generation
+        return Enrolment(tenant_id, voice_id, generation, label, embedding, net_speech_samples), heard
+
+    async def _hear(self, clip: common_pb2.AudioClip) -> HeardVoice:
+        return await self._clips.hear(
+            clip.data,
+            encoding=clip.format.encoding,
+            sample_rate_hz=clip.format.sample_rate_hz,
+            channels=clip.format.channels,
+        )
+
+
+def _voice(voice: common_pb2.VoiceRef) -> tuple[str, str]:
+    """Tenant and voice."""
+    tenant_id = wire.identifier(voice.tenant_id, "voice.tenant_id", default="default")
+    return tenant_id, wire.identifier(voice.voice_id, "voice.voice_id")
+
+
+def _position(request: node_pb2.EnrollRequest | node_pb2.EvictRequest) -> Position | None:
+    if not request.HasField("position"):
+        return None
+    return Position(request.position.incarnation, request.position.revision)

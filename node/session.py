@@ -1,0 +1,291 @@
+"""One live stream: sound comes in, turns with names go out, and the stream can be carried on elsewhere.
+
+In: messages of a peer, through an Intake. Out: events to it. What always holds: results wait in a bounded queue, and a
+client that does not read for WRITE_BOUND_S is cut; names are looked up as a result is written, never before; final turns
+are numbered without gaps, across resumption too; whatever ends the stream, its tasks end with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+
+from models.analysis import FrameGrid, WindowAnalysis
+from models.live_naming import NamedTurn, NamingOutcome, Relabel
+from models.online import OnlineDiarization, StepOutcome
+from node import events
+from node.batcher import Source
+from node.checkpoint import CheckpointSeal, StreamState
+from node.intake import Intake, Peer
+from node.metrics import NodeMetrics
+from node.naming import NamingGuard, SessionNaming
+from runtime.clock import Clock
+from runtime.errors import SpeakerdError, TimedOut, Unavailable
+from runtime.units import seconds_from_samples
+
+WRITE_BOUND_S = 5.0
+TICK_S = 1.0
+EVENTS_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What steps decided, to be put into words when it is written: relabels, then turns with their sequence numbers."""
+
+    relabels: Sequence[Relabel]
+    turns: Sequence[tuple[NamedTurn, int]]
+
+
+class Wake:
+    """Wakes the writer, which has something to say of itself."""
+
+
+class LiveSession:
+    """A stream that holds a slot. Positions count from the start of the stream."""
+
+    def __init__(
+        self,
+        request: events.StreamRequest,
+        peer: Peer,
+        source: Source,
+        online: OnlineDiarization,
+        naming: SessionNaming,
+        *,
+        node_id: str,
+        grid: FrameGrid,
+        resumed: StreamState | None,
+        guard: NamingGuard,
+        seal: CheckpointSeal,
+        steps: Executor,
+        metrics: NodeMetrics,
+        clock: Clock,
+    ) -> None:
+        """resumed: the state of the checkpoint that the stream goes on from; `online` and `naming` hold theirs already."""
+        self._request = request
+        self._peer = peer
+        self._source = source
+        self._online = online
+        self._naming = naming
+        self._node_id = node_id
+        self._grid = grid
+        self._guard = guard
+        self._seal = seal
+        self._steps = steps
+        self._metrics = metrics
+        self._clock = clock
+        self._intake = Intake(request, peer, source, piece_samples=grid.hop_samples, is_resumed=resumed is not None)
+        self._queue: asyncio.Queue[Said | events.Event | Wake | None] = asyncio.Queue(EVENTS_MAX)
+        state = resumed or StreamState()
+        self._base = state.resume_samples(grid)  # where the source's sound begins in the stream
+        self._analysed = state.analysed_samples
+        self._sequence = state.sequence
+        self._speech = dict(state.speech)  # final speech of each speaker shown, samples
+        self._shown_as = dict(state.shown_as)  # speakers found to be another → that one
+        self._numbers = dict(state.numbers)  # session speaker → the number under which it is shown
+        self._final = self._analysed
+        self._drain_deadline_s: float | None = None
+        self.skipped_windows = 0
+
+    def __repr__(self) -> str:
+        return f"LiveSession({self._request.stream_id}, {self._source!r}, {self._sequence} final turns)"
+
+    async def run(self) -> None:
+        """Serve the stream to its end. Raises what went wrong; Unavailable when it was handed over."""
+        await self._send(
+            events.Opened(
+                self._request.stream_id,
+                self._node_id,
+                self._request.latency_samples,
+                self._grid.hop_samples,
+                self._naming.num_candidates,
+                self._base,
+            )
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._intake.run(), name="stream-read")
+                tasks.create_task(self._step(), name="stream-step")
+                tasks.create_task(self._write(), name="stream-write")
+        except BaseExceptionGroup as group:
+            raise _first_error(group) from None
+        if self._intake.handing_over:
+            raise Unavailable("this node is stopping: place the stream again and resume from the last checkpoint")
+
+    def announce_drain(self, deadline_s: float) -> None:
+        """Tell the client that the node is about to stop, by a Unix time."""
+        self._drain_deadline_s = deadline_s
+        if not self._queue.full():
+            self._queue.put_nowait(Wake())
+
+    def hand_over(self) -> None:
+        """Read no more; what was heard becomes final, and the stream ends as UNAVAILABLE."""
+        self._intake.hand_over()
+
+    async def _step(self) -> None:
+        """Analyses become turns with names. Several that came back together are named together."""
+        loop = asyncio.get_running_loop()
+        checkpoint_due_s = self._clock.monotonic_s() + TICK_S
+        while analyses := await self._source.take():
+            placed = [replace(analysis, start_samples=analysis.start_samples + self._base) for analysis in analyses]
+            outcomes = await loop.run_in_executor(self._steps, _step_all, self._online, placed)
+            self._analysed = placed[-1].start_samples + self._grid.window_samples
+            await self._tell(outcomes)
+            if self._clock.monotonic_s() >= checkpoint_due_s:
+                await self._queue.put(await self._checkpoint())
+                checkpoint_due_s = self._clock.monotonic_s() + TICK_S
+        if self._intake.handing_over:
+            await self._queue.put(await self._checkpoint())
+        await self._tell([self._online.finish(self._end)])
+        await self._queue.put(self._summary())
+        await self._queue.put(None)
+
+    @property
+    def _end(self) -> int:
+        return self._base + self._intake.received_samples
+
+    async def _tell(self, outcomes: Sequence[StepOutcome]) -> None:
+        for named in await self._naming.step(outcomes, self._online.session_speakers()):
+            turns = [self._numbered(turn) for turn in named.turns if turn.turn.final or self._request.provisional]
+            self._note(named)
+            if turns or named.relabels or self._request.provisional:
+                await self._queue.put(Said(named.relabels, turns))
+        self._final = outcomes[-1].final_samples
+
+    def _numbered(self, named: NamedTurn) -> tuple[NamedTurn, int]:
+        if not named.turn.final:
+            return named, 0
+        self._sequence += 1
+        speech = named.turn.end_samples - named.turn.start_samples
+        self._speech[named.speaker] = self._speech.get(named.speaker, 0) + speech
+        return named, self._sequence
+
+    def _note(self, named: NamingOutcome) -> None:
+        self._numbers |= {turn.turn.speaker: turn.speaker for turn in named.turns}
+        for relabel in named.relabels:
+            if relabel.shown_as != relabel.speaker:
+                self._shown_as[relabel.speaker] = relabel.shown_as
+
+    async def _checkpoint(self) -> events.Checkpoint:
+        state = StreamState(
+            analysed_samples=self._analysed,
+            sequence=self._sequence,
+            speech=self._speech,
+            shown_as=self._shown_as,
+            numbers=self._numbers,
+            naming=self._naming.state(),
+        )
+        loop = asyncio.get_running_loop()
+        snapshot = await loop.run_in_executor(self._steps, self._online.snapshot)
+        sealed = self._seal.seal(
+            state.to_bytes(snapshot), tenant_id=self._request.tenant_id, stream_id=self._request.stream_id
+        )
+        return events.Checkpoint(sealed, state.resume_samples(self._grid))
+
+    async def _write(self) -> None:
+        tick_s = self._clock.monotonic_s() + TICK_S
+        degraded = drain_told = False
+        while True:
+            item: Said | events.Event | Wake | None = Wake()
+            try:
+                async with asyncio.timeout(max(0.0, tick_s - self._clock.monotonic_s())):
+                    item = await self._queue.get()
+            except TimeoutError:
+                pass
+            if item is None:
+                return
+            if degraded is self._guard.allows():
+                degraded = not degraded
+                await self._send(events.Degraded(degraded))
+            if self._drain_deadline_s is not None and not drain_told:
+                drain_told = True
+                await self._send(events.Draining(self._drain_deadline_s))
+            if isinstance(item, Said):
+                await self._say(item)
+            elif isinstance(item, events.Closed):
+                await self._send(self._described(item))
+            elif not isinstance(item, Wake):
+                await self._send(item)
+            if self._clock.monotonic_s() >= tick_s:
+                tick_s = self._clock.monotonic_s() + TICK_S
+                await self._send(self._progress())
+
+    async def _say(self, said: Said) -> None:
+        """Put what was decided into words, with the names that may be said now."""
+        reports = self._naming.reports() if said.relabels else {}
+        by_number = {number: reports.get(index) for index, number in self._numbers.items()}
+        for relabel in said.relabels:
+            name = self._naming.name(relabel.voice, relabel.probability)
+            match = by_number.get(relabel.shown_as)
+            await self._send(events.Relabel(relabel.speaker, name, relabel.shown_as, relabel.since_samples, match))
+        pieces = tuple(
+            events.TurnPiece(
+                named.turn.start_samples,
+                named.turn.end_samples,
+                named.speaker,
+                self._naming.name(named.voice, named.probability),
+                named.turn.final,
+                sequence,
+            )
+            for named, sequence in said.turns
+        )
+        if pieces or self._request.provisional:
+            await self._send(events.Turns(pieces))
+
+    async def _send(self, event: events.Event) -> None:
+        try:
+            async with asyncio.timeout(WRITE_BOUND_S):
+                await self._peer.send(event)
+        except TimeoutError:
+            raise TimedOut(f"results were not read for {WRITE_BOUND_S:g} s: read while you send") from None
+
+    def _progress(self) -> events.Progress:
+        lag = max(0, self._end - max(self._analysed, self._base))
+        self._metrics.stream_lag_seconds.observe(seconds_from_samples(lag))
+        return events.Progress(self._end, self._final, lag, self.skipped_windows)
+
+    def _summary(self) -> events.Closed:
+        speech: dict[int, int] = {}
+        for number, samples in self._speech.items():
+            root = self._root(number)
+            speech[root] = speech.get(root, 0) + samples
+        net_speech = {
+            self._numbers[speaker.index]: speaker.clean_samples
+            for speaker in self._online.session_speakers()
+            if speaker.index in self._numbers
+        }
+        speakers = tuple(
+            events.SpeakerSummary(number, None, samples, min(samples, net_speech.get(number, 0)), None)
+            for number, samples in sorted(speech.items())
+        )
+        return events.Closed(self._end, speakers, self._sequence, self.skipped_windows)
+
+    def _described(self, closed: events.Closed) -> events.Closed:
+        """The summary with the names that may be said now."""
+        reports = self._naming.reports()
+        voices = self._naming.voices()
+        by_number = {number: index for index, number in self._numbers.items() if number not in self._shown_as}
+        speakers = []
+        for speaker in closed.speakers:
+            index = by_number.get(speaker.speaker, -1)
+            name = self._naming.name(*voices.get(index, (None, 0.0)))
+            speakers.append(replace(speaker, name=name, match=reports.get(index)))
+        return replace(closed, speakers=tuple(speakers))
+
+    def _root(self, number: int) -> int:
+        while number in self._shown_as:
+            number = self._shown_as[number]
+        return number
+
+
+def _step_all(online: OnlineDiarization, analyses: Sequence[WindowAnalysis]) -> list[StepOutcome]:
+    return [online.step(analysis) for analysis in analyses]
+
+
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended the stream: what we know the cause of, before what we do not."""
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves += [_first_error(error)] if isinstance(error, BaseExceptionGroup) else [error]
+    return next((error for error in leaves if isinstance(error, SpeakerdError)), leaves[0])

@@ -1,0 +1,219 @@
+"""The voices that this node holds: who owns which row of the gallery on the device, under which generation and label.
+
+In: enrolments and evictions, each with a generation. Out: candidates of a tenant, and their scores. What always holds: a
+voice that is forgotten cannot be named from the moment `evict` or `wipe` is called, and its row is zeroed on the device
+before they return; a row is given to another voice only after it was zeroed; an older generation never replaces a newer
+one, nor an eviction; and nothing of one tenant is seen in the name of another. Labels live here, in memory, alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from models.analysis import FloatArray
+from node.device_thread import DeviceThread
+from runtime.errors import InvalidRequest, Stale
+from runtime.voice_digest import VoiceDigest
+
+TOMBSTONES_MAX = 10_000
+"""Evicted generations remembered, so that a late enrolment of one is refused. A fleet's log orders them anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A voice that is held. row: its place in the gallery. net_speech_samples: clean speech that its print stands on."""
+
+    tenant_id: str
+    voice_id: str
+    generation: int
+    label: str
+    row: int
+    net_speech_samples: int
+
+    def __repr__(self) -> str:
+        return f"Voice({self.tenant_id}/{self.voice_id}, generation {self.generation}, row {self.row})"
+
+
+class VoiceStore:
+    """Voices by tenant, and rows of the gallery. Changes are made one after another."""
+
+    def __init__(self, device: DeviceThread, *, embedding_dim: int) -> None:
+        self._device = device
+        self._embedding_dim = embedding_dim
+        self._tenants: dict[str, dict[str, Voice]] = {}
+        self._free_rows: list[int] = []
+        self._num_rows = 0
+        self._digest = VoiceDigest()
+        self._tombstones: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._order = asyncio.Lock()
+        self._acts: set[asyncio.Task[Any]] = set()
+        self._epoch = 0  # grows with each wipe
+        self.revision = 0
+        """Grows with every change, so that what was derived from the store can be told to be old."""
+
+    def __repr__(self) -> str:
+        return f"VoiceStore({len(self)} voices of {len(self._tenants)} tenants, {self._num_rows} rows)"
+
+    def __len__(self) -> int:
+        return sum(len(voices) for voices in self._tenants.values())
+
+    def digest(self) -> bytes:
+        """32 bytes that tell what is held (runtime.voice_digest)."""
+        return self._digest.value()
+
+    def voices(self, tenant_id: str | None = None) -> list[Voice]:
+        """Every voice of a tenant, or of all."""
+        if tenant_id is not None:
+            return list(self._tenants.get(tenant_id, {}).values())
+        return [voice for voices in self._tenants.values() for voice in voices.values()]
+
+    def candidates(self, tenant_id: str, allowed: frozenset[str]) -> list[Voice]:
+        """The voices of a tenant that may be named; allowed: empty for all of them."""
+        voices = self._tenants.get(tenant_id, {})
+        if not allowed:
+            return list(voices.values())
+        return [voices[voice_id] for voice_id in sorted(allowed & voices.keys())]
+
+    def find(self, tenant_id: str, voice_id: str) -> Voice | None:
+        """The voice as it is held now."""
+        return self._tenants.get(tenant_id, {}).get(voice_id)
+
+    async def put(
+        self, tenant_id: str, voice_id: str, generation: int, label: str, embedding: FloatArray, net_speech_samples: int
+    ) -> Voice:
+        """Hold a voice. generation 0 takes the next one. Repeating a generation changes nothing.
+
+        embedding: (D,) float32, unit length. Raises InvalidRequest for another shape or length, Stale for a generation
+        older than what was held or evicted.
+        """
+        _check(embedding, self._embedding_dim)
+        return await self._act(
+            self._put(tenant_id, voice_id, generation, label, embedding.astype(np.float32), net_speech_samples)
+        )
+
+    async def evict(self, tenant_id: str, voice_id: str, generation: int) -> bool:
+        """Forget a voice; whether it was held. generation 0 means whichever is held.
+
+        Raises Stale when what is held is newer than the generation to forget.
+        """
+        held = self.find(tenant_id, voice_id)
+        if held is not None and generation and held.generation > generation:
+            raise Stale(f"generation {held.generation} of this voice is held, newer than {generation}")
+        # Unnamed before anything is awaited: whatever the device is doing, nothing says the name from here on.
+        if held is not None:
+            self._unname(held)
+        self._bury(tenant_id, voice_id, max(generation, held.generation if held else 0))
+        if held is not None:
+            await self._act(self._zero([held.row]))
+        return held is not None
+
+    async def wipe(self) -> int:
+        """Forget every voice, and tombstones too; how many were held."""
+        held = self.voices()
+        self._epoch += 1
+        for voice in held:
+            self._unname(voice)
+        self._tombstones.clear()
+        await self._act(self._zero([voice.row for voice in held]))
+        return len(held)
+
+    async def scores(self, queries: FloatArray, voices: list[Voice]) -> tuple[FloatArray, list[Voice]]:
+        """Cosines (Q, V) of (Q, D) unit queries, and the voices of the columns: those that are still held as they were.
+
+        A row may have changed hands while the call waited; a column of which that is so is left out.
+        """
+        rows = np.array([voice.row for voice in voices], np.int64)
+        found = await self._device.call(lambda engine: engine.gallery.scores(queries, rows))
+        kept = [index for index, voice in enumerate(voices) if self.find(voice.tenant_id, voice.voice_id) == voice]
+        return found[:, kept], [voices[index] for index in kept]
+
+    async def _put(
+        self, tenant_id: str, voice_id: str, generation: int, label: str, embedding: FloatArray, net_speech_samples: int
+    ) -> Voice:
+        epoch = self._epoch
+        async with self._order:
+            newest = self._newest(tenant_id, voice_id)
+            generation = generation or newest + 1
+            held = self.find(tenant_id, voice_id)
+            if held is not None and generation == held.generation:
+                return held
+            self._refuse_old(generation, newest, epoch)
+            row = self._take_row()
+            await self._device.call(lambda engine: engine.gallery.put(row, embedding))
+            try:
+                # Again: an eviction, or the loss of the lease, may have come while the row was written.
+                self._refuse_old(generation, self._newest(tenant_id, voice_id), epoch)
+            except Stale:
+                await self._zero_rows([row])
+                raise
+            held = self.find(tenant_id, voice_id)
+            if held is not None:
+                self._unname(held)
+            voice = Voice(tenant_id, voice_id, generation, label, row, net_speech_samples)
+            self._tenants.setdefault(tenant_id, {})[voice_id] = voice
+            self._digest.add(tenant_id, voice_id, generation)
+            self.revision += 1
+            if held is not None:
+                await self._zero_rows([held.row])
+            return voice
+
+    def _newest(self, tenant_id: str, voice_id: str) -> int:
+        held = self.find(tenant_id, voice_id)
+        return max(held.generation if held else 0, self._tombstones.get((tenant_id, voice_id), 0))
+
+    def _refuse_old(self, generation: int, newest: int, epoch: int) -> None:
+        if generation <= newest:
+            raise Stale(f"generation {generation} of this voice is not newer than {newest}, which this node has seen")
+        if epoch != self._epoch:
+            raise Stale("this node forgot all voices while this one was enrolled: enrol it again")
+
+    async def _zero(self, rows: list[int]) -> None:
+        async with self._order:
+            await self._zero_rows(rows)
+
+    async def _zero_rows(self, rows: list[int]) -> None:
+        if rows:
+            await self._device.call(lambda engine: engine.gallery.zero(rows))
+            self._free_rows.extend(rows)
+
+    async def _act(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a change to its end, even if its caller goes away half-way."""
+        act = asyncio.create_task(work, name="voice-store")
+        self._acts.add(act)
+        act.add_done_callback(self._acts.discard)
+        return await asyncio.shield(act)
+
+    def _unname(self, voice: Voice) -> None:
+        voices = self._tenants[voice.tenant_id]
+        del voices[voice.voice_id]
+        if not voices:
+            del self._tenants[voice.tenant_id]
+        self._digest.remove(voice.tenant_id, voice.voice_id, voice.generation)
+        self.revision += 1
+
+    def _bury(self, tenant_id: str, voice_id: str, generation: int) -> None:
+        if not generation:
+            return
+        self._tombstones[tenant_id, voice_id] = max(generation, self._tombstones.pop((tenant_id, voice_id), 0))
+        while len(self._tombstones) > TOMBSTONES_MAX:
+            self._tombstones.popitem(last=False)
+
+    def _take_row(self) -> int:
+        if self._free_rows:
+            return self._free_rows.pop()
+        self._num_rows += 1
+        return self._num_rows - 1
+
+
+def _check(embedding: FloatArray, embedding_dim: int) -> None:
+    if embedding.shape != (embedding_dim,):
+        raise InvalidRequest(f"the voiceprint has {embedding.size} floats, this node's model takes {embedding_dim}")
+    length = float(np.linalg.norm(embedding))
+    if not np.isfinite(length) or abs(length - 1.0) > 1e-2:
+        raise InvalidRequest("the voiceprint is not of unit length: send it as Analyze gave it")

@@ -1,0 +1,165 @@
+"""A real node process, a real client, and voices made of tones, which the null engine tells apart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from grpc import aio
+
+from runtime.grpc_server import open_channel
+from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RATE = 16_000
+CHUNK_BYTES = 3_200  # 100 ms
+
+
+def tones(seconds: float, *frequencies: float) -> np.ndarray:
+    """A voice to the null engine: (N,) float32."""
+    at = np.arange(round(seconds * RATE)) / RATE
+    mixed = np.sum([np.sin(2 * np.pi * frequency * at) for frequency in frequencies], axis=0)
+    return (0.3 * mixed / len(frequencies)).astype(np.float32)
+
+
+def pcm(samples: np.ndarray) -> bytes:
+    return (samples * 32767).astype("<i2").tobytes()
+
+
+ADA = (300.0, 900.0, 2100.0)
+BOB = (500.0, 1500.0, 3300.0)
+
+
+class RunningNode:
+    """A node process that serves, and a stub to it."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, address: str, metrics: str, stub: node_pb2_grpc.NodeAsyncStub
+    ):
+        self.process = process
+        self.address = address
+        self.metrics = metrics
+        self.stub = stub
+
+    async def enroll(self, voice_id: str, label: str, samples: np.ndarray, *, tenant_id: str = "") -> None:
+        await self.stub.Enroll(
+            node_pb2.EnrollRequest(
+                voice=common_pb2.VoiceRef(voice_id=voice_id, tenant_id=tenant_id),
+                label=label,
+                clip=common_pb2.AudioClip(data=pcm(samples)),
+            )
+        )
+
+    async def diarize(self, samples: np.ndarray, **options: object) -> "Heard":
+        heard = Heard()
+        call = self.stub.Diarize(requests(pcm(samples), **options))
+        async for response in call:
+            heard.take(response)
+        return heard
+
+    async def is_alive(self) -> bool:
+        described = await self.stub.Describe(node_pb2.DescribeRequest(), timeout=5)
+        return self.process.returncode is None and described.state == node_pb2.NODE_STATE_SERVING
+
+    async def metric(self, name: str) -> float:
+        host, port = self.metrics.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        text = (await reader.read()).decode()
+        writer.close()
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name)
+
+    async def terminate(self) -> int:
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), 30)
+
+
+class Heard:
+    """What a stream told."""
+
+    def __init__(self) -> None:
+        self.opened: node_pb2.StreamOpened | None = None
+        self.turns: list[common_pb2.Turn] = []
+        self.provisional: list[common_pb2.Turn] = []
+        self.relabels: list[node_pb2.Relabel] = []
+        self.progress: list[node_pb2.Progress] = []
+        self.checkpoints: list[node_pb2.Checkpoint] = []
+        self.draining: list[node_pb2.Draining] = []
+        self.degraded: list[node_pb2.Degraded] = []
+        self.closed: node_pb2.StreamClosed | None = None
+
+    def take(self, response: node_pb2.DiarizeResponse) -> None:
+        kind = response.WhichOneof("message")
+        assert kind is not None
+        if kind in ("opened", "closed"):
+            assert getattr(self, kind) is None
+            setattr(self, kind, getattr(response, kind))
+        elif kind == "turns":
+            for turn in response.turns.turns:
+                (self.turns if turn.state == common_pb2.Turn.STATE_FINAL else self.provisional).append(turn)
+        elif kind == "relabel":
+            self.relabels.append(response.relabel)
+        elif kind == "checkpoint":
+            self.checkpoints.append(response.checkpoint)
+        else:
+            getattr(self, kind).append(getattr(response, kind))
+
+    @property
+    def names(self) -> set[str]:
+        """Every label and voice id that was said at all."""
+        said = [*self.turns, *self.provisional, *self.relabels, *(self.closed.speakers if self.closed else ())]
+        return {one.label for one in said} | {one.voice_id for one in said if one.voice_id}
+
+    def speech_s(self, speaker: str) -> float:
+        return sum(turn.end_ms - turn.start_ms for turn in self.turns if turn.speaker == speaker) / 1000
+
+
+async def requests(data: bytes, *, pace_s: float = 0.0, **options: object) -> AsyncIterator[node_pb2.DiarizeRequest]:
+    yield node_pb2.DiarizeRequest(open=node_pb2.StreamOpen(**options))  # type: ignore[arg-type]
+    for at in range(0, len(data), CHUNK_BYTES):
+        yield node_pb2.DiarizeRequest(audio=data[at : at + CHUNK_BYTES])
+        if pace_s:
+            await asyncio.sleep(pace_s)
+    yield node_pb2.DiarizeRequest(finish=node_pb2.StreamFinish())
+
+
+@asynccontextmanager
+async def running_node(*flags: str, log: Path) -> AsyncIterator[RunningNode]:
+    """A node with these flags; stopped when the context ends."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("ab") as errors:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "node", *flags),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+        )
+    try:
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+        assert line.startswith("ready grpc="), log.read_text()
+        fields = dict(part.split("=", 1) for part in line.split()[1:])
+        async with open_channel(fields["grpc"]) as channel:
+            stub: node_pb2_grpc.NodeAsyncStub = node_pb2_grpc.NodeStub(channel)  # type: ignore[assignment]
+            yield RunningNode(process, fields["grpc"], fields["metrics"], stub)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.fixture
+async def null_node(tmp_path: Path) -> AsyncIterator[RunningNode]:
+    """A standalone node with the null engine and two slots."""
+    flags = ("--standalone", "--device", "null", "--streams-max", "2", "--drain-s", "1")
+    async with running_node(*flags, log=tmp_path / "node.log") as node:
+        yield node
