@@ -55,9 +55,9 @@ def doctor(data: DataOption = None, as_json: JsonFlag = False) -> None:
     out = Output(as_json=as_json)
     folder = data_folder(data)
     checks: list[Check] = []
-    for check in (_python, _packages, _engine, _redis, lambda: _disk(folder), lambda: _ports(folder), _clock):
-        with out.working("looking"):
-            checks += list(_guarded(check))
+    with out.working("looking"):
+        for check in (_python, _packages, _engine, _redis, lambda: _disk(folder), lambda: _ports(folder), _clock):
+            checks += _guarded(check)
     bad = any(check.verdict == Verdict.BAD.value for check in checks)
     out.result({"ok": not bad, "checks": [asdict(check) for check in checks]})
     colours = {"ok": "green", "note": "yellow", "bad": "red"}

@@ -23,7 +23,7 @@ GAP_MS = 100
 
 @dataclass(frozen=True, slots=True)
 class SampleConversation:
-    """The conversation, cut: a wav of each person alone, a wav of the second half, and who speaks in that half, by name."""
+    """The conversation, cut: a wav of each person alone, a wav of the second half, and who speaks in it, by name."""
 
     enrolment: dict[str, Path]
     rest: Path
