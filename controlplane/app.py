@@ -1,0 +1,187 @@
+"""Builds the control plane: every object is made here and handed on.
+
+`ControlPlane` opens the data folder, the database and Redis as the daemon starts, serves gRPC, runs the workers, and
+closes everything in reverse. The HTTP edge is a part of its own, found by the shell, that is given `ControlPlane`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from grpc import aio
+from grpc_health.v1 import health
+
+from controlplane.blobs import Blobs
+from controlplane.completion import Completion
+from controlplane.config import ControlPlaneSettings
+from controlplane.database.engine import Database, open_database
+from controlplane.embedded_redis import EmbeddedRedis
+from controlplane.enrolment import Enrolment
+from controlplane.erasure import Erasures
+from controlplane.fleet import Fleet
+from controlplane.identity import Identity, ensure_admin, new_fleet_key
+from controlplane.intake import Intake
+from controlplane.keys import KeyRing
+from controlplane.metrics import Metrics, declare
+from controlplane.nodes import Nodes
+from controlplane.orphans import sweep_orphans
+from controlplane.placement import Placing
+from controlplane.registry import Registry
+from controlplane.relay import Relay
+from controlplane.rpc_fleet import FleetServicer
+from controlplane.rpc_jobs import JobsServicer
+from controlplane.rpc_people import PeopleServicer
+from controlplane.rpc_streams import StreamsServicer
+from controlplane.secret_files import prepare_data_folder, read_or_make_bytes, read_or_make_text
+from controlplane.voices import Voices
+from runtime.clock import Clock
+from runtime.grpc_server import add_health_and_reflection, bind, new_server, set_ready
+from runtime.lifecycle import Part, Tasks
+from runtime.metrics import registry as metrics_registry
+from speakerd.v1 import fleet_pb2_grpc, jobs_pb2_grpc, people_pb2_grpc, streams_pb2_grpc
+
+SERVICES = ("speakerd.v1.People", "speakerd.v1.Streams", "speakerd.v1.Jobs", "speakerd.v1.Fleet")
+
+
+class HttpPart(Part, Protocol):
+    """The edge, as the shell sees it."""
+
+    @property
+    def url(self) -> str:
+        """Where it listens, once it has started: http://HOST:PORT."""
+        ...
+
+
+HttpBuilder = Callable[["ControlPlane"], HttpPart]
+"""What an entry point of the group `speakerd.http` is: makes the HTTP part over a control plane."""
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """The use cases, once the control plane has started."""
+
+    database: Database
+    identity: Identity
+    registry: Registry
+    nodes: Nodes
+    fleet: Fleet
+    library: Voices
+    enrolment: Enrolment
+    erasures: Erasures
+    completion: Completion
+    placing: Placing
+    relay: Relay
+    blobs: Blobs
+
+
+class ControlPlane:
+    """The daemon without its HTTP side; a part of the lifecycle."""
+
+    def __init__(self, settings: ControlPlaneSettings, clock: Clock) -> None:
+        self.settings = settings
+        self.metrics: Metrics = declare(metrics_registry())
+        self.grpc_address = ""
+        self.draining = False
+        self._clock = clock
+        self._core: Core | None = None
+        self._redis: EmbeddedRedis | None = None
+        self._server: aio.Server | None = None
+        self._health: health.aio.HealthServicer | None = None
+
+    def __repr__(self) -> str:
+        return f"ControlPlane(grpc={self.grpc_address!r}, started={self._core is not None})"
+
+    @property
+    def core(self) -> Core:
+        """The use cases."""
+        assert self._core is not None, "asked before the control plane has started"
+        return self._core
+
+    async def start(self, tasks: Tasks) -> None:
+        """Open everything, then the port: what is served is ready."""
+        settings = self.settings
+        prepare_data_folder(settings.data)
+        keys = KeyRing(read_or_make_bytes(settings.data / "kek.key"))
+        fleet_key = read_or_make_text(settings.data / "fleet.key", new_fleet_key)
+        ticket_key = Ed25519PrivateKey.from_private_bytes(read_or_make_bytes(settings.data / "ticket.key"))
+        database = await open_database(settings.resolved_database_url(), self._clock, lease_s=settings.lease_s)
+        redis_url = settings.redis_url
+        if redis_url is None:
+            self._redis = EmbeddedRedis(settings.data / "redis")
+            redis_url = self._redis.url
+        registry = Registry(redis_url, self._clock, self.metrics)
+        self._core = self._build(database, registry, keys, fleet_key, ticket_key)
+        await ensure_admin(database, settings.data / "admin.key", self._clock)
+        if self._redis is not None:
+            await self._redis.start(tasks)
+        await sweep_orphans(database, self._core.blobs, self._clock)
+        tasks.spawn("fleet.reconcile", self._core.fleet.reconcile())
+        tasks.spawn("voices.complete", self._core.completion.run())
+        tasks.spawn("erasures.prove", self._core.erasures.run())
+        public_key = ticket_key.public_key().public_bytes_raw()
+        await self._serve(self._core, public_key)
+
+    async def drain(self, deadline_s: float) -> None:
+        """Refuse new calls and let those that run end."""
+        self.draining = True
+        if self._health is not None:
+            await set_ready(self._health, SERVICES, ready=False)
+        if self._server is not None:
+            await self._server.stop(deadline_s)
+
+    async def stop(self) -> None:
+        """Close everything that was opened."""
+        if self._server is not None:
+            await self._server.stop(0)
+        if self._core is not None:
+            await self._core.nodes.close()
+            await self._core.registry.close()
+        if self._redis is not None:
+            await self._redis.stop()
+        if self._core is not None:
+            await self._core.database.close()
+
+    def _build(
+        self, database: Database, registry: Registry, keys: KeyRing, fleet_key: str, ticket_key: Ed25519PrivateKey
+    ) -> Core:
+        settings, clock, metrics = self.settings, self._clock, self.metrics
+        blobs = Blobs(settings.data / "blobs")
+        nodes = Nodes(
+            fleet_key, push_timeout_s=settings.push_timeout_s, analyze_timeout_s=settings.analyze_timeout_s
+        )
+        fleet = Fleet(settings, database, keys, registry, clock, metrics, nodes.incarnation_at)
+        library = Voices(database, keys, fleet, nodes)
+        intake = Intake(fleet, nodes)
+        return Core(
+            database=database,
+            identity=Identity(database, fleet_key),
+            registry=registry,
+            nodes=nodes,
+            fleet=fleet,
+            library=library,
+            enrolment=Enrolment(database, keys, blobs, intake, library, clock, metrics),
+            erasures=Erasures(database, keys, blobs, fleet, nodes, clock, metrics),
+            completion=Completion(database, keys, blobs, fleet, intake, library, clock),
+            placing=Placing(settings, database, registry, ticket_key, clock, metrics),
+            relay=Relay(fleet, nodes, library),
+            blobs=blobs,
+        )
+
+    async def _serve(self, core: Core, ticket_public_key: bytes) -> None:
+        server = self._server = new_server()
+        people = PeopleServicer(core.identity, core.library, core.enrolment, core.erasures, core.relay)
+        people_pb2_grpc.add_PeopleServicer_to_server(people, server)
+        streams_pb2_grpc.add_StreamsServicer_to_server(StreamsServicer(core.identity, core.placing), server)
+        jobs_pb2_grpc.add_JobsServicer_to_server(JobsServicer(core.identity, core.relay), server)
+        fleet = FleetServicer(core.identity, core.fleet, (ticket_public_key,))
+        fleet_pb2_grpc.add_FleetServicer_to_server(fleet, server)
+        self._health = add_health_and_reflection(server, SERVICES)
+        address = self.settings.grpc
+        port = bind(server, address, insecure=self.settings.insecure)
+        self.grpc_address = f"{address.rpartition(':')[0]}:{port}"
+        await server.start()
+        await set_ready(self._health, SERVICES, ready=True)
+

@@ -1,0 +1,92 @@
+"""`speakerd controlplane`: reads the settings, builds the daemon, runs it until a signal.
+
+Prints one line on stdout when it serves, `ready http=http://HOST:PORT grpc=HOST:PORT`; logs go to stderr. The edge
+stands above this package and is therefore found by its entry point, not imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controlplane.app import ControlPlane, HttpBuilder
+from controlplane.config import ControlPlaneSettings
+from runtime import logs
+from runtime.clock import SystemClock
+from runtime.config import load
+from runtime.errors import SpeakerdError, Unavailable
+from runtime.lifecycle import run_daemon
+
+HTTP_GROUP = "speakerd.http"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("controlplane", help="Run the control plane: voices, consent, erasure, fleet, placement.")(controlplane)
+
+
+def controlplane(
+    data: Annotated[Path | None, typer.Option(help="Folder of keys, database, recordings and Redis.")] = None,
+    grpc: Annotated[str | None, typer.Option(help="HOST:PORT of gRPC; port 0 takes a free one.")] = None,
+    http: Annotated[str | None, typer.Option(help="HOST:PORT of HTTP; port 0 takes a free one.")] = None,
+    database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL. Default: SQLite in the data folder.")] = None,
+    redis_url: Annotated[str | None, typer.Option(help="Redis. Default: REDIS_URL, else one of our own.")] = None,
+    drain_s: Annotated[float | None, typer.Option(help="How long to let calls end on SIGTERM.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Allow plain text beyond this machine.", show_default=False)
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with a [controlplane] section.")] = None,
+) -> None:
+    """Run until SIGTERM or SIGINT."""
+    flags = {
+        "data": data,
+        "grpc": grpc,
+        "http": http,
+        "database_url": database_url,
+        "redis_url": redis_url,
+        "drain_s": drain_s,
+        "insecure": insecure,
+        "log_level": log_level,
+    }
+    try:
+        settings = load(ControlPlaneSettings, section="controlplane", file=config, flags=flags)
+        logs.configure(settings.log_level, service="controlplane")
+        code = _run(settings)
+    except SpeakerdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    raise typer.Exit(code)
+
+
+def find_http() -> HttpBuilder:
+    """The installed edge. Raises Unavailable when there is none."""
+    for point in entry_points(group=HTTP_GROUP):
+        builder: HttpBuilder = point.load()
+        return builder
+    raise Unavailable("no HTTP edge is installed: pip install speakerd[controlplane]")
+
+
+def _run(settings: ControlPlaneSettings) -> int:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(serve(settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(settings))
+
+
+async def serve(settings: ControlPlaneSettings) -> int:
+    """Run the daemon; its exit code."""
+    plane = ControlPlane(settings, SystemClock())
+    edge = find_http()(plane)
+
+    def ready() -> None:
+        print(f"ready http={edge.url} grpc={plane.grpc_address}", flush=True)
+
+    return await run_daemon([plane, edge], drain_s=settings.drain_s, ready=ready)

@@ -1,0 +1,214 @@
+"""Voices that wait for a voiceprint, and the worker that makes it when a node can.
+
+Two cases, one way: a voice that was enrolled while no node was online, and a voice that has no voiceprint of the model
+of a node that is. The kept recordings are decoded and listened to again; what is unfit ends as failed, its recordings
+deleted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Table, and_, delete, exists, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from controlplane import audit
+from controlplane.blobs import Blobs
+from controlplane.database.engine import Database
+from controlplane.database.schema import data_keys, samples, voiceprints, voices
+from controlplane.enrolment import place_voiceprint
+from controlplane.fleet import Fleet
+from controlplane.holdings import LIVE_STATES
+from controlplane.intake import Clip, Intake, judge
+from controlplane.keys import KeyRing, VoiceAddress
+from controlplane.nodes import Analysis
+from controlplane.pulse import wait_s
+from controlplane.voices import Voices
+from runtime.clock import Clock
+from runtime.errors import Cause, SpeakerdError
+from runtime.logs import get_logger
+
+PAGE_VOICES = 100
+IDLE_S = 30.0
+RETRY_S = 5.0
+UNFIT = (Cause.BAD_AUDIO, Cause.TOO_LARGE, Cause.UNSUPPORTED_MEDIA, Cause.INVALID)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    voice: VoiceAddress
+    generation: int
+    revision: int
+
+
+class Completion:
+    """The worker."""
+
+    def __init__(
+        self,
+        database: Database,
+        keys: KeyRing,
+        blobs: Blobs,
+        fleet: Fleet,
+        intake: Intake,
+        library: Voices,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._blobs = blobs
+        self._fleet = fleet
+        self._intake = intake
+        self._library = library
+        self._clock = clock
+        # Good for one model's ears and not for another's: not tried again until this process starts anew.
+        self._unfit: set[tuple[_Waiting, str]] = set()
+
+    def __repr__(self) -> str:
+        return "Completion()"
+
+    async def run(self) -> None:
+        """Work for ever: whenever the fleet changes, see whether a voice can be completed."""
+        known: frozenset[str] = frozenset()
+        while True:
+            woken = self._fleet.changed.next()
+            models = frozenset(lease.model for lease in await self._fleet.serving())
+            all_done = True
+            for model in models:
+                all_done = await self._complete_for(model) and all_done
+            if not all_done:
+                await wait_s(woken, RETRY_S)
+            elif models == known:
+                await wait_s(woken, IDLE_S)
+            known = models
+
+    async def _complete_for(self, model: str) -> bool:
+        """Make voiceprints of a model; whether nothing is left to do."""
+        async with self._database.read() as connection:
+            found = await _waiting(connection, model)
+        done = len(found) < PAGE_VOICES
+        for item in found:
+            if (item, model) in self._unfit:
+                continue
+            try:
+                done = await self._complete(item, model) and done
+            except SpeakerdError as error:
+                get_logger().warning("voice.incomplete", voice_id=item.voice.voice_id, cause=error.cause.value)
+                done = False
+        return done
+
+    async def _complete(self, item: _Waiting, model: str) -> bool:
+        """Whether there is nothing left to do for this voice and model."""
+        try:
+            analysis = await self._intake.analyze(await self._intake.listen(await self._clips(item)), model)
+            if analysis is None:
+                return False
+            judge(analysis)
+        except SpeakerdError as error:
+            if error.cause not in UNFIT:
+                raise
+            if item.revision > 0:
+                self._unfit.add((item, model))
+            else:
+                await self._fail(item, str(error))
+            return True
+        if await self._place(item, analysis):
+            await self._library.spread(item.voice)
+        return True
+
+    async def _clips(self, item: _Waiting) -> list[Clip]:
+        async with self._database.read() as connection:
+            wrapped = (await connection.execute(select(data_keys.c.wrapped).where(*_is(data_keys, item)))).scalar_one()
+            rows = (
+                await connection.execute(
+                    select(samples)
+                    .where(*_is(samples, item), samples.c.generation == item.generation)
+                    .order_by(samples.c.clip)
+                )
+            ).all()
+        key = self._keys.open(item.voice, bytes(wrapped))
+        clips = []
+        for row in rows:
+            ciphertext = await self._blobs.get(row.blob_key)
+            if ciphertext is None:
+                raise SpeakerdError("a kept recording is missing from the store")
+            data = key.decrypt(ciphertext, "sample", item.generation, row.clip)
+            clips.append(Clip(data, row.encoding, row.sample_rate_hz, row.channels))
+        return clips
+
+    async def _place(self, item: _Waiting, analysis: Analysis) -> bool:
+        """Keep the voiceprint, unless the voice has changed since it was read."""
+        async with self._database.write() as connection:
+            if not await _is_as_it_was(connection, item):
+                return False
+            wrapped = (await connection.execute(select(data_keys.c.wrapped).where(*_is(data_keys, item)))).scalar_one()
+            await place_voiceprint(
+                connection,
+                item.voice,
+                item.generation,
+                analysis,
+                self._keys.open(item.voice, bytes(wrapped)),
+                now_lease_s=await self._database.lease_now_s(connection),
+                now_wall_s=self._clock.wall_s(),
+            )
+        return True
+
+    async def _fail(self, item: _Waiting, reason: str) -> None:
+        async with self._database.write() as connection:
+            if not await _is_as_it_was(connection, item):
+                return
+            found = await connection.execute(select(samples.c.blob_key).where(*_is(samples, item)))
+            blob_keys = [row.blob_key for row in found]
+            await connection.execute(delete(samples).where(*_is(samples, item)))
+            await connection.execute(
+                update(voices)
+                .where(*_is(voices, item))
+                .values(state="failed", state_reason=reason, updated_at_s=self._clock.wall_s())
+            )
+            facts: dict[str, str | int] = {
+                "subject": self._keys.subject(item.voice.tenant_id, item.voice.voice_id),
+                "tenant_id": item.voice.tenant_id,
+                "generation": item.generation,
+            }
+            await audit.append(connection, "voice.failed", at_s=self._clock.wall_s(), facts=facts)
+        for blob_key in blob_keys:
+            await self._blobs.delete(blob_key)
+
+
+def _is(table: Table, item: _Waiting) -> tuple[ColumnElement[bool], ...]:
+    return (table.c.tenant_id == item.voice.tenant_id, table.c.voice_id == item.voice.voice_id)
+
+
+async def _waiting(connection: AsyncConnection, model: str) -> list[_Waiting]:
+    made = exists().where(
+        voiceprints.c.tenant_id == voices.c.tenant_id,
+        voiceprints.c.voice_id == voices.c.voice_id,
+        voiceprints.c.generation == voices.c.generation,
+        voiceprints.c.model == model,
+    )
+    kept = exists().where(
+        and_(
+            samples.c.tenant_id == voices.c.tenant_id,
+            samples.c.voice_id == voices.c.voice_id,
+            samples.c.generation == voices.c.generation,
+        )
+    )
+    query = (
+        select(voices.c.tenant_id, voices.c.voice_id, voices.c.generation, voices.c.revision)
+        .where(voices.c.state.in_(LIVE_STATES), ~made, kept)
+        .order_by(voices.c.created_at_s)
+        .limit(PAGE_VOICES)
+    )
+    return [
+        _Waiting(VoiceAddress(row.tenant_id, row.voice_id), int(row.generation), int(row.revision))
+        for row in await connection.execute(query)
+    ]
+
+
+async def _is_as_it_was(connection: AsyncConnection, item: _Waiting) -> bool:
+    row = (
+        await connection.execute(
+            select(voices.c.generation, voices.c.state).where(*_is(voices, item)).with_for_update()
+        )
+    ).one_or_none()
+    return row is not None and int(row.generation) == item.generation and row.state in LIVE_STATES

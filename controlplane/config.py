@@ -1,0 +1,50 @@
+"""What can be set of a control plane. In: file, `SPEAKERD_*`, flags. Out: one frozen object.
+
+Times are seconds here, as everywhere in configuration.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import AliasChoices, Field, model_validator
+
+from runtime.config import DaemonSettings
+
+
+class ControlPlaneSettings(DaemonSettings):
+    """Settings of `speakerd controlplane`; section [controlplane] of the file."""
+
+    data: Path = Field(description="Folder of keys, database, blobs and Redis.")
+    grpc: str = Field("127.0.0.1:7600", description="HOST:PORT of gRPC.")
+    http: str = Field("127.0.0.1:7680", description="HOST:PORT of HTTP.")
+    database_url: str | None = Field(None, description="SQLAlchemy URL; absent: SQLite in the data folder.")
+    redis_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("redis_url", "SPEAKERD_REDIS_URL", "REDIS_URL"),
+        description="Redis; absent: one of our own.",
+    )
+    insecure: bool = Field(False, description="Allow plain text on addresses that are not loopback.")
+    drain_s: float = Field(10.0, ge=0.0, le=3600.0)
+
+    node_lease_s: float = Field(9.0, gt=0.0, description="How long a node may rely on a lease, from its sending.")
+    lease_s: float = Field(10.0, gt=0.0, description="How long the control plane waits for a silent node, from receipt.")
+    renew_s: float = Field(2.0, gt=0.0, description="How often a node renews.")
+    hold_s: float = Field(4.0, gt=0.0, description="How long an eviction may stay unapplied before leases are held.")
+    reconcile_s: float = Field(5.0, gt=0.0, description="How often desired and observed are compared.")
+    push_timeout_s: float = Field(1.5, gt=0.0, description="How long one command to a node may take.")
+    analyze_timeout_s: float = Field(60.0, gt=0.0, description="How long a node may take over an enrolment's clips.")
+    ticket_s: float = Field(60.0, ge=1.0, le=600.0, description="How long a stream ticket is good.")
+    slot_s: float = Field(10.0, gt=0.0, description="How long a placed stream holds its slot until the node reports it.")
+
+    @model_validator(mode="after")
+    def _leases_nest(self) -> Self:
+        # The node has to let go before the control plane stops waiting for it: that order is what fencing rests on.
+        if not self.renew_s < self.node_lease_s < self.lease_s:
+            raise ValueError("renew_s < node_lease_s < lease_s has to hold")
+        return self
+
+    def resolved_database_url(self) -> str:
+        """The database to open."""
+        return self.database_url or f"sqlite+aiosqlite:///{(self.data / 'speakerd.db').resolve()}"

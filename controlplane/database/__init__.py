@@ -1,0 +1,1 @@
+"""SQL: the truth about voices, the fleet log, leases, consent and audit."""

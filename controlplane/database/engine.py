@@ -1,0 +1,205 @@
+"""Opens the database, brings it up to date, and gives out transactions.
+
+In: a SQLAlchemy URL (SQLite or PostgreSQL). Out: `Database.read()` and `Database.write()`. What always holds: a write is
+durable when its block ends (SQLite: synchronous=FULL), writers of SQLite never wait for each other inside the database,
+and a second process on the same SQLite file is refused, for its leases would not be ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, event, select, text, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from controlplane.database.schema import fleet_head, node_leases
+from runtime.clock import Clock
+from runtime.errors import InvalidRequest, Unavailable
+
+BUSY_TIMEOUT_MS = 5_000
+POOL_SIZE = 8
+# Any number, the same in all control planes: one of them at a time migrates a PostgreSQL.
+_MIGRATION_LOCK = 7_310_221
+
+
+class Database:
+    """The engine, and the one lock of SQLite's writers."""
+
+    def __init__(self, engine: AsyncEngine, clock: Clock, lock_file: int | None) -> None:
+        self.engine = engine
+        self._clock = clock
+        self._lock_file = lock_file
+        self._writer = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"Database({self.engine.dialect.name})"
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is SQLite: one process, our own clock, a log to truncate after erasures."""
+        return self.engine.dialect.name == "sqlite"
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that reads one consistent state."""
+        with _availability():
+            async with self.engine.connect() as connection:
+                if not self.is_sqlite:
+                    connection = await connection.execution_options(
+                        isolation_level="REPEATABLE READ", postgresql_readonly=True
+                    )
+                async with connection.begin():
+                    yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that commits when the block ends, and rolls back when it raises."""
+        with _availability():
+            if not self.is_sqlite:
+                async with self.engine.begin() as connection:
+                    yield connection
+                return
+            async with self._writer, self.engine.connect() as connection:
+                connection = await connection.execution_options(writes=True)
+                async with connection.begin():
+                    yield connection
+
+    async def lease_now_s(self, connection: AsyncConnection) -> float:
+        """Now, on the clock that leases are counted on.
+
+        SQLite belongs to one process, whose own clock counts suspension and never jumps. Control planes that share a
+        PostgreSQL share its clock.
+        """
+        if self.is_sqlite:
+            return self._clock.lease_now_s()
+        return float((await connection.execute(text("SELECT extract(epoch FROM clock_timestamp())"))).scalar_one())
+
+    async def truncate_log(self) -> None:
+        """Leave nothing deleted behind in SQLite's write-ahead log; secure_delete has zeroed the pages themselves."""
+        if not self.is_sqlite:
+            return
+        async with self._writer, self.engine.connect() as connection:
+            raw = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await raw.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    async def close(self) -> None:
+        """Close all connections and let another process in."""
+        await self.engine.dispose()
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+            self._lock_file = None
+
+
+async def open_database(url: str, clock: Clock, *, lease_s: float) -> Database:
+    """Open and migrate. lease_s: how long a lease given out by an earlier run may still be relied upon.
+
+    Raises InvalidRequest for a URL that is not for SQLite or PostgreSQL, Unavailable when another process has the SQLite
+    file or the server does not answer.
+    """
+    parsed = make_url(url)
+    if parsed.drivername not in ("sqlite+aiosqlite", "postgresql+asyncpg"):
+        raise InvalidRequest("database_url: write sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/NAME")
+    lock_file = None
+    if parsed.drivername == "sqlite+aiosqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise InvalidRequest("database_url: a database in memory loses every voice; name a file")
+        lock_file = _lock(Path(f"{parsed.database}.lock"))
+        engine = create_async_engine(parsed, pool_size=POOL_SIZE, max_overflow=0)
+        event.listen(engine.sync_engine, "connect", _configure_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    else:
+        engine = create_async_engine(parsed, pool_size=POOL_SIZE, pool_pre_ping=True)
+    database = Database(engine, clock, lock_file)
+    try:
+        async with database.write() as connection:
+            if not database.is_sqlite:
+                await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+            await connection.run_sync(_migrate)
+        if database.is_sqlite:
+            await _restart_leases(database, lease_s)
+    except BaseException:
+        await database.close()
+        raise
+    return database
+
+
+async def locked_head(connection: AsyncConnection) -> tuple[int, int]:
+    """The fleet's (revision, incarnation), locked until the transaction ends, so that what rises by one has one order."""
+    row = (await connection.execute(select(fleet_head).with_for_update())).one()
+    return int(row.revision), int(row.incarnation)
+
+
+async def _restart_leases(database: Database, lease_s: float) -> None:
+    # A deadline of an earlier run may be on the clock of an earlier boot. No node can rely on its lease for longer than
+    # one full lease from now, so that is what every deadline becomes.
+    async with database.write() as connection:
+        now_s = await database.lease_now_s(connection)
+        await connection.execute(
+            update(node_leases).where(node_leases.c.fenced.is_(False)).values(deadline_lease_s=now_s + lease_s)
+        )
+
+
+def _migrate(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    # The driver would begin transactions on its own, too late and of the wrong kind: `_begin_sqlite` does it.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in (
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "secure_delete=ON",
+        "foreign_keys=ON",
+        "temp_store=MEMORY",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _lock(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(number)
+        raise Unavailable(
+            f"another control plane has the database {path.stem}: stop it, or use PostgreSQL for several"
+        ) from None
+    return number
+
+
+@contextmanager
+def _availability() -> Iterator[None]:
+    """Turns a database that is away, full or locked into Unavailable; other mistakes pass as they are."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not _is_outage(error):
+            raise
+        raise Unavailable("the database is away or full; try again", retry_after_s=1.0) from error
+
+
+def _is_outage(error: DBAPIError) -> bool:
+    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)

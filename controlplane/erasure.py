@@ -1,0 +1,379 @@
+"""Erasing a voice, and proving it.
+
+In: a voice. Out: an Erasure that is `erasing` from one transaction on (tombstone, EVICT in the fleet log, the voice's key
+destroyed, audit) and `erased` once every lease holder has applied the eviction or is fenced because its lease ran out.
+The proof rests on SQL alone; it is taken up again after a restart. Nodes that were fenced and may still hold the voice in
+memory are named as residual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, delete, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from controlplane import audit, fleet_log, leases
+from controlplane.blobs import Blobs
+from controlplane.database.engine import Database
+from controlplane.database.schema import consents, data_keys, erasures, idempotency, samples, voiceprints, voices
+from controlplane.database.schema import fleet_log as log_table
+from controlplane.fleet import Fleet
+from controlplane.fleet_log import Change
+from controlplane.holdings import Holding
+from controlplane.identity import Principal
+from controlplane.keys import KeyRing, VoiceAddress
+from controlplane.leases import Lease
+from controlplane.metrics import Metrics
+from controlplane.nodes import Nodes
+from controlplane.pulse import Pulse, wait_s
+from controlplane.voices import NO_SUCH_VOICE, Outcome
+from runtime.clock import Clock
+from runtime.errors import InvalidRequest, NotFound, SpeakerdError, Unavailable
+from runtime.logs import get_logger
+
+TRIGGERS = ("user_request", "license_revoked", "license_expired", "platform_decision")
+WAIT_S_MAX = 30.0
+LOOK_AGAIN_S = 0.5
+BLOBS_AGAIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """An erasure. Instants are Unix seconds; nodes: applied, or why it was not waited for."""
+
+    audit_id: str
+    voice: VoiceAddress
+    generation: int
+    state: str
+    revision: int
+    requested_at_s: float
+    erased_at_s: float | None
+    nodes: tuple[Outcome, ...]
+    residual_node_ids: tuple[str, ...]
+    blob_bytes_deleted: int
+    blobs_pending: bool
+
+
+class Erasures:
+    """The use case, and its worker."""
+
+    def __init__(
+        self,
+        database: Database,
+        keys: KeyRing,
+        blobs: Blobs,
+        fleet: Fleet,
+        nodes: Nodes,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._blobs = blobs
+        self._fleet = fleet
+        self._nodes = nodes
+        self._clock = clock
+        self._metrics = metrics
+        self._moved = Pulse()
+        self._pushing: dict[int, asyncio.Task[None]] = {}
+
+    def __repr__(self) -> str:
+        return f"Erasures(pushing={sorted(self._pushing)})"
+
+    async def erase(self, principal: Principal, voice_id: str, *, trigger: str, wait_s_max: float) -> Erasure:
+        """Erase a voice, and wait for the proof at most so long. Repeating it gives the same erasure. Raises NotFound."""
+        if trigger and trigger not in TRIGGERS:
+            raise InvalidRequest(f"trigger: one of {', '.join(TRIGGERS)}")
+        if wait_s_max > WAIT_S_MAX:
+            raise InvalidRequest(f"wait_ms: at most {round(WAIT_S_MAX * 1000)}")
+        voice = VoiceAddress(principal.tenant_id, voice_id)
+        audit_id = await self._request(principal, voice, trigger or TRIGGERS[0])
+        # The key is gone from the tables; now also from what SQLite keeps beside them.
+        await self._database.truncate_log()
+        self._fleet.changed.beat()
+        return await self._proven(voice.tenant_id, audit_id, wait_s_max)
+
+    async def get(self, tenant_id: str, audit_id: str) -> Erasure:
+        """How an erasure stands. Raises NotFound."""
+        async with self._database.read() as connection:
+            row = (
+                await connection.execute(
+                    select(erasures).where(erasures.c.audit_id == audit_id, erasures.c.tenant_id == tenant_id)
+                )
+            ).one_or_none()
+        if row is None:
+            raise NotFound("no such erasure")
+        return _erasure(row)
+
+    async def run(self) -> None:
+        """Work for ever: push evictions, collect proof, delete blobs. Begins with what an earlier run left."""
+        blobs_at_s = self._clock.monotonic_s()
+        while True:
+            woken = self._fleet.changed.next()
+            open_ones: list[Erasure] = []
+            try:
+                open_ones = await self._open()
+                await self._prove([erasure for erasure in open_ones if erasure.state == "erasing"])
+                waiting = [erasure for erasure in open_ones if erasure.blobs_pending]
+                if waiting and self._clock.monotonic_s() >= blobs_at_s:
+                    # Past this point only when all went well; a store that is away is not asked at every turn.
+                    blobs_at_s = self._clock.monotonic_s() + BLOBS_AGAIN_S
+                    await self._delete_blobs(waiting)
+                    blobs_at_s = self._clock.monotonic_s()
+            except Unavailable as error:
+                get_logger().warning("erasure.delayed", reason=str(error))
+            # A lease that runs out announces itself to nobody, hence the bound while something is open.
+            await wait_s(woken, LOOK_AGAIN_S if open_ones else BLOBS_AGAIN_S)
+
+    async def _request(self, principal: Principal, voice: VoiceAddress, trigger: str) -> str:
+        async with self._database.write() as connection:
+            row = (
+                await connection.execute(
+                    select(voices.c.state, voices.c.generation)
+                    .where(voices.c.tenant_id == voice.tenant_id, voices.c.voice_id == voice.voice_id)
+                    .with_for_update()
+                )
+            ).one_or_none()
+            if row is None:
+                raise NotFound(NO_SUCH_VOICE)
+            if row.state in ("erasing", "erased"):
+                return await _latest_of(connection, voice)
+            audit_id = f"e_{secrets.token_hex(12)}"
+            generation = int(row.generation) + 1
+            now_s = self._clock.wall_s()
+            revision = await fleet_log.append(
+                connection,
+                Change.EVICT,
+                voice,
+                generation,
+                now_lease_s=await self._database.lease_now_s(connection),
+            )
+            await self._destroy(connection, voice, generation, revision, now_s)
+            await connection.execute(
+                insert(erasures).values(
+                    audit_id=audit_id,
+                    tenant_id=voice.tenant_id,
+                    voice_id=voice.voice_id,
+                    generation=generation,
+                    revision=revision,
+                    trigger_kind=trigger,
+                    state="erasing",
+                    requested_at_s=now_s,
+                    nodes="[]",
+                    residual_node_ids="[]",
+                    blob_bytes_deleted=0,
+                    blobs_pending=True,
+                )
+            )
+            await self._audit(
+                connection, "erase.requested", audit_id, voice, revision, trigger=trigger, key_id=principal.key_id
+            )
+        return audit_id
+
+    async def _destroy(
+        self, connection: AsyncConnection, voice: VoiceAddress, generation: int, revision: int, now_s: float
+    ) -> None:
+        for table in (data_keys, voiceprints, consents, idempotency):
+            await connection.execute(
+                delete(table).where(table.c.tenant_id == voice.tenant_id, table.c.voice_id == voice.voice_id)
+            )
+        await connection.execute(
+            update(voices)
+            .where(voices.c.tenant_id == voice.tenant_id, voices.c.voice_id == voice.voice_id)
+            .values(
+                state="erasing",
+                state_reason="",
+                generation=generation,
+                label_ciphertext=None,
+                net_speech_ms=0,
+                model="",
+                revision=revision,
+                updated_at_s=now_s,
+            )
+        )
+
+    async def _proven(self, tenant_id: str, audit_id: str, wait_s_max: float) -> Erasure:
+        until_s = self._clock.monotonic_s() + wait_s_max
+        while True:
+            moved = self._moved.next()
+            erasure = await self.get(tenant_id, audit_id)
+            left_s = until_s - self._clock.monotonic_s()
+            if erasure.state == "erased" or left_s <= 0:
+                return erasure
+            await wait_s(moved, left_s)
+
+    async def _open(self) -> list[Erasure]:
+        query = select(erasures).where(or_(erasures.c.state == "erasing", erasures.c.blobs_pending.is_(True)))
+        async with self._database.read() as connection:
+            found = [_erasure(row) for row in await connection.execute(query.order_by(erasures.c.revision))]
+        erasing = [erasure for erasure in found if erasure.state == "erasing"]
+        self._metrics.erasures_pending.set(len(erasing))
+        oldest_s = min((erasure.requested_at_s for erasure in erasing), default=None)
+        self._metrics.erasure_oldest_pending_seconds.set(
+            0.0 if oldest_s is None else max(0.0, self._clock.wall_s() - oldest_s)
+        )
+        return found
+
+    async def _prove(self, erasing: list[Erasure]) -> None:
+        if not erasing:
+            return
+        holders, now_s = await self._fleet.holders()
+        newest = erasing[-1]
+        for lease in holders:
+            # One command is enough for all: a node that applies the newest has applied what is before it.
+            if not lease.has_applied(newest.revision) and lease.deadline_s >= now_s and not lease.superseded:
+                self._push(lease, newest)
+        for erasure in erasing:
+            settled = all(lease.has_applied(erasure.revision) or lease.deadline_s < now_s for lease in holders)
+            if settled:
+                await self._finish(erasure)
+
+    def _push(self, lease: Lease, erasure: Erasure) -> None:
+        running = self._pushing.get(lease.incarnation)
+        if running is not None and not running.done():
+            return
+        task = asyncio.create_task(self._evict(lease, erasure), name=f"erasure.push.{lease.node_id}")
+        self._pushing[lease.incarnation] = task
+        task.add_done_callback(lambda _: self._pushing.pop(lease.incarnation, None))
+
+    async def _evict(self, lease: Lease, erasure: Erasure) -> None:
+        item = Holding(erasure.revision, erasure.voice, erasure.generation, Change.EVICT, None, None)
+        try:
+            ack = await self._nodes.push(lease, item)
+            await self._fleet.acknowledged(lease, ack.incarnation, ack.cursor)
+        except SpeakerdError as error:
+            get_logger().info("erasure.push_failed", node_id=lease.node_id, cause=error.cause.value)
+            # The next look is at the rhythm of the loop; a node that refuses at once must not turn it faster.
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _finish(self, erasure: Erasure) -> None:
+        """Say `erased`, if it is so: decided on one state of the leases, and fencing who is late in the same transaction."""
+        async with self._database.write() as connection:
+            row = (
+                await connection.execute(
+                    select(erasures.c.state).where(erasures.c.audit_id == erasure.audit_id).with_for_update()
+                )
+            ).one()
+            if row.state != "erasing":
+                return
+            now_s = await self._database.lease_now_s(connection)
+            outcomes = []
+            for lease in await leases.holders(connection):
+                if lease.has_applied(erasure.revision):
+                    outcomes.append(Outcome(lease.node_id, ok=True))
+                elif lease.deadline_s < now_s:
+                    await leases.fence(connection, lease.incarnation)
+                    outcomes.append(Outcome(lease.node_id, ok=False, error="silent: its lease ran out and it is fenced"))
+                else:
+                    return
+            first_revision = await _first_revision(connection, erasure.voice)
+            residual = await leases.residual_nodes(connection, first_revision) if first_revision else []
+            erased_at_s = self._clock.wall_s()
+            await connection.execute(
+                update(erasures)
+                .where(erasures.c.audit_id == erasure.audit_id)
+                .values(
+                    state="erased",
+                    erased_at_s=erased_at_s,
+                    nodes=json.dumps([[outcome.node_id, outcome.ok, outcome.error] for outcome in outcomes]),
+                    residual_node_ids=json.dumps(residual),
+                )
+            )
+            await connection.execute(
+                update(voices)
+                .where(
+                    voices.c.tenant_id == erasure.voice.tenant_id,
+                    voices.c.voice_id == erasure.voice.voice_id,
+                    voices.c.generation == erasure.generation,
+                )
+                .values(state="erased", updated_at_s=erased_at_s)
+            )
+            await self._audit(
+                connection,
+                "erase.completed",
+                erasure.audit_id,
+                erasure.voice,
+                erasure.revision,
+                num_nodes=len(outcomes),
+                residual_node_ids=",".join(residual),
+            )
+        await self._database.truncate_log()
+        self._metrics.erasure_seconds.observe(max(0.0, erased_at_s - erasure.requested_at_s))
+        self._moved.beat()
+        get_logger().info("erasure.completed", audit_id=erasure.audit_id, revision=erasure.revision)
+
+    async def _delete_blobs(self, waiting: list[Erasure]) -> None:
+        for erasure in waiting:
+            where = (samples.c.tenant_id == erasure.voice.tenant_id, samples.c.voice_id == erasure.voice.voice_id)
+            async with self._database.read() as connection:
+                kept = (await connection.execute(select(samples.c.blob_key, samples.c.blob_bytes).where(*where))).all()
+            for row in kept:
+                await self._blobs.delete(row.blob_key)
+            async with self._database.write() as connection:
+                await connection.execute(delete(samples).where(*where))
+                await connection.execute(
+                    update(erasures)
+                    .where(erasures.c.audit_id == erasure.audit_id)
+                    .values(blobs_pending=False, blob_bytes_deleted=sum(int(row.blob_bytes) for row in kept))
+                )
+
+    async def _audit(
+        self,
+        connection: AsyncConnection,
+        action: str,
+        audit_id: str,
+        voice: VoiceAddress,
+        revision: int,
+        **facts: str | int,
+    ) -> None:
+        said: dict[str, str | int] = {
+            "audit_id": audit_id,
+            "subject": self._keys.subject(voice.tenant_id, voice.voice_id),
+            "tenant_id": voice.tenant_id,
+            "revision": revision,
+            **facts,
+        }
+        sequence = await audit.append(connection, action, at_s=self._clock.wall_s(), facts=said)
+        self._metrics.audit_head.set(sequence)
+
+
+async def _latest_of(connection: AsyncConnection, voice: VoiceAddress) -> str:
+    query = (
+        select(erasures.c.audit_id)
+        .where(erasures.c.tenant_id == voice.tenant_id, erasures.c.voice_id == voice.voice_id)
+        .order_by(erasures.c.revision.desc())
+        .limit(1)
+    )
+    return str((await connection.execute(query)).scalar_one())
+
+
+async def _first_revision(connection: AsyncConnection, voice: VoiceAddress) -> int | None:
+    """Where the voice entered the fleet log; None when no node was ever told of it."""
+    query = select(func.min(log_table.c.revision)).where(
+        log_table.c.tenant_id == voice.tenant_id,
+        log_table.c.voice_id == voice.voice_id,
+        log_table.c.kind == Change.ENROLL.value,
+    )
+    found: int | None = (await connection.execute(query)).scalar_one_or_none()
+    return found
+
+
+def _erasure(row: Row[Any]) -> Erasure:
+    return Erasure(
+        audit_id=row.audit_id,
+        voice=VoiceAddress(row.tenant_id, row.voice_id),
+        generation=int(row.generation),
+        state=row.state,
+        revision=int(row.revision),
+        requested_at_s=row.requested_at_s,
+        erased_at_s=row.erased_at_s,
+        nodes=tuple(Outcome(node_id, ok, error) for node_id, ok, error in json.loads(row.nodes)),
+        residual_node_ids=tuple(json.loads(row.residual_node_ids)),
+        blob_bytes_deleted=int(row.blob_bytes_deleted),
+        blobs_pending=bool(row.blobs_pending),
+    )

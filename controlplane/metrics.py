@@ -1,0 +1,67 @@
+"""The control plane's metrics, declared once. No tenant, voice or node labels: their number has no bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """All of them."""
+
+    registry: CollectorRegistry
+    erasure_seconds: Histogram
+    erasures_pending: Gauge
+    erasure_oldest_pending_seconds: Gauge
+    nodes: Gauge
+    head_seq: Gauge
+    reconcile_drift: Counter
+    route: Counter
+    route_seconds: Histogram
+    redis_errors: Counter
+    redis_up: Gauge
+    audit_head: Gauge
+    enrolments: Counter
+    http_request_duration_seconds: Histogram
+
+
+def declare(registry: CollectorRegistry) -> Metrics:
+    """Declare them in a registry."""
+    return Metrics(
+        registry=registry,
+        erasure_seconds=Histogram(
+            "cp_erasure_seconds",
+            "From an erasure's request to its proof.",
+            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60),
+            registry=registry,
+        ),
+        erasures_pending=Gauge("cp_erasures_pending", "Erasures without proof yet.", registry=registry),
+        erasure_oldest_pending_seconds=Gauge(
+            "cp_erasure_oldest_pending_seconds", "Age of the oldest erasure without proof.", registry=registry
+        ),
+        nodes=Gauge("cp_nodes", "Lease holders, by what they said last.", ["state"], registry=registry),
+        head_seq=Gauge("cp_head_seq", "Head of the fleet log.", registry=registry),
+        reconcile_drift=Counter(
+            "cp_reconcile_drift", "Nodes found to hold something else than they should.", registry=registry
+        ),
+        route=Counter("cp_route", "Placements of streams.", ["outcome"], registry=registry),
+        route_seconds=Histogram(
+            "cp_route_seconds",
+            "Time to place a stream.",
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1),
+            registry=registry,
+        ),
+        redis_errors=Counter("cp_redis_errors", "Calls to Redis that failed.", registry=registry),
+        redis_up=Gauge("cp_redis_up", "Whether the last call to Redis succeeded.", registry=registry),
+        audit_head=Gauge("cp_audit_head", "Rows of the audit.", registry=registry),
+        enrolments=Counter("cp_enrolments", "Enrolments.", ["result"], registry=registry),
+        http_request_duration_seconds=Histogram(
+            "http_request_duration_seconds",
+            "HTTP requests.",
+            ["route", "method", "code"],
+            buckets=(0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+            registry=registry,
+        ),
+    )

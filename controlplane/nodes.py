@@ -1,0 +1,228 @@
+"""Calls to nodes: commands of the fleet log, analysis of clips, files. The only place where the control plane dials.
+
+What comes back are the answers' values, or errors by cause: an unreachable or frozen node is Unavailable within the
+bound of the call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+from grpc import aio
+
+from controlplane.fleet_log import Change
+from controlplane.holdings import Holding, Print
+from controlplane.leases import Lease
+from runtime.errors import BadAudio, InvalidRequest, NotFound, Overloaded, SpeakerdError, Stale, TimedOut, Unavailable
+from runtime.grpc_server import open_channel
+from runtime.pcm import PcmEncoding
+from runtime.units import SAMPLE_RATE_HZ
+from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
+
+CHANNELS_MAX = 1_000
+PROBE_TIMEOUT_S = 1.0
+
+_ERRORS: dict[grpc.StatusCode, type[SpeakerdError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: BadAudio,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.FAILED_PRECONDITION: Stale,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.CANCELLED: Unavailable,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """A node's answer to a command: how far it is, under which incarnation."""
+
+    incarnation: int
+    cursor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What a node hears in a clip. Times are milliseconds; cohesion is a cosine."""
+
+    voiceprint: Print
+    duration_ms: int
+    net_speech_ms: int
+    num_speakers: int
+    cohesion: float
+    warnings: tuple[str, ...]
+
+
+class Nodes:
+    """Channels to nodes by address, and what is asked over them."""
+
+    def __init__(self, fleet_key: str, *, push_timeout_s: float, analyze_timeout_s: float) -> None:
+        self._metadata = (("authorization", f"Bearer {fleet_key}"),)
+        self._push_timeout_s = push_timeout_s
+        self._analyze_timeout_s = analyze_timeout_s
+        self._channels: dict[str, aio.Channel] = {}
+
+    def __repr__(self) -> str:
+        return f"Nodes({len(self._channels)} channels)"
+
+    def stub(self, address: str) -> node_pb2_grpc.NodeStub:
+        """A stub for an address."""
+        channel = self._channels.pop(address, None)
+        if channel is None:
+            channel = open_channel(address)
+        self._channels[address] = channel
+        return node_pb2_grpc.NodeStub(channel)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The credentials that nodes take from us."""
+        return self._metadata
+
+    async def push(self, lease: Lease, item: Holding) -> Ack:
+        """Send a change to a node. Raises Stale, Unavailable, TimedOut."""
+        position = node_pb2.LogPosition(incarnation=lease.incarnation, revision=item.revision)
+        voice = common_pb2.VoiceRef(
+            tenant_id=item.voice.tenant_id, voice_id=item.voice.voice_id, generation=item.generation
+        )
+        stub = self.stub(lease.address)
+        try:
+            if item.change is Change.EVICT:
+                evicted = await stub.Evict(
+                    node_pb2.EvictRequest(voice=voice, position=position),
+                    timeout=self._push_timeout_s,
+                    metadata=self._metadata,
+                )
+                return Ack(evicted.incarnation, evicted.cursor)
+            assert item.voiceprint is not None
+            enrolled = await stub.Enroll(
+                node_pb2.EnrollRequest(
+                    voice=voice,
+                    label=item.label or "",
+                    voiceprint=common_pb2.Voiceprint(
+                        model=item.voiceprint.model,
+                        embedding=item.voiceprint.embedding,
+                        net_speech_ms=item.voiceprint.net_speech_ms,
+                    ),
+                    position=position,
+                ),
+                timeout=self._push_timeout_s,
+                metadata=self._metadata,
+            )
+            return Ack(enrolled.incarnation, enrolled.cursor)
+        except aio.AioRpcError as error:
+            raise translated(error) from None
+
+    async def analyze(self, address: str, samples_f32: bytes) -> Analysis:
+        """What a node hears in sound of 16 kHz mono float32. Raises BadAudio, Overloaded, Unavailable, TimedOut."""
+        clip = common_pb2.AudioClip(
+            format=common_pb2.AudioFormat(
+                encoding=common_pb2.Encoding.ValueType(PcmEncoding.F32LE), sample_rate_hz=SAMPLE_RATE_HZ, channels=1
+            ),
+            data=samples_f32,
+        )
+        try:
+            answer = await self.stub(address).Analyze(
+                node_pb2.AnalyzeRequest(clip=clip), timeout=self._analyze_timeout_s, metadata=self._metadata
+            )
+        except aio.AioRpcError as error:
+            raise translated(error) from None
+        heard = answer.analysis
+        return Analysis(
+            voiceprint=Print(
+                answer.voiceprint.model,
+                answer.voiceprint.embedding,
+                answer.voiceprint.net_speech_ms or heard.net_speech_ms,
+            ),
+            duration_ms=heard.duration_ms,
+            net_speech_ms=heard.net_speech_ms,
+            num_speakers=heard.num_speakers,
+            cohesion=heard.cohesion,
+            warnings=tuple(heard.warnings),
+        )
+
+    async def incarnation_at(self, address: str) -> int | None:
+        """Which incarnation lives at an address: None when nobody does, -1 when there is no answer in time."""
+        try:
+            answer = await self.stub(address).Describe(
+                node_pb2.DescribeRequest(), timeout=PROBE_TIMEOUT_S, metadata=self._metadata
+            )
+        except aio.AioRpcError as error:
+            return None if error.code() is grpc.StatusCode.UNAVAILABLE else -1
+        return int(answer.incarnation)
+
+    async def diarize_file(
+        self, address: str, opening: node_pb2.FileOpen, sound: AsyncIterator[bytes]
+    ) -> AsyncIterator[node_pb2.DiarizeFileResponse]:
+        """Relay a file to a node: its sound goes up while its answers come down. Errors of `sound` end it as they are."""
+        call = self.stub(address).DiarizeFile(metadata=self._metadata)
+        failed: list[BaseException] = []
+
+        async def feed() -> None:
+            try:
+                await call.write(node_pb2.DiarizeFileRequest(open=opening))
+                async for chunk in sound:
+                    await call.write(node_pb2.DiarizeFileRequest(audio=chunk))
+                await call.done_writing()
+            except (aio.AioRpcError, asyncio.InvalidStateError):
+                return  # the reading side learns why
+            except Exception as error:  # noqa: BLE001 - handed to the reading side, which raises it
+                failed.append(error)
+                call.cancel()
+
+        feeding = asyncio.create_task(feed(), name="relay.feed")
+        try:
+            async for answer in call:
+                yield answer
+        except aio.AioRpcError as error:
+            if failed:
+                raise failed[0] from None
+            raise translated(error) from None
+        except asyncio.CancelledError:
+            # Our own cancel of the call arrives as a cancellation too; only one that came from outside goes on.
+            if failed:
+                raise failed[0] from None
+            raise
+        finally:
+            call.cancel()
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+        if failed:
+            raise failed[0]
+
+    async def keep_only(self, addresses: set[str]) -> None:
+        """Close the channels to addresses where nobody is any more."""
+        gone = [address for address in self._channels if address not in addresses]
+        if len(self._channels) > CHANNELS_MAX:
+            for address in gone:
+                await self._channels.pop(address).close()
+
+    async def close(self) -> None:
+        """Close all channels."""
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+
+def translated(error: aio.AioRpcError) -> SpeakerdError:
+    """A node's refusal as an error by cause. Its text was written for clients, and goes on."""
+    code = error.code()
+    kind = _ERRORS.get(code)
+    if code is grpc.StatusCode.UNAVAILABLE or kind is Unavailable:
+        return Unavailable("the node is away; try again", retry_after_s=1.0)
+    if kind is TimedOut:
+        return TimedOut("the node did not answer in time; try again", retry_after_s=1.0)
+    if kind is None:
+        return SpeakerdError(f"a node refused with {code.name}")
+    if kind is BadAudio and _cause(error) == "invalid":
+        return InvalidRequest(error.details() or "a node found the request malformed")
+    return kind(error.details() or "a node refused the request")
+
+
+def _cause(error: aio.AioRpcError) -> str:
+    for name, value in error.trailing_metadata() or ():
+        if name == "speakerd-error-bin" and isinstance(value, bytes):
+            return common_pb2.ErrorInfo.FromString(value).cause
+    return ""

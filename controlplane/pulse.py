@@ -1,0 +1,33 @@
+"""Wakes whoever waits for something to have changed, without a queue and without polling."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Pulse:
+    """Take `next()` before looking; wait on it after: a beat in between is not missed."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return "Pulse()"
+
+    def next(self) -> asyncio.Event:
+        """The event that the next beat sets."""
+        return self._next
+
+    def beat(self) -> None:
+        """Wake all who wait."""
+        self._next.set()
+        self._next = asyncio.Event()
+
+
+async def wait_s(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, at most so long. Whether it came."""
+    try:
+        await asyncio.wait_for(event.wait(), max(0.0, seconds))
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,111 @@
+"""A recording's way through the control plane: decoded here in the sandbox, analysed on a node.
+
+In: the requests of Jobs.DiarizeFile as they arrive. Out: the node's answers, unchanged. What always holds: no container
+reaches a node, a recording never lies whole in memory, and voices outside the caller's tenant cannot be asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import numpy as np
+
+from controlplane.fleet import Fleet
+from controlplane.intake import CONTAINER
+from controlplane.keys import VoiceAddress
+from controlplane.nodes import Nodes
+from controlplane.voices import Voices
+from runtime.errors import BadAudio, InvalidRequest, Overloaded, Unavailable
+from runtime.media import adecode_stream
+from runtime.units import SAMPLE_RATE_HZ
+from speakerd.v1 import common_pb2, node_pb2
+
+RUNNING_MAX = 4 * max(1, os.cpu_count() or 1)
+CHUNK_BYTES_MAX = 1 << 20
+VOICE_IDS_MAX = 1_000
+FIRST_MESSAGE_S = 30.0
+
+
+class Relay:
+    """Files on their way to nodes."""
+
+    def __init__(self, fleet: Fleet, nodes: Nodes, library: Voices) -> None:
+        self._fleet = fleet
+        self._nodes = nodes
+        self._library = library
+        self._running = 0
+        self._turn = 0
+
+    def __repr__(self) -> str:
+        return f"Relay(running={self._running})"
+
+    async def diarize_file(
+        self, tenant_id: str, requests: AsyncIterator[node_pb2.DiarizeFileRequest]
+    ) -> AsyncIterator[node_pb2.DiarizeFileResponse]:
+        """Progress, then one result. Raises BadAudio, UnsupportedMedia, TooLarge, NotFound, Overloaded, Unavailable."""
+        if self._running >= RUNNING_MAX:
+            raise Overloaded("too many recordings are under way; try again", retry_after_s=5.0)
+        self._running += 1
+        try:
+            opening = await _opening(requests)
+            for voice_id in opening.voice_ids:
+                await self._library.get(VoiceAddress(tenant_id, voice_id))
+            serving = await self._fleet.serving()
+            if not serving:
+                raise Unavailable("no node is serving: start one, or try again", retry_after_s=1.0)
+            # Nodes refuse files by themselves when they are full; taking turns spreads them well enough.
+            self._turn += 1
+            lease = serving[self._turn % len(serving)]
+            chunks = _chunks(requests)
+            is_container = opening.format.encoding == CONTAINER or not opening.HasField("format")
+            forwarded = node_pb2.FileOpen()
+            forwarded.CopyFrom(opening)
+            forwarded.tenant_id = tenant_id
+            if is_container:
+                forwarded.format.CopyFrom(
+                    common_pb2.AudioFormat(
+                        encoding=common_pb2.ENCODING_PCM_F32LE, sample_rate_hz=SAMPLE_RATE_HZ, channels=1
+                    )
+                )
+            sound = _decoded(chunks) if is_container else chunks
+            async with aclosing(self._nodes.diarize_file(lease.address, forwarded, sound)) as answers:
+                async for answer in answers:
+                    yield answer
+        finally:
+            self._running -= 1
+
+
+async def _opening(requests: AsyncIterator[node_pb2.DiarizeFileRequest]) -> node_pb2.FileOpen:
+    try:
+        first = await asyncio.wait_for(anext(requests), FIRST_MESSAGE_S)
+    except (StopAsyncIteration, TimeoutError):
+        raise InvalidRequest("the first message is `open`; the file's chunks follow") from None
+    if not first.HasField("open"):
+        raise InvalidRequest("the first message is `open`; the file's chunks follow")
+    if len(first.open.voice_ids) > VOICE_IDS_MAX:
+        raise InvalidRequest(f"voice_ids: at most {VOICE_IDS_MAX}; empty means all")
+    return first.open
+
+
+async def _chunks(requests: AsyncIterator[node_pb2.DiarizeFileRequest]) -> AsyncIterator[bytes]:
+    """The file's bytes. Raises BadAudio when there are none."""
+    total_bytes = 0
+    async for message in requests:
+        if message.HasField("open"):
+            raise InvalidRequest("`open` comes once, first")
+        data = message.audio
+        if len(data) > CHUNK_BYTES_MAX:
+            raise InvalidRequest("a chunk is at most 1 MiB: send more of them")
+        total_bytes += len(data)
+        yield data
+    if total_bytes == 0:
+        raise BadAudio("the recording is empty (0 bytes): send the file's content")
+
+
+async def _decoded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async with aclosing(adecode_stream(chunks)) as blocks:
+        async for block in blocks:
+            yield np.ascontiguousarray(block, dtype="<f4").tobytes()

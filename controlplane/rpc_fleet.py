@@ -1,0 +1,108 @@
+"""speakerd.v1.Fleet on the wire: what nodes ask."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from grpc import aio
+
+from controlplane.fleet import Fleet, SnapshotBegins, SnapshotEnds
+from controlplane.fleet_log import Change
+from controlplane.holdings import Holding
+from controlplane.identity import Identity
+from controlplane.leases import NodeReport
+from controlplane.registry import NodeView
+from runtime.grpc_server import bearer
+from speakerd.v1 import common_pb2, fleet_pb2, fleet_pb2_grpc, node_pb2
+
+_STATES = {
+    node_pb2.NODE_STATE_UNSPECIFIED: "joining",
+    node_pb2.NODE_STATE_JOINING: "joining",
+    node_pb2.NODE_STATE_SERVING: "serving",
+    node_pb2.NODE_STATE_DRAINING: "draining",
+    node_pb2.NODE_STATE_FENCED: "fenced",
+}
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class FleetServicer(fleet_pb2_grpc.FleetServicer):
+    """The wire side of leases and the log. ticket_keys: public keys whose tickets nodes take."""
+
+    def __init__(self, identity: Identity, fleet: Fleet, ticket_keys: tuple[bytes, ...]) -> None:
+        self._identity = identity
+        self._fleet = fleet
+        self._ticket_keys = ticket_keys
+
+    async def Renew(self, request: fleet_pb2.RenewRequest, context: Context) -> fleet_pb2.RenewResponse:
+        """Take or prolong a lease."""
+        self._identity.require_fleet(bearer(context))
+        renewal = await self._fleet.renew(
+            NodeReport(
+                node_id=request.node_id,
+                process_id=request.process_id,
+                incarnation=request.incarnation,
+                cursor=request.cursor,
+                num_voices=request.num_voices,
+                voices_digest=request.voices_digest,
+                address=request.address,
+                model=request.model,
+                state=_STATES.get(request.state, "joining"),
+            )
+        )
+        return fleet_pb2.RenewResponse(
+            incarnation=renewal.incarnation,
+            lease_ms=round(renewal.lease_s * 1000),
+            renew_ms=round(renewal.renew_s * 1000),
+            head=renewal.head,
+            resync=renewal.resync,
+            ticket_keys=self._ticket_keys,
+        )
+
+    async def Heartbeat(self, request: fleet_pb2.HeartbeatRequest, context: Context) -> fleet_pb2.HeartbeatResponse:
+        """Take a node's load."""
+        self._identity.require_fleet(bearer(context))
+        head = await self._fleet.heartbeat(
+            NodeView(
+                node_id=request.node_id,
+                incarnation=request.incarnation,
+                address=request.address,
+                model=request.model,
+                state=_STATES.get(request.state, "joining"),
+                cursor=request.cursor,
+                streams=request.load.streams,
+                streams_max=request.load.streams_max,
+            )
+        )
+        return fleet_pb2.HeartbeatResponse(head=head)
+
+    async def Sync(self, request: fleet_pb2.SyncRequest, context: Context) -> AsyncIterator[fleet_pb2.SyncResponse]:
+        """Stream what a node should hold."""
+        self._identity.require_fleet(bearer(context))
+        async for step in self._fleet.sync(request.incarnation, request.cursor, request.model):
+            match step:
+                case SnapshotBegins(revision, num_voices):
+                    begin = fleet_pb2.SnapshotBegin(revision=revision, num_voices=num_voices)
+                    yield fleet_pb2.SyncResponse(snapshot_begin=begin)
+                case SnapshotEnds(revision):
+                    yield fleet_pb2.SyncResponse(snapshot_end=fleet_pb2.SnapshotEnd(revision=revision))
+                case holdings:
+                    entries = fleet_pb2.LogEntries(entries=[_entry(holding) for holding in holdings])
+                    yield fleet_pb2.SyncResponse(entries=entries)
+
+
+def _entry(holding: Holding) -> fleet_pb2.LogEntry:
+    voice = common_pb2.VoiceRef(
+        tenant_id=holding.voice.tenant_id, voice_id=holding.voice.voice_id, generation=holding.generation
+    )
+    if holding.change is Change.EVICT:
+        return fleet_pb2.LogEntry(revision=holding.revision, voice=voice, evict=fleet_pb2.LogEvict())
+    made = holding.voiceprint
+    voiceprint = (
+        None
+        if made is None
+        else common_pb2.Voiceprint(model=made.model, embedding=made.embedding, net_speech_ms=made.net_speech_ms)
+    )
+    enroll = fleet_pb2.LogEnroll(label=holding.label or "", voiceprint=voiceprint)
+    return fleet_pb2.LogEntry(revision=holding.revision, voice=voice, enroll=enroll)

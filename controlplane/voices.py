@@ -1,0 +1,201 @@
+"""Voices as their tenant sees them: reading and listing, and where each is warm.
+
+What always holds: every query is bound to the caller's tenant, so that another tenant's voice and one that never was
+come out the same, in text and in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, Select, and_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from controlplane import leases
+from controlplane.database.engine import Database
+from controlplane.database.schema import data_keys, node_leases, voiceprints, voices
+from controlplane.fleet import Fleet
+from controlplane.holdings import one
+from controlplane.keys import KeyRing, VoiceAddress
+from controlplane.leases import Lease
+from controlplane.nodes import Nodes
+from runtime.errors import InvalidRequest, NotFound, SpeakerdError
+
+PAGE_MAX = 200
+PAGE_DEFAULT = 50
+NO_SUCH_VOICE = "no such voice"
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A voice. Instants are Unix seconds; label is None once it is being erased."""
+
+    voice_id: str
+    label: str | None
+    generation: int
+    state: str
+    state_reason: str
+    created_at_s: float
+    updated_at_s: float
+    net_speech_ms: int
+    model: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a command at one node."""
+
+    node_id: str
+    ok: bool
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """Where a voice is held, where it could be, and who held it and is away."""
+
+    warm: tuple[str, ...]
+    candidates: tuple[str, ...]
+    stale: tuple[str, ...]
+    outcomes: tuple[Outcome, ...] = ()
+
+
+class Voices:
+    """Reading voices, and warming them."""
+
+    def __init__(self, database: Database, keys: KeyRing, fleet: Fleet, nodes: Nodes) -> None:
+        self._database = database
+        self._keys = keys
+        self._fleet = fleet
+        self._nodes = nodes
+
+    def __repr__(self) -> str:
+        return "Voices()"
+
+    async def get(self, voice: VoiceAddress) -> Voice:
+        """One voice. Raises NotFound."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(_with_key(voice.tenant_id).where(voices.c.voice_id == voice.voice_id))).one_or_none()
+        if row is None:
+            raise NotFound(NO_SUCH_VOICE)
+        return _voice(row, self._keys)
+
+    async def list(
+        self, tenant_id: str, *, page_size: int, page_token: str, label: str
+    ) -> tuple[list[Voice], str]:
+        """A page of a tenant's voices, those erased left out, and the token of the next page ("": none)."""
+        if not 0 <= page_size <= PAGE_MAX:
+            raise InvalidRequest(f"page_size: 1 to {PAGE_MAX}, or 0 for {PAGE_DEFAULT}")
+        wanted = page_size or PAGE_DEFAULT
+        query = (
+            _with_key(tenant_id)
+            .where(voices.c.voice_id > page_token, voices.c.state != "erased")
+            .order_by(voices.c.voice_id)
+        )
+        if not label:
+            query = query.limit(wanted + 1)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        # Labels are ciphertext, so that a filter by label has to open them all: off the event loop.
+        found = await asyncio.to_thread(lambda: [_voice(row, self._keys) for row in rows])
+        if label:
+            found = [voice for voice in found if voice.label == label][: wanted + 1]
+        more = len(found) > wanted
+        return found[:wanted], found[wanted - 1].voice_id if more else ""
+
+    async def warmth(self, voice: VoiceAddress) -> Warmth:
+        """Where a voice is warm. Raises NotFound."""
+        return await self._warmth(voice, await self.get(voice), ())
+
+    async def warm(self, voice: VoiceAddress, node_ids: tuple[str, ...]) -> Warmth:
+        """Send a voice to nodes again: those named, or all that serve. Raises NotFound."""
+        known = await self.get(voice)
+        serving = {lease.node_id: lease for lease in await self._fleet.serving()}
+        wanted = node_ids or tuple(serving)
+        outcomes = await asyncio.gather(*(self._send(voice, serving.get(node_id), node_id) for node_id in wanted))
+        return await self._warmth(voice, known, tuple(outcomes))
+
+    async def spread(self, voice: VoiceAddress) -> tuple[str, ...]:
+        """Send a voice to every node that serves; the nodes that hold it now."""
+        serving = await self._fleet.serving()
+        outcomes = await asyncio.gather(*(self._send(voice, lease, lease.node_id) for lease in serving))
+        return tuple(outcome.node_id for outcome in outcomes if outcome.ok)
+
+    async def _send(self, voice: VoiceAddress, lease: Lease | None, node_id: str) -> Outcome:
+        if lease is None:
+            return Outcome(node_id, ok=False, error="no such node is serving")
+        async with self._database.read() as connection:
+            sealed = await one(connection, voice, lease.model)
+        if sealed is None:
+            return Outcome(node_id, ok=False, error="there is no voiceprint of the node's model yet")
+        try:
+            ack = await self._nodes.push(lease, sealed.open(self._keys))
+        except SpeakerdError as error:
+            return Outcome(node_id, ok=False, error=str(error))
+        await self._fleet.acknowledged(lease, ack.incarnation, ack.cursor)
+        held = ack.incarnation == lease.incarnation and ack.cursor >= sealed.revision
+        return Outcome(node_id, ok=held, error="" if held else "the node is catching up")
+
+    async def _warmth(self, voice: VoiceAddress, known: Voice, outcomes: tuple[Outcome, ...]) -> Warmth:
+        async with self._database.read() as connection:
+            now_s = await self._database.lease_now_s(connection)
+            holders = await leases.holders(connection)
+            models = await _models_of(connection, voice, known.generation)
+            past = (
+                await connection.execute(
+                    select(node_leases.c.node_id).where(node_leases.c.cursor >= max(1, known.revision)).distinct()
+                )
+            ).all()
+        serving = [lease for lease in holders if lease.serves(now_s)]
+        live = known.state in ("pending", "ready") and known.revision > 0
+        warm = {
+            lease.node_id for lease in serving if live and lease.cursor >= known.revision and lease.model in models
+        }
+        candidates = {lease.node_id for lease in serving}
+        stale = {row.node_id for row in past} - candidates if live else set()
+        return Warmth(tuple(sorted(warm)), tuple(sorted(candidates)), tuple(sorted(stale)), outcomes)
+
+
+async def _models_of(connection: AsyncConnection, voice: VoiceAddress, generation: int) -> set[str]:
+    rows = await connection.execute(
+        select(voiceprints.c.model).where(
+            voiceprints.c.tenant_id == voice.tenant_id,
+            voiceprints.c.voice_id == voice.voice_id,
+            voiceprints.c.generation == generation,
+        )
+    )
+    return {row.model for row in rows}
+
+
+def _with_key(tenant_id: str) -> Select[Any]:
+    return (
+        select(voices, data_keys.c.wrapped)
+        .join(
+            data_keys,
+            and_(data_keys.c.tenant_id == voices.c.tenant_id, data_keys.c.voice_id == voices.c.voice_id),
+            isouter=True,
+        )
+        .where(voices.c.tenant_id == tenant_id)
+    )
+
+
+def _voice(row: Row[Any], keys: KeyRing) -> Voice:
+    label = None
+    if row.wrapped is not None and row.label_ciphertext is not None:
+        address = VoiceAddress(row.tenant_id, row.voice_id)
+        label = keys.open(address, bytes(row.wrapped)).decrypt(bytes(row.label_ciphertext), "label").decode()
+    return Voice(
+        voice_id=row.voice_id,
+        label=label,
+        generation=int(row.generation),
+        state=row.state,
+        state_reason=row.state_reason,
+        created_at_s=row.created_at_s,
+        updated_at_s=row.updated_at_s,
+        net_speech_ms=row.net_speech_ms,
+        model=row.model,
+        revision=int(row.revision),
+    )

@@ -1,0 +1,253 @@
+"""A node for tests: the real contract over real gRPC, a real lease client, and no engine.
+
+What it "hears" is a hash of the sound, so that the same clip gives the same embedding and another clip another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc import aio
+
+from runtime.errors import Stale, Unauthenticated
+from runtime.grpc_server import bearer, new_server, open_channel
+from runtime.voice_digest import VoiceDigest
+from speakerd.v1 import common_pb2, fleet_pb2, fleet_pb2_grpc, node_pb2, node_pb2_grpc
+
+DIM = 16
+
+
+def embedding_of(data: bytes) -> bytes:
+    seed = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+    vector = np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
+    return (vector / np.linalg.norm(vector)).astype("<f4").tobytes()
+
+
+class FakeNode(node_pb2_grpc.NodeServicer):
+    def __init__(self, node_id: str, grpc_address: str, fleet_key: str, *, model: str = "fake@1") -> None:
+        self.node_id = node_id
+        self.model = model
+        self.process_id = secrets.token_hex(8)
+        self.metadata = (("authorization", f"Bearer {fleet_key}"),)
+        self.fleet_key = fleet_key
+        self.voices: dict[tuple[str, str], tuple[int, str, bytes]] = {}
+        self.cursor = 0
+        self.incarnation = 0
+        self.lease_ms = 0
+        self.state: Any = node_pb2.NODE_STATE_JOINING
+        self.streams = 0
+        self.streams_max = 4
+        self.num_speakers = 1
+        self.net_speech_ms = 5_000
+        self.syncs = 0
+        self.resyncs = 0
+        self.frozen = asyncio.Event()
+        self.frozen.set()  # set: it runs
+        self.refusals: list[grpc.StatusCode] = []
+        self.files: list[bytes] = []
+        self._address = grpc_address
+        self._sync_lock = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, *, renew: bool = True) -> FakeNode:
+        self.server = new_server()
+        node_pb2_grpc.add_NodeServicer_to_server(self, self.server)
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        await self.server.start()
+        self.channel = open_channel(self._address)
+        self.fleet = fleet_pb2_grpc.FleetStub(self.channel)
+        if renew:
+            self._tasks = [asyncio.create_task(self._renewing()), asyncio.create_task(self._beating())]
+        return self
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.server.stop(0)
+        await self.channel.close()
+
+    def freeze(self) -> None:
+        self.frozen.clear()
+
+    def thaw(self) -> None:
+        self.frozen.set()
+
+    async def renew_once(self) -> fleet_pb2.RenewResponse:
+        digest = VoiceDigest()
+        for (tenant_id, voice_id), (generation, _, _) in self.voices.items():
+            digest.add(tenant_id, voice_id, generation)
+        answer = await self.fleet.Renew(
+            fleet_pb2.RenewRequest(
+                node_id=self.node_id,
+                incarnation=self.incarnation,
+                cursor=self.cursor,
+                num_voices=len(self.voices),
+                voices_digest=digest.value(),
+                address=self.address,
+                model=self.model,
+                state=self.state,
+                process_id=self.process_id,
+            ),
+            metadata=self.metadata,
+            timeout=5,
+        )
+        self.incarnation = answer.incarnation
+        self.lease_ms = answer.lease_ms
+        return answer
+
+    async def sync(self) -> None:
+        async with self._sync_lock:
+            self.syncs += 1
+            request = fleet_pb2.SyncRequest(
+                node_id=self.node_id, incarnation=self.incarnation, cursor=self.cursor, model=self.model
+            )
+            async for step in self.fleet.Sync(request, metadata=self.metadata):
+                if step.HasField("snapshot_begin"):
+                    self.voices.clear()
+                elif step.HasField("snapshot_end"):
+                    self.cursor = step.snapshot_end.revision
+                else:
+                    in_snapshot = step.entries.entries and step.entries.entries[0].revision <= self.cursor
+                    for entry in step.entries.entries:
+                        self._apply(entry)
+                        if not in_snapshot:
+                            self.cursor = max(self.cursor, entry.revision)
+
+    async def beat_once(self) -> None:
+        await self.fleet.Heartbeat(
+            fleet_pb2.HeartbeatRequest(
+                node_id=self.node_id,
+                incarnation=self.incarnation,
+                state=self.state,
+                load=node_pb2.NodeLoad(streams=self.streams, streams_max=self.streams_max),
+                address=self.address,
+                model=self.model,
+                cursor=self.cursor,
+            ),
+            metadata=self.metadata,
+            timeout=5,
+        )
+
+    def _apply(self, entry: fleet_pb2.LogEntry) -> None:
+        key = (entry.voice.tenant_id, entry.voice.voice_id)
+        if entry.HasField("evict"):
+            self.voices.pop(key, None)
+        elif entry.enroll.HasField("voiceprint"):
+            self.voices[key] = (entry.voice.generation, entry.enroll.label, entry.enroll.voiceprint.embedding)
+
+    async def _renewing(self) -> None:
+        delay_s = 0.0
+        while True:
+            await asyncio.sleep(delay_s)
+            await self.frozen.wait()
+            try:
+                answer = await self.renew_once()
+                delay_s = answer.renew_ms / 1000
+                if answer.resync:
+                    self.resyncs += 1
+                    self.cursor = 0
+                if self.cursor < answer.head or self.cursor == 0:
+                    await self.sync()
+                    delay_s = 0.0 if self.state != node_pb2.NODE_STATE_SERVING else delay_s
+                self.state = node_pb2.NODE_STATE_SERVING
+            except aio.AioRpcError as error:
+                self.refusals.append(error.code())
+                delay_s = 0.1
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    self.voices.clear()
+                    self.incarnation = self.cursor = 0
+                    self.state = node_pb2.NODE_STATE_JOINING
+
+    async def _beating(self) -> None:
+        while True:
+            await self.frozen.wait()
+            if self.incarnation:
+                with contextlib.suppress(aio.AioRpcError):
+                    await self.beat_once()
+            await asyncio.sleep(0.1)
+
+    async def _enter(self, context: Any) -> None:
+        if bearer(context) != self.fleet_key:
+            raise Unauthenticated("not the fleet key")
+        await self.frozen.wait()
+
+    async def _advance(self, position: node_pb2.LogPosition) -> bool:
+        """Whether the command is to be applied here; syncs when something is missing before it."""
+        if position.incarnation != self.incarnation:
+            raise Stale("another incarnation")
+        if position.revision > self.cursor + 1:
+            await self.sync()
+        return position.revision == self.cursor + 1
+
+    async def Enroll(self, request: node_pb2.EnrollRequest, context: Any) -> node_pb2.EnrollResponse:
+        await self._enter(context)
+        if await self._advance(request.position):
+            key = (request.voice.tenant_id, request.voice.voice_id)
+            self.voices[key] = (request.voice.generation, request.label, request.voiceprint.embedding)
+            self.cursor = request.position.revision
+        return node_pb2.EnrollResponse(
+            generation=request.voice.generation, cursor=self.cursor, incarnation=self.incarnation
+        )
+
+    async def Evict(self, request: node_pb2.EvictRequest, context: Any) -> node_pb2.EvictResponse:
+        await self._enter(context)
+        held = (request.voice.tenant_id, request.voice.voice_id) in self.voices
+        if await self._advance(request.position):
+            self.voices.pop((request.voice.tenant_id, request.voice.voice_id), None)
+            self.cursor = request.position.revision
+        return node_pb2.EvictResponse(was_held=held, cursor=self.cursor, incarnation=self.incarnation)
+
+    async def Analyze(self, request: node_pb2.AnalyzeRequest, context: Any) -> node_pb2.AnalyzeResponse:
+        await self._enter(context)
+        assert request.clip.format.encoding == common_pb2.ENCODING_PCM_F32LE
+        return node_pb2.AnalyzeResponse(
+            analysis=node_pb2.VoiceAnalysis(
+                duration_ms=len(request.clip.data) // 64,
+                net_speech_ms=self.net_speech_ms,
+                num_speakers=self.num_speakers,
+                cohesion=0.9,
+            ),
+            voiceprint=common_pb2.Voiceprint(
+                model=self.model, embedding=embedding_of(request.clip.data), net_speech_ms=self.net_speech_ms
+            ),
+        )
+
+    async def Describe(self, request: node_pb2.DescribeRequest, context: Any) -> node_pb2.DescribeResponse:
+        await self._enter(context)
+        return node_pb2.DescribeResponse(node_id=self.node_id, incarnation=self.incarnation, state=self.state)
+
+    async def DiarizeFile(
+        self, request_iterator: AsyncIterator[node_pb2.DiarizeFileRequest], context: Any
+    ) -> AsyncIterator[node_pb2.DiarizeFileResponse]:
+        await self._enter(context)
+        data = bytearray()
+        opening = None
+        async for request in request_iterator:
+            if request.HasField("open"):
+                opening = request.open
+            else:
+                data += request.audio
+                yield node_pb2.DiarizeFileResponse(progress=node_pb2.FileProgress(processed_ms=len(data) // 64))
+        assert opening is not None
+        self.files.append(bytes(data))
+        speaker = common_pb2.Speaker(speaker="spk_0", label=f"of {opening.tenant_id}")
+        yield node_pb2.DiarizeFileResponse(
+            result=node_pb2.FileResult(duration_ms=len(data) // 64, speakers=[speaker])
+        )
+
+    async def Diarize(self, request_iterator: Any, context: Any) -> Any:
+        raise AssertionError("the control plane opens no streams")
+
+    async def Inventory(self, request: Any, context: Any) -> Any:
+        raise AssertionError("not asked for by these tests")
+
+    async def Drain(self, request: Any, context: Any) -> Any:
+        raise AssertionError("not asked for by these tests")
