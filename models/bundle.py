@@ -16,6 +16,10 @@ from types import MappingProxyType
 from typing import Any
 
 from models.analysis import FrameGrid
+from models.backend import Backend, load_backend
+from models.clustering import ClusteringParameters
+from models.local_speakers import LocalParameters
+from models.naming import NamingParameters
 from runtime.errors import InvalidRequest, NotFound, Unavailable
 
 BUNDLES = Path(__file__).parent / "bundles"
@@ -41,19 +45,9 @@ class Weights:
         return self.path
 
 
-@dataclass(frozen=True, slots=True)
-class LocalParameters:
-    """How a window's local speakers are found. Thresholds are probabilities, lengths are frames or samples."""
-
-    partial_hop_samples: int
-    speech_threshold: float
-    active_threshold: float
-    clean_frames_min: int
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Bundle:
-    """A bundle's manifest, read and checked. Two bundles that are equal give equal results."""
+    """A bundle's manifest, read and checked."""
 
     id: str
     revision: str
@@ -62,11 +56,9 @@ class Bundle:
     weights: Mapping[str, Weights]
     grid: FrameGrid
     local: LocalParameters
-
-    @property
-    def partial_hop_samples(self) -> int:
-        """Samples between the ends of successive embedded partials."""
-        return self.local.partial_hop_samples
+    backend: Backend
+    clustering: ClusteringParameters
+    naming: NamingParameters
 
 
 def list_bundles() -> list[str]:
@@ -90,16 +82,25 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
 
 def _bundle_from_table(table: dict[str, Any], folder: Path) -> Bundle:
     grid = table["grid"]
+    weights = {name: _weights(entry, folder) for name, entry in table["weights"].items()}
+    backend = load_backend(weights["backend"].verified_path())
     return Bundle(
         id=table["id"],
         revision=table["revision"],
         model_id=table["embedding"]["model_id"],
         model_revision=table["embedding"]["revision"],
-        weights=MappingProxyType({name: _weights(entry, folder) for name, entry in table["weights"].items()}),
+        weights=MappingProxyType(weights),
         grid=FrameGrid(
-            num_frames=grid["window_samples"] // grid["step_samples"], embedding_dim=256, **grid
+            num_frames=grid["window_samples"] // grid["step_samples"],
+            embedding_dim=backend.projection.shape[1],
+            **grid,
         ),
         local=LocalParameters(**table["local"]),
+        backend=backend,
+        clustering=ClusteringParameters(
+            within_variance=backend.within_variance, between_variance=backend.between_variance, **table["clustering"]
+        ),
+        naming=NamingParameters(**table["naming"]),
     )
 
 

@@ -19,9 +19,7 @@ SINC_TAPS = 251
 SINC_STRIDE = 10
 FRAME_STEP_SAMPLES = 270
 FRAME_FIELD_SAMPLES = 991
-NUM_LOCAL_SPEAKERS = 3
-# Which local speakers are active in each powerset class: nobody, one of three, two of three.
-POWERSET = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], np.float32)
+NUM_CLASSES = 7  # nobody, one of three, two of three: models.local_speakers.POWERSET
 
 
 class PyanNet(nn.Module):
@@ -38,7 +36,7 @@ class PyanNet(nn.Module):
         self.norms = nn.ModuleList([nn.InstanceNorm1d(channels, affine=True) for channels in (80, 60, 60)])
         self.lstm = nn.LSTM(60, hidden, num_layers=layers, bidirectional=True, batch_first=True)
         self.linear = nn.ModuleList([nn.Linear(2 * hidden, width), nn.Linear(width, width)])
-        self.classifier = nn.Linear(width, len(POWERSET))
+        self.classifier = nn.Linear(width, NUM_CLASSES)
         self.sinc: Tensor
         self.register_buffer("sinc", _sinc_filters(weights), persistent=False)
         self.load_state_dict({_own_name(name): weights[name] for name in weights if "filterbank" not in name})

@@ -8,6 +8,7 @@ on nothing else: not on how they were cut into writes, nor on what else is in th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import functional
 
 from models import embedding as ge2e
 from models import segmentation as seg
@@ -53,8 +55,14 @@ class TorchDevice:
         checkpoint = torch.load(weights["embedding"], map_location="cpu", weights_only=True)
         self._encoder = ge2e.Ge2eEncoder(checkpoint["model_state"]).to(self._device)
         self._mels = ge2e.MelFrontEnd().to(self._device)
-        self._vad = vad.SileroVad(torch.jit.load(weights["voice_activity"], map_location="cpu").state_dict())
+        with warnings.catch_warnings():
+            # The package ships TorchScript, whose loader is deprecated; we take its tensors and run none of it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            voice_activity = torch.jit.load(weights["voice_activity"], map_location="cpu").state_dict()
+        self._vad = vad.SileroVad(voice_activity)
         self._vad.to(self._device)
+        self._backend_mean = torch.from_numpy(bundle.backend.mean).to(self._device)
+        self._backend_projection = torch.from_numpy(bundle.backend.projection).to(self._device)
         self._slots: dict[int, _Slot] = {}
 
     def __repr__(self) -> str:
@@ -73,7 +81,9 @@ class TorchDevice:
             mels=Ring(ge2e.PARTIAL_FRAMES + ring_samples // ge2e.FRAME_STEP_SAMPLES, (ge2e.NUM_BANDS,), self._device),
             voice=Ring(2 + ring_samples // vad.CHUNK_SAMPLES, (), self._device),
             voice_state=self._vad.initial_state(1, self._device),
-            partials=Ring(2 + ring_samples // self._bundle.partial_hop_samples, (self._grid.embedding_dim,), self._device),
+            partials=Ring(
+                2 + ring_samples // self._bundle.local.partial_hop_samples, (self._grid.embedding_dim,), self._device
+            ),
         )
 
     def write(self, slot: int, samples: FloatArray) -> None:
@@ -104,8 +114,22 @@ class TorchDevice:
 
         return hear_voice(self, samples, self._bundle)
 
+    def mel_frames(self, samples: Tensor) -> Tensor:
+        """Mel power of (N,) samples: (T, 40). For fitting; streams keep theirs in their slots."""
+        mels: Tensor = self._mels(samples.to(self._device))
+        return mels
+
+    def encode_partials(self, mels: Tensor) -> Tensor:
+        """The encoder's own vectors (P, E) of partials (P, 160, 40), each scaled to one level first."""
+        level = mels.mean(dim=(1, 2), keepdim=True).clamp_min(1e-9)
+        vectors: Tensor = self._encoder(mels * (self._bundle.local.partial_mel_power / level))
+        return vectors
+
+    def _project(self, vectors: Tensor) -> Tensor:
+        return functional.normalize((vectors - self._backend_mean) @ self._backend_projection, dim=-1, eps=1e-6)
+
     def _analyze_batch(self, windows: Sequence[DueWindow]) -> list[WindowAnalysis]:
-        grid, hop = self._grid, self._bundle.partial_hop_samples
+        grid, hop = self._grid, self._bundle.local.partial_hop_samples
         sound = torch.stack(
             [self._slots[w.slot].samples.read(w.end_samples - grid.window_samples, w.end_samples) for w in windows]
         )  # (B, N)
@@ -131,10 +155,11 @@ class TorchDevice:
                 find_local_speakers(
                     start_samples=start,
                     posteriors=posterior,
-                    speech=speech,
+                    voice=speech,
                     partials=held.partials.read(first, last).cpu().numpy(),
-                    partial_ends=(np.arange(first, last) + 1) * hop - start,
-                    bundle=self._bundle,
+                    partial_spans=_spans(np.arange(first, last), hop) - start,
+                    grid=grid,
+                    local=self._bundle.local,
                 )
             )
         return found
@@ -144,7 +169,7 @@ class TorchDevice:
         """Make the features of each slot up to a stream position, partials of all slots in one batch."""
         fresh: list[Tensor] = []
         owners: list[_Slot] = []
-        hop = self._bundle.partial_hop_samples
+        hop = self._bundle.local.partial_hop_samples
         for slot, end in ends.items():
             held = self._slots[slot]
             assert end <= held.samples.end, f"slot {slot} holds {held.samples.end} samples, {end} asked"
@@ -157,7 +182,8 @@ class TorchDevice:
                 owners.append(held)
         for at in range(0, len(fresh), MAX_PARTIALS_A_BATCH):
             batch = torch.stack(fresh[at : at + MAX_PARTIALS_A_BATCH])
-            for held, vector in zip(owners[at:], self._encoder(batch), strict=False):
+            vectors = self._project(self.encode_partials(batch))  # (P, D)
+            for held, vector in zip(owners[at:], vectors, strict=False):
                 held.partials.append(vector[None])
 
     def _advance_voice(self, held: _Slot, end: int) -> None:
@@ -175,6 +201,12 @@ class TorchDevice:
             overlap = ge2e.FRAME_SAMPLES - ge2e.FRAME_STEP_SAMPLES
             start = done * ge2e.FRAME_STEP_SAMPLES
             held.mels.append(self._mels(held.samples.read(start - overlap, start + count * ge2e.FRAME_STEP_SAMPLES)))
+
+
+def _spans(partials: np.ndarray, hop_samples: int) -> np.ndarray:
+    """Stream positions [from, to) of partials: (P,) → (P, 2)."""
+    ends = (partials + 1) * hop_samples
+    return np.stack([ends - ge2e.PARTIAL_SAMPLES, ends], axis=1)
 
 
 def load_device(bundle: Bundle, device: str = "cpu") -> TorchDevice:

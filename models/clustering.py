@@ -1,0 +1,144 @@
+"""Whole-file clustering: which local speakers are one person. Pure NumPy and SciPy.
+
+In come embeddings of local speakers with the clean speech behind each; out comes a cluster index for each. Clusters
+merge while the evidence says that one speaker explains both better than two (log likelihood ratio of the two-covariance
+model), so that no threshold on a cosine has to fit every recording. Memory and time are bounded by first merging what is
+all but identical, within blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+from models.analysis import FloatArray
+
+IntArray = npt.NDArray[np.int64]
+BLOCK_ITEMS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class ClusteringParameters:
+    """How local speakers of a file become speakers.
+
+    tight_distance: cosine distance up to which embeddings are merged outright (average linkage).
+    evidence_per_second: how many independent observations a second of clean speech is worth.
+    train_clean_frames: clean speech from which a window's local speaker takes part in finding the clusters.
+    full_clean_frames: clean speech from which its embedding is trusted in full when it is assigned to a cluster.
+    agreement_weight: what agreement in time with the other windows counts there, against a cosine.
+    active_frames_min: activity, in frames, below which a local speaker is ignored.
+    passes: assignments, each after centroids and activities were made again.
+    onset, offset: speech begins at or above `onset` and goes on while at or above `offset`.
+    gap_samples, speech_samples_min: shorter silences are filled, shorter speech is dropped.
+    overlap_threshold: activity from which a second speaker is heard as well.
+    turn_samples_min: shorter pieces of a speaker's turn, and shorter gaps in it, are dropped while others speak.
+    """
+
+    tight_distance: float
+    evidence_per_second: float
+    train_clean_frames: int
+    full_clean_frames: int
+    agreement_weight: float
+    active_frames_min: float
+    passes: int
+    onset: float
+    offset: float
+    gap_samples: int
+    speech_samples_min: int
+    overlap_threshold: float
+    turn_samples_min: int
+    within_variance: FloatArray
+    between_variance: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerBounds:
+    """How many speakers may be found: `least` to `most`, `most` None where there is no limit."""
+
+    least: int = 1
+    most: int | None = None
+
+
+def cluster_embeddings(
+    embeddings: FloatArray, seconds: FloatArray, clustering: ClusteringParameters, bounds: SpeakerBounds
+) -> IntArray:
+    """Cluster indices (I,), from 0 without gaps, of unit embeddings (I, D) that stand on `seconds` (I,) of speech.
+
+    Fewer than `bounds.least` clusters come out only where there are fewer items.
+    """
+    labels = _merge_identical(embeddings, clustering.tight_distance, bounds.least)
+    count = int(labels.max()) + 1
+    evidence = clustering.evidence_per_second * seconds.astype(np.float64)
+    members = np.zeros(count)
+    np.add.at(members, labels, evidence)
+    sums = np.zeros((count, embeddings.shape[1]))
+    np.add.at(sums, labels, evidence[:, None] * embeddings)
+    merged = _merge_by_evidence(members, sums, clustering, bounds)
+    return merged[labels]
+
+
+def _merge_identical(embeddings: FloatArray, tight_distance: float, least: int) -> IntArray:
+    """Average-linkage clusters within blocks of consecutive items: (I,) indices."""
+    labels = np.zeros(len(embeddings), np.int64)
+    found = 0
+    for at in range(0, len(embeddings), BLOCK_ITEMS):
+        block = embeddings[at : at + BLOCK_ITEMS].astype(np.float64)
+        if len(block) == 1:
+            part = np.zeros(1, np.int64)
+        else:
+            distances = np.maximum(0.0, 1.0 - block @ block.T)
+            np.fill_diagonal(distances, 0.0)
+            tree = linkage(squareform(distances, checks=False), "average")
+            part = fcluster(tree, tight_distance, "distance").astype(np.int64) - 1
+            if part.max() + 1 < least:
+                part = fcluster(tree, least, "maxclust").astype(np.int64) - 1
+        labels[at : at + BLOCK_ITEMS] = part + found
+        found += int(part.max()) + 1
+    return labels
+
+
+def _merge_by_evidence(
+    members: npt.NDArray[np.float64],
+    sums: npt.NDArray[np.float64],
+    clustering: ClusteringParameters,
+    bounds: SpeakerBounds,
+) -> IntArray:
+    """Greedy merges, best gain first: for clusters of evidence (C,) and weighted sums (C, D), new indices (C,)."""
+    within = clustering.within_variance.astype(np.float64)
+    between = clustering.between_variance.astype(np.float64)
+
+    def log_likelihood(n: npt.NDArray[np.float64], s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        spread = 1.0 + n[..., None] * (between / within)
+        total: npt.NDArray[np.float64] = (0.5 * (s / within) ** 2 * between / spread - 0.5 * np.log(spread)).sum(
+            axis=-1
+        )
+        return total
+
+    members, sums = members.copy(), sums.copy()
+    alone = log_likelihood(members, sums)
+    gains = np.stack(
+        [log_likelihood(members + members[i], sums + sums[i]) - alone - alone[i] for i in range(len(members))]
+    )
+    np.fill_diagonal(gains, -np.inf)
+    owner = np.arange(len(members))  # of each original cluster
+    alive = np.ones(len(members), bool)
+    most = len(members) if bounds.most is None else bounds.most
+    while (count := int(alive.sum())) > max(1, bounds.least):
+        i, j = np.unravel_index(int(np.argmax(gains)), gains.shape)
+        if gains[i, j] <= 0.0 and count <= most:
+            break
+        members[i] += members[j]
+        sums[i] += sums[j]
+        alive[j] = False
+        owner[owner == j] = i
+        alone[i] = log_likelihood(members[i], sums[i])
+        row = log_likelihood(members + members[i], sums + sums[i]) - alone - alone[i]
+        row[~alive] = -np.inf
+        row[i] = -np.inf
+        gains[i], gains[:, i] = row, row
+        gains[j], gains[:, j] = -np.inf, -np.inf
+    return np.unique(owner, return_inverse=True)[1].astype(np.int64)

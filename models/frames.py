@@ -1,0 +1,36 @@
+"""Runs of frames: hysteresis, gaps and stretches. Pure NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from models.analysis import FloatArray
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def runs(mask: BoolArray) -> npt.NDArray[np.int64]:
+    """Half-open ranges of frames in which the mask (F,) is true: (R, 2)."""
+    edges = np.diff(np.concatenate([[0], mask.astype(np.int8), [0]]))
+    return np.flatnonzero(edges).reshape(-1, 2)
+
+
+def begin_and_go_on(probability: FloatArray, onset: float, offset: float) -> BoolArray:
+    """Frames of stretches that begin at or above `onset` and last while at or above `offset`: (F,) → (F,)."""
+    going = probability >= offset
+    found = np.zeros(len(probability), bool)
+    for begin, end in runs(going):
+        starts = np.flatnonzero(probability[begin:end] >= onset)
+        if len(starts):
+            found[begin + starts[0] : end] = True
+    return found
+
+
+def fill_gaps(mask: BoolArray, shortest: int, *, edges: bool = False) -> BoolArray:
+    """The mask (F,) with gaps of fewer than `shortest` frames filled; those at its ends too if `edges`."""
+    filled = mask.copy()
+    for begin, end in runs(~mask):
+        if end - begin < shortest and (edges or (begin > 0 and end < len(mask))):
+            filled[begin:end] = True
+    return filled

@@ -1,0 +1,75 @@
+"""The same voices under many conditions: partial embeddings to fit a backend and a calibration on.
+
+In come folders with one sub-folder of recordings a speaker; out come GE2E's vectors of 1.6 s partials of each speaker,
+as recorded and in simulated rooms with noise. The members, kept for tests, are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.signal import fftconvolve, lfilter
+
+from models.embedding import FRAME_SAMPLES, FRAME_STEP_SAMPLES, PARTIAL_FRAMES
+from models.torch_device import TorchDevice
+from scripts.simulate_mixtures import RATE, SPEECH_LEVEL, load_voices, room_response
+
+FloatArray = npt.NDArray[np.float32]
+HOP_FRAMES = 50
+NUM_CONDITIONS = 5  # as recorded, and four rooms
+
+
+@dataclass(frozen=True, slots=True)
+class VoicePartials:
+    """Partials of one speaker's speech: (P, 256) vectors as the encoder gives them, condition and last mel frame."""
+
+    speaker: str
+    vectors: FloatArray
+    condition: npt.NDArray[np.int64]
+    end_frame: npt.NDArray[np.int64]
+
+
+def load_partials(folders: Sequence[Path], device: TorchDevice, seed: int) -> list[VoicePartials]:
+    """Every speaker of the folders under every condition, drawn from the seed."""
+    rng = np.random.default_rng(seed)
+    gap = np.zeros(int(0.2 * RATE), np.float32)
+    found = []
+    voices = load_voices(folders)
+    for name in voices.names:
+        speech = np.concatenate([part for chunk in voices.chunks[name] for part in (chunk, gap)])
+        vectors, conditions, ends = [], [], []
+        for condition in range(NUM_CONDITIONS):
+            heard = speech if condition == 0 else in_a_room(speech, rng)
+            batch, last = _partials(heard, device, int(rng.integers(HOP_FRAMES)))
+            vectors.append(batch)
+            ends.append(last)
+            conditions.append(np.full(len(batch), condition))
+        found.append(VoicePartials(name, np.concatenate(vectors), np.concatenate(conditions), np.concatenate(ends)))
+    return found
+
+
+def in_a_room(speech: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Speech at another level, with the echo of a room and pink noise 12 to 32 dB below it."""
+    wet = fftconvolve(speech, room_response(rng, rng.uniform(0.08, 0.5), 0.35))[: len(speech)]
+    wet *= SPEECH_LEVEL * 10 ** (rng.uniform(-5, 3) / 20) / (wet.std() + 1e-6)
+    b = [0.049922035, -0.095993537, 0.050612699, -0.004408786]
+    noise = lfilter(b, [1, -2.494956002, 2.017265875, -0.522189400], rng.standard_normal(len(speech)))
+    noise *= wet.std() * 10 ** (-rng.uniform(12, 32) / 20) / noise.std()
+    return (wet + noise).astype(np.float32)
+
+
+def _partials(samples: FloatArray, device: TorchDevice, first: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    with torch.inference_mode():
+        padded = np.pad(samples, (FRAME_SAMPLES - FRAME_STEP_SAMPLES, 0))
+        mels = device.mel_frames(torch.from_numpy(padded))
+        ends = np.arange(PARTIAL_FRAMES + first, len(mels) + 1, HOP_FRAMES)
+        if len(ends) == 0:
+            return np.zeros((0, 256), np.float32), ends
+        batch = torch.stack([mels[end - PARTIAL_FRAMES : end] for end in ends])
+        vectors: FloatArray = device.encode_partials(batch).numpy()
+        return vectors, ends
