@@ -1,7 +1,7 @@
-"""What the engine adds to the command `speakerd`: `models list|verify`, and diarizing in this process.
+"""What the engine adds to the command `speakerd`: `models list|verify`.
 
-The command line finds both through entry points and imports nothing of ours itself. Importing this module does not load
-torch; opening an engine does.
+The command line finds it through an entry point and imports nothing of ours itself. Importing this module does not load
+torch.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def test_a_recording_through_a_server_is_written_in_both_formats(server: Script,
             "--out",
             tmp_path / "out",
             "--json",
-        )  # fmt: skip
+        )
     )
     (file,) = result["files"]
     assert file["turns"] == [

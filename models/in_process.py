@@ -1,0 +1,127 @@
+"""The engine in the caller's own process: people to name, recordings in, named turns out.
+
+What `speakerd diarize` runs. In come files in any common format, decoded in the sandbox; out come turns in milliseconds
+under the names of those enrolled here, or spk_0, spk_1, ... in order of appearance. Nothing is kept on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from models.analysis import FloatArray
+from models.bundle import Bundle, load_bundle
+from models.diarize import Diarization, SpeakerTurn, diarize_samples
+from models.naming import name_speakers
+from models.seams import AnalysisDevice
+from runtime.errors import BadAudio, InvalidRequest, SpeakerdError
+from runtime.media import decode
+from runtime.units import SAMPLE_RATE_HZ, ms_from_samples, seconds_from_samples
+from speakerd.cli.diarize import Diarized, DiarizeOptions
+from speakerd.timeline import SpokenTurn
+
+NET_SPEECH_MIN = SAMPLE_RATE_HZ
+SILENT_PEAK = 1e-4  # -80 dBFS: no microphone in a room is as quiet as that
+
+
+def open_engine(bundle: str, device: str) -> InProcessDiarizer:
+    """Load a bundle onto a device: "cpu", "cuda" or "cuda:N". InvalidRequest when there is no such device."""
+    import torch
+
+    from models.torch_device import load_device
+
+    loaded = load_bundle(bundle)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidRequest("no CUDA device is to be seen here: leave --device out, or see `speakerd doctor`")
+    return InProcessDiarizer(load_device(loaded, device=device), loaded)
+
+
+class InProcessDiarizer:
+    """An engine and the people whom it can name. Call it from one thread."""
+
+    def __init__(self, device: AnalysisDevice, bundle: Bundle) -> None:
+        self._device = device
+        self._bundle = bundle
+        self._voices: dict[str, FloatArray] = {}  # name -> (D,), unit length
+
+    def __repr__(self) -> str:
+        return f"InProcessDiarizer({self._bundle.id}, {len(self._voices)} voices)"
+
+    def enroll(self, name: str, files: Sequence[Path]) -> None:
+        """Name this person from now on, by recordings of them alone. Raises BadAudio for those that are unfit."""
+        total = np.zeros(self._device.grid.embedding_dim, np.float32)
+        for file in files:
+            heard = self._device.analyze_voice(_sound(file))
+            if heard.num_speakers > 1:
+                raise BadAudio(f"{file}: {heard.num_speakers} people are heard; cut it down to {name} alone")
+            if heard.net_speech_samples < NET_SPEECH_MIN:
+                clean_s = seconds_from_samples(heard.net_speech_samples)
+                raise BadAudio(f"{file}: {clean_s:.1f} s of clean speech; 1 s is needed, 5 to 30 s are best")
+            total += heard.embedding * heard.net_speech_samples
+        self._voices[name] = total / np.linalg.norm(total)
+
+    def diarize(self, file: Path, options: DiarizeOptions, on_progress: Callable[[int, int], None]) -> Diarized:
+        """Who spoke when in a recording. Raises BadAudio and its like, naming the file."""
+        samples = _sound(file)
+        found = diarize_samples(
+            self._device,
+            samples,
+            self._bundle.clustering,
+            num_speakers=options.num_speakers,
+            min_speakers=options.min_speakers,
+            max_speakers=options.max_speakers,
+            progress=lambda done, total: on_progress(ms_from_samples(done), ms_from_samples(total)),
+        )
+        named = self._names(found)
+        return Diarized(
+            turns=_spoken(found.turns, named),
+            exclusive_turns=_spoken(found.exclusive, named),
+            duration_ms=ms_from_samples(len(samples)),
+            warnings=() if found.turns else ("nobody speaks in it",),
+        )
+
+    def close(self) -> None:
+        """Forget everybody."""
+        self._voices.clear()
+
+    def _names(self, found: Diarization) -> list[tuple[str, float]]:
+        """Name and probability of each speaker; an empty name for nobody enrolled."""
+        if not found.speakers or not self._voices:
+            return [("", 0.0)] * len(found.speakers)
+        names = list(self._voices)
+        speakers = np.stack([speaker.embedding for speaker in found.speakers])  # (P, D)
+        voices = np.stack([self._voices[name] for name in names])  # (V, D)
+        net_speech = np.array([speaker.net_speech_samples for speaker in found.speakers])
+        verdicts = name_speakers((speakers @ voices.T).astype(np.float32), net_speech, self._bundle.naming)
+        return [("", 0.0) if v.voice is None else (names[v.voice], v.probability) for v in verdicts]
+
+
+def _spoken(turns: Sequence[SpeakerTurn], named: Sequence[tuple[str, float]]) -> list[SpokenTurn]:
+    spoken = []
+    for turn in turns:
+        name, probability = named[turn.speaker]
+        speaker = f"spk_{turn.speaker}"
+        spoken.append(
+            SpokenTurn(
+                start_ms=ms_from_samples(turn.start_samples),
+                end_ms=ms_from_samples(turn.end_samples),
+                speaker=speaker,
+                label=name or speaker,
+                voice_id=name,
+                probability=probability,
+            )
+        )
+    return spoken
+
+
+def _sound(file: Path) -> FloatArray:
+    """A recording's samples (N,) at 16 kHz. Errors name the file."""
+    try:
+        samples = decode(file).samples
+    except SpeakerdError as error:
+        raise type(error)(f"{file}: {error}") from None
+    if not len(samples) or float(np.abs(samples).max()) < SILENT_PEAK:
+        raise BadAudio(f"{file}: is silent throughout; check what was recorded, and at what level")
+    return samples
