@@ -8,6 +8,7 @@ with their last turns, and only then is anything closed.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -23,7 +24,9 @@ from node.device_thread import DeviceThread
 from node.engine import Engine, engine_loader
 from node.enrolment import ClipAnalysis
 from node.files import FileRuns
+from node.fleet_client import FleetMembership
 from node.fleet_log import FleetLog
+from node.fleet_wire import ControlPlane, Identity
 from node.lease import Lease
 from node.load import LoadGauge
 from node.metrics import NodeMetrics
@@ -64,7 +67,9 @@ class NodeDaemon:
         self._exits = ExitStack()
         self._device: DeviceThread | None = None
         self._server: aio.Server | None = None
+        self._membership: FleetMembership | None = None
         self._tasks: Tasks | None = None
+        self._ready_line = ""  # empty once it was announced
 
     def __repr__(self) -> str:
         return f"NodeDaemon({self._settings.node_id}, {self._standing!r})"
@@ -82,17 +87,25 @@ class NodeDaemon:
         self._batcher = Batcher(self._device, engine.device.grid, self._metrics, clock)
         tasks.spawn("batcher", self._batcher.run())
         self._store = VoiceStore(self._device, embedding_dim=engine.device.grid.embedding_dim)
-        self._log = FleetLog(self._store, self._standing.lease, None)
         self._access = Access(node_id=settings.node_id, fleet_key=self._fleet_key, clock=clock)
         stream_slots = SlotTable(settings.streams_max, what="stream")
         file_slots = SlotTable(settings.files_max, what="file", first_index=settings.streams_max)
         self._load = LoadGauge(stream_slots, file_slots, self._store, self._batcher)
+        self._server = new_server()
+        port = bind(self._server, settings.listen, insecure=settings.insecure)
+        address = settings.advertise or f"{_host(settings.listen)}:{port}"
+        metrics_port = self._serve_metrics(metrics_registry)
+        self._ready_line = (
+            f"ready grpc={_host(settings.listen)}:{port} metrics={_host(settings.metrics)}:{metrics_port}"
+        )
+        control_plane = self._control_plane(address, engine.model)
+        self._log = FleetLog(self._store, self._standing.lease, control_plane)
         self._streams = self._live_streams(engine, stream_slots)
         self._files = FileRuns()
         await self._serve(engine)
-        metrics_port = self._serve_metrics(metrics_registry)
-        self._ready_line = f"ready grpc={self._address} metrics={_host(settings.metrics)}:{metrics_port}"
-        await self._became_serving()
+        if control_plane is not None:
+            self._membership = self._join(control_plane)
+            self._membership.start(tasks)
 
     async def drain(self, deadline_s: float) -> None:
         """Refuse, wait for the streams, hand over those that remain."""
@@ -102,6 +115,8 @@ class NodeDaemon:
 
     async def stop(self) -> None:
         """Close everything."""
+        if self._membership is not None:
+            await self._membership.leave()
         if self._server is not None:
             await self._server.stop(STOP_GRACE_S)
         if self._device is not None:
@@ -126,7 +141,7 @@ class NodeDaemon:
         )
 
     async def _serve(self, engine: Engine) -> None:
-        self._server = new_server()
+        assert self._server is not None
         service = NodeService(
             node_id=self._settings.node_id,
             engine=engine,
@@ -143,10 +158,31 @@ class NodeDaemon:
         )
         node_pb2_grpc.add_NodeServicer_to_server(service, self._server)
         self._health = add_health_and_reflection(self._server, [SERVICE])
-        port = bind(self._server, self._settings.listen, insecure=self._settings.insecure)
-        self._address = self._settings.advertise or f"{_host(self._settings.listen)}:{port}"
         await self._server.start()
         await self._publish_readiness()
+
+    def _control_plane(self, address: str, model: str) -> ControlPlane | None:
+        settings = self._settings
+        if settings.controlplane is None:
+            return None
+        assert self._fleet_key is not None, "settings ask for both"
+        identity = Identity(settings.node_id, secrets.token_hex(8), address, model)
+        return ControlPlane(settings.controlplane, fleet_key=self._fleet_key, identity=identity)
+
+    def _join(self, control_plane: ControlPlane) -> FleetMembership:
+        assert self._standing.lease is not None
+        return FleetMembership(
+            control_plane,
+            lease=self._standing.lease,
+            standing=self._standing,
+            log=self._log,
+            store=self._store,
+            access=self._access,
+            load=self._load,
+            metrics=self._metrics,
+            clock=self._clock,
+            on_change=self._publish_readiness,
+        )
 
     def _serve_metrics(self, metrics_registry: CollectorRegistry) -> int:
         host, _, port = self._settings.metrics.rpartition(":")
@@ -161,12 +197,12 @@ class NodeDaemon:
         assert self._device is not None
         return self._device
 
-    async def _became_serving(self) -> None:
-        await self._publish_readiness()
-        self._announce(self._ready_line)
-
     async def _publish_readiness(self) -> None:
-        await set_ready(self._health, [SERVICE], ready=self._standing.state is NodeState.SERVING)
+        is_serving = self._standing.state is NodeState.SERVING
+        await set_ready(self._health, [SERVICE], ready=is_serving)
+        if is_serving and self._ready_line:
+            self._announce(self._ready_line)
+            self._ready_line = ""
 
     def _begin_drain(self, deadline_s: float) -> int:
         self._standing.draining = True

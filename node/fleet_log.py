@@ -133,6 +133,8 @@ class FleetLog:
         async with self._order:
             if todo is Next.WIPE_AND_SYNC:
                 await self._store.wipe()
+                if self._lease is not None:
+                    self._lease.restart()
             await self._read_on()
 
     async def wipe(self) -> int:
@@ -155,7 +157,7 @@ class FleetLog:
             if judgement is Judgement.KNOWN:
                 return None
             result = await apply()
-            self._lease.applied(position.revision)
+            self._lease.applied(position.incarnation, position.revision)
             return result
 
     async def _read_on(self) -> None:
@@ -165,22 +167,20 @@ class FleetLog:
         in_snapshot = False
         async with aclosing(reader.read(incarnation, lease.cursor)) as messages:  # type: ignore[type-var]
             async for message in messages:
-                if lease.incarnation != incarnation:
-                    raise Unavailable("the lease was lost while the log was read")
                 match message:
                     case SnapshotBegin():
                         in_snapshot = True
                         await self._store.wipe()
                     case SnapshotEnd():
                         in_snapshot = False
-                        lease.applied(message.revision)
+                        lease.applied(incarnation, message.revision)
                     case Entry():
                         await self._apply(message.change)
-                        if not in_snapshot:
-                            lease.applied(message.revision)
+                        # In a snapshot this only asks whether the incarnation lasts.
+                        lease.applied(incarnation, 0 if in_snapshot else message.revision)
         if in_snapshot:
             raise Unavailable("the snapshot of the fleet log broke off")
-        lease.reconciled()
+        lease.reconciled(incarnation)
 
     async def _apply(self, change: Enrolment | Eviction) -> None:
         """Apply an entry of the log. One that cannot be is left out loudly: the others must not wait for it."""

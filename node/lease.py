@@ -88,7 +88,6 @@ class Lease:
         if renewal.lease_s > 0:
             self._until_s = max(self._until_s, sent_s + renewal.lease_s)
         if renewal.resync and not is_new:
-            self.cursor = 0
             self._move(LeaseState.JOINING)
         if is_new or renewal.resync:
             return Next.WIPE_AND_SYNC
@@ -96,12 +95,18 @@ class Lease:
             return Next.SYNC
         return Next.NOTHING
 
-    def applied(self, revision: int) -> None:
-        """All of the log up to a revision is applied."""
+    def restart(self) -> None:
+        """The store was emptied: nothing of the log is applied."""
+        self.cursor = 0
+
+    def applied(self, incarnation: int, revision: int) -> None:
+        """All of the log up to a revision is applied. Raises Stale if the incarnation ended meanwhile."""
+        self._require(incarnation)
         self.cursor = max(self.cursor, revision)
 
-    def reconciled(self) -> None:
-        """The store holds what it should, up to the head of the log."""
+    def reconciled(self, incarnation: int) -> None:
+        """The store holds what it should, up to the head of the log. Raises Stale if the incarnation ended meanwhile."""
+        self._require(incarnation)
         if self.state is LeaseState.JOINING and self.remaining_s() > 0:
             self._move(LeaseState.SERVING)
 
@@ -109,13 +114,16 @@ class Lease:
         """What to do with a command. Raises Stale for another incarnation, Unavailable without a lease."""
         if self.incarnation == 0 or self.remaining_s() <= 0:
             raise Unavailable("this node has no lease: it will read the command from the fleet log when it has one")
-        if incarnation != self.incarnation:
-            raise Stale(f"the command is for incarnation {incarnation} of this node, which is {self.incarnation} now")
+        self._require(incarnation)
         if revision <= self.cursor:
             return Judgement.KNOWN
         if revision == self.cursor + 1 and self.state is LeaseState.SERVING:
             return Judgement.APPLY
         return Judgement.SYNC_FIRST
+
+    def _require(self, incarnation: int) -> None:
+        if incarnation != self.incarnation:
+            raise Stale(f"incarnation {incarnation} of this node has ended; it is {self.incarnation} now")
 
     def _move(self, state: LeaseState) -> None:
         allowed = {

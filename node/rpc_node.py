@@ -108,7 +108,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._access.require_fleet(bearer(context))
         await self._files.serve(wire.GrpcFilePeer(context))
 
-    async def Inventory(  # type: ignore[override]  # noqa: N802
+    async def Inventory(  # noqa: N802
         self, request: node_pb2.InventoryRequest, context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[node_pb2.InventoryResponse]:
         """Every voice held."""

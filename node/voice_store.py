@@ -12,7 +12,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from node.device_thread import DeviceThread
 from runtime.errors import InvalidRequest, Stale
 from runtime.voice_digest import VoiceDigest
 
+T = TypeVar("T")
 TOMBSTONES_MAX = 10_000
 """Evicted generations remembered, so that a late enrolment of one is refused. A fleet's log orders them anyway."""
 
@@ -182,7 +183,7 @@ class VoiceStore:
             await self._device.call(lambda engine: engine.gallery.zero(rows))
             self._free_rows.extend(rows)
 
-    async def _act(self, work: Coroutine[Any, Any, Any]) -> Any:
+    async def _act(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a change to its end, even if its caller goes away half-way."""
         act = asyncio.create_task(work, name="voice-store")
         self._acts.add(act)

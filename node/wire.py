@@ -269,7 +269,7 @@ def node_load(load: Load) -> node_pb2.NodeLoad:
     )
 
 
-def node_state(state: NodeState) -> node_pb2.NodeState:
+def node_state(state: NodeState) -> node_pb2.NodeState.ValueType:
     """What a node says of itself, as it travels."""
     return _STATES[state]
 

@@ -1,0 +1,170 @@
+"""Calls to the control plane: renewals, heartbeats, and the fleet's log. Translates, and decides nothing.
+
+In: dataclasses. Out: dataclasses. What always holds: every call has a deadline; whatever fails comes out as Stale,
+Unauthenticated, Conflict or Unavailable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+from grpc import aio
+
+from node import wire
+from node.fleet_log import Enrolment, Entry, Eviction, SnapshotBegin, SnapshotEnd
+from node.lease import Renewal
+from node.load import Load
+from node.standing import NodeState
+from runtime.errors import Conflict, InvalidRequest, SpeakerdError, Stale, Unauthenticated, Unavailable
+from runtime.grpc_server import open_channel
+from runtime.logs import get_logger
+from runtime.units import samples_from_ms
+from speakerd.v1 import fleet_pb2, fleet_pb2_grpc
+
+RENEW_BOUND_S = 2.0
+HEARTBEAT_BOUND_S = 1.0
+SYNC_BOUND_S = 120.0
+NET_SPEECH_UNKNOWN_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this node is to the fleet. process_id: random, drawn when the process starts."""
+
+    node_id: str
+    process_id: str
+    address: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a node says of itself as it renews."""
+
+    incarnation: int
+    cursor: int
+    num_voices: int
+    voices_digest: bytes
+    state: NodeState
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a renewal was answered with: the lease, when to renew next, and whose stream tickets are good."""
+
+    renewal: Renewal
+    renew_s: float
+    ticket_keys: tuple[bytes, ...]
+
+
+class ControlPlane:
+    """The control plane, over one channel. model and embedding_dim decide which voiceprints are of use here."""
+
+    def __init__(self, address: str, *, fleet_key: str, identity: Identity) -> None:
+        self._address = address
+        self._identity = identity
+        self._metadata = (("authorization", f"Bearer {fleet_key}"),)
+        self._channel = open_channel(address)
+        self._stub = fleet_pb2_grpc.FleetStub(self._channel)
+
+    def __repr__(self) -> str:
+        return f"ControlPlane({self._address})"
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    async def renew(self, report: Report) -> Answer:
+        """Take or prolong the lease."""
+        request = fleet_pb2.RenewRequest(
+            node_id=self._identity.node_id,
+            process_id=self._identity.process_id,
+            address=self._identity.address,
+            model=self._identity.model,
+            incarnation=report.incarnation,
+            cursor=report.cursor,
+            num_voices=report.num_voices,
+            voices_digest=report.voices_digest,
+            state=wire.node_state(report.state),
+        )
+        try:
+            answer = await self._stub.Renew(request, timeout=RENEW_BOUND_S, metadata=self._metadata)
+        except aio.AioRpcError as error:
+            raise _translated(error) from None
+        return Answer(
+            Renewal(answer.incarnation, answer.lease_ms / 1000, answer.head, answer.resync),
+            answer.renew_ms / 1000,
+            tuple(answer.ticket_keys),
+        )
+
+    async def heartbeat(self, report: Report, load: Load) -> int:
+        """Say how loaded this node is; the head of the log."""
+        request = fleet_pb2.HeartbeatRequest(
+            node_id=self._identity.node_id,
+            incarnation=report.incarnation,
+            state=wire.node_state(report.state),
+            load=wire.node_load(load),
+            address=self._identity.address,
+            model=self._identity.model,
+            cursor=report.cursor,
+        )
+        try:
+            answer = await self._stub.Heartbeat(request, timeout=HEARTBEAT_BOUND_S, metadata=self._metadata)
+        except aio.AioRpcError as error:
+            raise _translated(error) from None
+        return int(answer.head)
+
+    async def read(self, incarnation: int, cursor: int) -> AsyncIterator[Entry | SnapshotBegin | SnapshotEnd]:
+        """The log after a cursor, to its head."""
+        request = fleet_pb2.SyncRequest(
+            node_id=self._identity.node_id, incarnation=incarnation, cursor=cursor, model=self._identity.model
+        )
+        call = self._stub.Sync(request, timeout=SYNC_BOUND_S, metadata=self._metadata)
+        try:
+            async for message in call:
+                match message.WhichOneof("message"):
+                    case "snapshot_begin":
+                        yield SnapshotBegin()
+                    case "snapshot_end":
+                        yield SnapshotEnd(message.snapshot_end.revision)
+                    case "entries":
+                        for entry in message.entries.entries:
+                            yield self._entry(entry)
+        except aio.AioRpcError as error:
+            raise _translated(error) from None
+        finally:
+            call.cancel()
+
+    def _entry(self, entry: fleet_pb2.LogEntry) -> Entry:
+        voice = entry.voice
+        tenant_id = voice.tenant_id or "default"
+        if entry.WhichOneof("change") == "evict":
+            return Entry(entry.revision, Eviction(tenant_id, voice.voice_id, voice.generation))
+        embedding, net_speech_ms = None, 0
+        if entry.enroll.HasField("voiceprint"):
+            voiceprint = entry.enroll.voiceprint
+            net_speech_ms = voiceprint.net_speech_ms or NET_SPEECH_UNKNOWN_MS
+            try:
+                embedding = wire.embedding(voiceprint, self._identity.model)
+            except InvalidRequest:
+                # As if it were absent: this node cannot hold it, and the others must not wait for it.
+                get_logger().error("log.voiceprint_refused", voice_id=voice.voice_id)
+        label = entry.enroll.label or voice.voice_id
+        change = Enrolment(
+            tenant_id, voice.voice_id, voice.generation, label, embedding, samples_from_ms(net_speech_ms)
+        )
+        return Entry(entry.revision, change)
+
+
+def _translated(error: aio.AioRpcError) -> SpeakerdError:
+    match error.code():
+        case grpc.StatusCode.FAILED_PRECONDITION:
+            return Stale("the control plane has fenced this incarnation")
+        case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
+            return Unauthenticated("the control plane refuses this node's fleet key")
+        case grpc.StatusCode.ALREADY_EXISTS:
+            return Conflict("another process holds this node id: give every node its own --node-id")
+        case code:
+            return Unavailable(f"the control plane does not answer ({code.name})")
