@@ -7,6 +7,7 @@ delivers; NaN and infinity never come out; a file that stops before its own end 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -84,8 +85,7 @@ def decode(fd: int, limits: Limits, sink: Sink) -> None:
                 },
             )
         except (av.FFmpegError, EOFError, ValueError) as error:
-            if isinstance(error, MemoryError):
-                raise
+            _raise_if_memory(error)
             raise Refused("broken", container=sniffed.demuxer) from error
         with container:
             _decode_container(container, sniffed, limits, sink)
@@ -137,7 +137,8 @@ def _frames(container: Any, stream: Any, demuxer: str) -> Iterator[list[Any] | N
             packet = next(packets)
         except StopIteration:
             return
-        except (av.InvalidDataError, EOFError):
+        except av.FFmpegError as error:
+            _raise_if_memory(error)
             yield None
             return
         if demuxer == "mp3" and packet.size and not mp3_packet_is_whole(bytes(packet)):
@@ -146,14 +147,21 @@ def _frames(container: Any, stream: Any, demuxer: str) -> Iterator[list[Any] | N
             continue
         try:
             frames = packet.decode()
-        except (av.InvalidDataError, av.PatchWelcomeError):
-            yield None
-        except EOFError:
+        except av.EOFError:
             return
+        except av.FFmpegError as error:
+            # Of any kind: decoders say -1, which reads as a lack of permission, where they mean bad data.
+            _raise_if_memory(error)
+            yield None
         else:
             # The packet that flushes the decoder is not one of the file's, and says nothing about its end.
             if packet.size or frames:
                 yield frames
+
+
+def _raise_if_memory(error: Exception) -> None:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        raise MemoryError from error
 
 
 def _declared(container: Any, stream: Any, sniffed: Sniffed) -> float | None:
