@@ -101,9 +101,9 @@ class FleetMembership:
             await self._let_go_if_lapsed()
             asked, sent_s = self._lease.incarnation, self._clock.lease_now_s()
             self._renew_now.clear()
-            wait_s = RENEW_S
+            wait_s, report, told = RENEW_S, self._report(), None
             try:
-                answer = await self._control_plane.renew(self._report())
+                answer = await self._control_plane.renew(report)
             except Stale:
                 if asked and self._lease.incarnation == asked:
                     await self._let_go("lease_lost")
@@ -112,13 +112,13 @@ class FleetMembership:
                 get_logger().warning("fleet.renew_failed", cause=error.cause.value, reason=str(error))
                 wait_s, retry_s = retry_s, min(2 * retry_s, RETRY_MAX_S)
             else:
-                retry_s = RETRY_S
+                retry_s, told = RETRY_S, report.state
                 # A lease that lapsed while the answer travelled is gone, whatever the answer says.
                 if self._lease.incarnation == asked and not self._lease.has_lapsed():
                     self._access.trust_tickets_of(answer.ticket_keys)
                     self._want(self._lease.renewed(sent_s, answer.renewal))
                     wait_s = min(answer.renew_s or RENEW_S, RENEW_S)
-            await self._tell_change()
+            await self._tell_change(told)
             await _first_of(self._renew_now, wait_s)
 
     async def _sync(self) -> None:
@@ -152,14 +152,16 @@ class FleetMembership:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            if not self._lease.incarnation:
-                continue
-            try:
-                head = await self._control_plane.heartbeat(self._report(), self._load.now())
-            except SpeakerdError:
-                continue  # soft state: the next one says it again
-            if head > self._lease.cursor:
-                self._want(Next.SYNC)
+            if self._lease.incarnation:
+                await self._beat_once()
+
+    async def _beat_once(self) -> None:
+        try:
+            head = await self._control_plane.heartbeat(self._report(), self._load.now())
+        except SpeakerdError:
+            return  # soft state: the next one says it again
+        if head > self._lease.cursor:
+            self._want(Next.SYNC)
 
     def _want(self, todo: Next) -> None:
         if todo is not Next.NOTHING:
@@ -194,11 +196,15 @@ class FleetMembership:
             state=self._standing.state,
         )
 
-    async def _tell_change(self) -> None:
-        if (now := self._standing.state) is not self._was:
-            get_logger().info("node.state", state=now.name.lower(), incarnation=self._lease.incarnation)
-            self._was = now
-            await self._on_change()
+    async def _tell_change(self, told: NodeState | None = None) -> None:
+        """Say that the node serves, or that it no longer does. told: what the control plane was just told."""
+        now = self._standing.state
+        if now is self._was or (now is NodeState.SERVING and told is not now):
+            return  # a node serves when the control plane knows it, so that streams find it at once
+        get_logger().info("node.state", state=now.name.lower(), incarnation=self._lease.incarnation)
+        self._was = now
+        await self._beat_once()
+        await self._on_change()
 
 
 async def _first_of(event: asyncio.Event, bound_s: float) -> None:
