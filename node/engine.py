@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.clustering import ClusteringParameters
 from models.naming import NamingParameters
 from models.online import OnlineParams
 from models.seams import AnalysisDevice, DueWindow, Gallery
@@ -30,6 +31,7 @@ class Engine:
     device_name: str
     online: OnlineParams
     naming: NamingParameters
+    clustering: ClusteringParameters
 
 
 def engine_loader(bundle: str, device: str) -> Callable[[], Engine]:
@@ -46,7 +48,7 @@ def probe(device: AnalysisDevice) -> None:
 
 
 def _load_null() -> Engine:
-    from node.null_engine import NAMING, NullDevice, NullGallery
+    from node.null_engine import CLUSTERING, NAMING, NullDevice, NullGallery
 
     device = NullDevice()
     return Engine(
@@ -57,6 +59,7 @@ def _load_null() -> Engine:
         device_name="null",
         online=OnlineParams(),
         naming=NAMING,
+        clustering=CLUSTERING,
     )
 
 
@@ -79,4 +82,5 @@ def _load_torch(bundle_name: str, device_name: str) -> Engine:
         device_name="cuda:0" if device_name == "cuda" else device_name,
         online=OnlineParams(),
         naming=bundle.naming,
+        clustering=bundle.clustering,
     )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
+from models.clustering import ClusteringParameters
 from models.naming import NamingParameters
 from models.seams import DueWindow, VoiceSample
 
@@ -32,8 +33,26 @@ NAMING = NamingParameters(
     probability_min=0.5,
     margin_min=0.05,
     net_speech_samples_min=16_000,
+    net_speech_samples_max=64_000,
 )
 """Named from a cosine of about 0.75 up, after a second of speech."""
+CLUSTERING = ClusteringParameters(
+    tight_distance=0.2,
+    evidence_per_second=0.3,
+    train_clean_frames=25,
+    full_clean_frames=50,
+    agreement_weight=0.3,
+    active_frames_min=3.0,
+    passes=2,
+    onset=0.5,
+    offset=0.4,
+    gap_samples=4_800,
+    speech_samples_min=3_200,
+    overlap_threshold=0.5,
+    turn_samples_min=0,
+    within_variance=np.full(64, 0.001, np.float32),
+    between_variance=np.full(64, 1 / 64, np.float32),
+)
 FLOOR_RMS = 0.005
 SAME_SPEAKER_COSINE = 0.8
 CLEAN_FRAMES_MIN = 10
