@@ -1,4 +1,4 @@
-"""`python -m controlplane`: the daemon without the `speakerd` command around it. Same flags as `speakerd controlplane`."""
+"""`python -m controlplane`: the daemon without the command line around it; same flags as `speakerd controlplane`."""
 
 from __future__ import annotations
 

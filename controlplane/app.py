@@ -149,10 +149,16 @@ class ControlPlane:
     ) -> Core:
         settings, clock, metrics = self.settings, self._clock, self.metrics
         blobs = Blobs(settings.data / "blobs")
-        nodes = Nodes(
-            fleet_key, push_timeout_s=settings.push_timeout_s, analyze_timeout_s=settings.analyze_timeout_s
+        nodes = Nodes(fleet_key, push_timeout_s=settings.push_timeout_s, analyze_timeout_s=settings.analyze_timeout_s)
+        fleet = Fleet(
+            settings=settings,
+            database=database,
+            keys=keys,
+            registry=registry,
+            clock=clock,
+            metrics=metrics,
+            probe=nodes.incarnation_at,
         )
-        fleet = Fleet(settings, database, keys, registry, clock, metrics, nodes.incarnation_at)
         library = Voices(database, keys, fleet, nodes)
         intake = Intake(fleet, nodes)
         return Core(
@@ -162,10 +168,41 @@ class ControlPlane:
             nodes=nodes,
             fleet=fleet,
             library=library,
-            enrolment=Enrolment(database, keys, blobs, intake, library, clock, metrics),
-            erasures=Erasures(database, keys, blobs, fleet, nodes, clock, metrics),
-            completion=Completion(database, keys, blobs, fleet, intake, library, clock),
-            placing=Placing(settings, database, registry, ticket_key, clock, metrics),
+            enrolment=Enrolment(
+                database=database,
+                keys=keys,
+                blobs=blobs,
+                intake=intake,
+                library=library,
+                clock=clock,
+                metrics=metrics,
+            ),
+            erasures=Erasures(
+                database=database,
+                keys=keys,
+                blobs=blobs,
+                fleet=fleet,
+                nodes=nodes,
+                clock=clock,
+                metrics=metrics,
+            ),
+            completion=Completion(
+                database=database,
+                keys=keys,
+                blobs=blobs,
+                fleet=fleet,
+                intake=intake,
+                library=library,
+                clock=clock,
+            ),
+            placing=Placing(
+                settings=settings,
+                database=database,
+                registry=registry,
+                ticket_key=ticket_key,
+                clock=clock,
+                metrics=metrics,
+            ),
             relay=Relay(fleet, nodes, library),
             blobs=blobs,
         )
@@ -184,4 +221,3 @@ class ControlPlane:
         self.grpc_address = f"{address.rpartition(':')[0]}:{port}"
         await server.start()
         await set_ready(self._health, SERVICES, ready=True)
-

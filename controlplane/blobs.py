@@ -1,7 +1,7 @@
 """Recordings of enrolments, as ciphertext, in an object store: a folder by default.
 
-What comes in is encrypted already; what goes out is ciphertext. Keys are random, so that a blob says nothing of whose it
-is, and deleting one that is not there is no error: an erasure may be tried again.
+What comes in is encrypted already; what goes out is ciphertext. Keys are random, so that a blob does not say whose it
+is; deleting one that is not there is no error, for an erasure may be tried again.
 """
 
 from __future__ import annotations

@@ -31,10 +31,13 @@ def register(app: typer.Typer) -> None:
 
 
 def controlplane(
+    *,
     data: Annotated[Path | None, typer.Option(help="Folder of keys, database, recordings and Redis.")] = None,
     grpc: Annotated[str | None, typer.Option(help="HOST:PORT of gRPC; port 0 takes a free one.")] = None,
     http: Annotated[str | None, typer.Option(help="HOST:PORT of HTTP; port 0 takes a free one.")] = None,
-    database_url: Annotated[str | None, typer.Option(help="SQLAlchemy URL. Default: SQLite in the data folder.")] = None,
+    database_url: Annotated[
+        str | None, typer.Option(help="SQLAlchemy URL. Default: SQLite in the data folder.")
+    ] = None,
     redis_url: Annotated[str | None, typer.Option(help="Redis. Default: REDIS_URL, else one of our own.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long to let calls end on SIGTERM.")] = None,
     insecure: Annotated[

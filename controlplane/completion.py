@@ -46,6 +46,7 @@ class Completion:
 
     def __init__(
         self,
+        *,
         database: Database,
         keys: KeyRing,
         blobs: Blobs,

@@ -29,14 +29,18 @@ class ControlPlaneSettings(DaemonSettings):
     drain_s: float = Field(10.0, ge=0.0, le=3600.0)
 
     node_lease_s: float = Field(9.0, gt=0.0, description="How long a node may rely on a lease, from its sending.")
-    lease_s: float = Field(10.0, gt=0.0, description="How long the control plane waits for a silent node, from receipt.")
+    lease_s: float = Field(
+        10.0, gt=0.0, description="How long the control plane waits for a silent node, from receipt."
+    )
     renew_s: float = Field(2.0, gt=0.0, description="How often a node renews.")
     hold_s: float = Field(4.0, gt=0.0, description="How long an eviction may stay unapplied before leases are held.")
     reconcile_s: float = Field(5.0, gt=0.0, description="How often desired and observed are compared.")
     push_timeout_s: float = Field(1.5, gt=0.0, description="How long one command to a node may take.")
     analyze_timeout_s: float = Field(60.0, gt=0.0, description="How long a node may take over an enrolment's clips.")
     ticket_s: float = Field(60.0, ge=1.0, le=600.0, description="How long a stream ticket is good.")
-    slot_s: float = Field(10.0, gt=0.0, description="How long a placed stream holds its slot until the node reports it.")
+    slot_s: float = Field(
+        10.0, gt=0.0, description="How long a placed stream holds its slot until the node reports it."
+    )
 
     @model_validator(mode="after")
     def _leases_nest(self) -> Self:

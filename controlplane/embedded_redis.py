@@ -52,7 +52,9 @@ def find_server() -> Path:
         bundled = Path(package.origin).parent / "bin" / "redis-server"
         if bundled.is_file():
             return bundled
-    raise Unavailable("no Redis: set REDIS_URL, install redis-server or valkey-server, or pip install speakerd[embedded]")
+    raise Unavailable(
+        "no Redis: set REDIS_URL, install redis-server or valkey-server, or pip install speakerd[embedded]"
+    )
 
 
 class EmbeddedRedis:
@@ -200,4 +202,3 @@ class EmbeddedRedis:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-

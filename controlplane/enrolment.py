@@ -1,8 +1,8 @@
 """Enrolling a voice: from clips and consent to a durable voice that nodes hold.
 
 What always holds: what is answered is committed, and what is refused leaves nothing behind; the voice, its key, its
-consent, its recordings, its voiceprint, its place in the fleet log and its audit row are one transaction. A voice that no
-node could listen to yet waits as pending; `complete` takes it up as soon as one is there.
+consent, its recordings, its voiceprint, its place in the fleet log and its audit row are one transaction. A voice that
+no node could listen to yet waits as pending; `completion` takes it up as soon as one is there.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Enrolment:
 
     def __init__(
         self,
+        *,
         database: Database,
         keys: KeyRing,
         blobs: Blobs,
@@ -138,7 +139,9 @@ class Enrolment:
                 "no node is online to listen to the recording, and the voice that is enrolled stays as it is; try again"
             )
         voice = VoiceAddress(principal.tenant_id, request.voice_id or f"v_{secrets.token_hex(10)}")
-        await self._store(principal, voice, request, before, analysis, digest)
+        await self._store(
+            principal=principal, voice=voice, request=request, before=before, analysis=analysis, digest=digest
+        )
         enrolled_on = await self._library.spread(voice) if analysis is not None else ()
         note = "" if enrolled_on else NOTE_PENDING if analysis is None else NOTE_CATCHING_UP
         return Enrolled(await self._library.get(voice), sound.preflight, analysis, enrolled_on, note)
@@ -162,6 +165,7 @@ class Enrolment:
 
     async def _store(
         self,
+        *,
         principal: Principal,
         voice: VoiceAddress,
         request: Request,
@@ -182,7 +186,9 @@ class Enrolment:
                     await self._insert_voice(connection, voice, request, key, wrapped)
                 else:
                     replaced = await self._replace_voice(connection, voice, request, key, before)
-                await self._insert_evidence(connection, voice, generation, request, key, kept)
+                await self._insert_evidence(
+                    connection, voice, generation=generation, request=request, key=key, kept=kept
+                )
                 if analysis is not None:
                     await self._place(connection, voice, generation, analysis, key)
                 if request.idempotency_key:
@@ -281,6 +287,7 @@ class Enrolment:
         self,
         connection: AsyncConnection,
         voice: VoiceAddress,
+        *,
         generation: int,
         request: Request,
         key: DataKey,
@@ -420,6 +427,4 @@ def _digest(request: Request) -> bytes:
 
 
 def _consent_digest(consent: Consent) -> str:
-    return hashlib.sha256(
-        json.dumps([consent.full_name, consent.purpose, consent.text]).encode()
-    ).hexdigest()
+    return hashlib.sha256(json.dumps([consent.full_name, consent.purpose, consent.text]).encode()).hexdigest()

@@ -1,9 +1,9 @@
 """Erasing a voice, and proving it.
 
-In: a voice. Out: an Erasure that is `erasing` from one transaction on (tombstone, EVICT in the fleet log, the voice's key
-destroyed, audit) and `erased` once every lease holder has applied the eviction or is fenced because its lease ran out.
-The proof rests on SQL alone; it is taken up again after a restart. Nodes that were fenced and may still hold the voice in
-memory are named as residual.
+In: a voice. Out: an Erasure that is `erasing` from one transaction on (tombstone, EVICT in the fleet log, the voice's
+key destroyed, audit) and `erased` once every lease holder has applied the eviction or is fenced because its lease ran
+out. The proof rests on SQL alone; it is taken up again after a restart. Nodes that were fenced and may still hold the
+voice in memory are named as residual.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Erasures:
 
     def __init__(
         self,
+        *,
         database: Database,
         keys: KeyRing,
         blobs: Blobs,
@@ -86,7 +87,7 @@ class Erasures:
         return f"Erasures(pushing={sorted(self._pushing)})"
 
     async def erase(self, principal: Principal, voice_id: str, *, trigger: str, wait_s_max: float) -> Erasure:
-        """Erase a voice, and wait for the proof at most so long. Repeating it gives the same erasure. Raises NotFound."""
+        """Erase a voice, and wait for the proof at most so long. Repeating it gives the same one. Raises NotFound."""
         if trigger and trigger not in TRIGGERS:
             raise InvalidRequest(f"trigger: one of {', '.join(TRIGGERS)}")
         if wait_s_max > WAIT_S_MAX:
@@ -252,7 +253,7 @@ class Erasures:
             await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _finish(self, erasure: Erasure) -> None:
-        """Say `erased`, if it is so: decided on one state of the leases, and fencing who is late in the same transaction."""
+        """Say `erased` if it is so, decided on one state of the leases; the late are fenced with it."""
         async with self._database.write() as connection:
             row = (
                 await connection.execute(
@@ -268,7 +269,9 @@ class Erasures:
                     outcomes.append(Outcome(lease.node_id, ok=True))
                 elif lease.deadline_s < now_s:
                     await leases.fence(connection, lease.incarnation)
-                    outcomes.append(Outcome(lease.node_id, ok=False, error="silent: its lease ran out and it is fenced"))
+                    outcomes.append(
+                        Outcome(lease.node_id, ok=False, error="silent: its lease ran out and it is fenced")
+                    )
                 else:
                     return
             first_revision = await _first_revision(connection, erasure.voice)

@@ -7,7 +7,7 @@ is fenced never renews; and a node that leaves an eviction unapplied for too lon
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from controlplane import fleet_log, leases
 from controlplane.config import ControlPlaneSettings
 from controlplane.database.engine import Database
-from controlplane.holdings import Holding, changes_after, desired_digest, everything
+from controlplane.holdings import Holding, SealedHolding, changes_after, desired_digest, everything
 from controlplane.keys import KeyRing
 from controlplane.leases import Lease, NodeReport
 from controlplane.metrics import Metrics
@@ -62,6 +62,7 @@ class Fleet:
 
     def __init__(
         self,
+        *,
         settings: ControlPlaneSettings,
         database: Database,
         keys: KeyRing,
@@ -116,9 +117,7 @@ class Fleet:
                     lease_s = 0.0 if held else self._settings.node_lease_s
                     await leases.prolong(connection, report, None if held else now_s + self._settings.lease_s)
                     if report.cursor > lease.cursor or report.state != lease.state:
-                        await leases.settle_pending(
-                            connection, report.model, report.cursor, self._clock.wall_s()
-                        )
+                        await leases.settle_pending(connection, report.model, report.cursor, self._clock.wall_s())
         if refused:
             raise Stale("this incarnation has lost its lease: forget every voice and renew with incarnation 0")
         self.changed.beat()
@@ -151,7 +150,7 @@ class Fleet:
             for start in range(0, len(snapshot), PAGE_ENTRIES):
                 page = snapshot[start : start + PAGE_ENTRIES]
                 # Opening a thousand ciphertexts takes longer than the event loop may stand still.
-                yield await asyncio.to_thread(lambda page=page: [sealed.open(self._keys) for sealed in page])
+                yield await asyncio.to_thread(self._opened, page)
             yield SnapshotEnds(head)
             cursor = head
         while True:
@@ -159,7 +158,7 @@ class Fleet:
                 page = await changes_after(connection, cursor, model, PAGE_ENTRIES)
             if not page:
                 return
-            yield await asyncio.to_thread(lambda page=page: [sealed.open(self._keys) for sealed in page])
+            yield await asyncio.to_thread(self._opened, page)
             cursor = page[-1].revision
 
     async def acknowledged(self, lease: Lease, incarnation: int, cursor: int) -> None:
@@ -207,6 +206,9 @@ class Fleet:
         self._metrics.head_seq.set(head)
         for state in ("joining", "serving", "draining"):
             self._metrics.nodes.labels(state).set(sum(lease.state == state for lease in found))
+
+    def _opened(self, page: Sequence[SealedHolding]) -> list[Holding]:
+        return [sealed.open(self._keys) for sealed in page]
 
     async def _join(self, report: NodeReport) -> Renewal:
         async with self._database.read() as connection:

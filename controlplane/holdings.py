@@ -90,9 +90,7 @@ async def one(connection: AsyncConnection, voice: VoiceAddress, model: str) -> S
     return None if row is None else _of_voice(row, model)
 
 
-async def changes_after(
-    connection: AsyncConnection, cursor: int, model: str, limit: int
-) -> list[SealedHolding]:
+async def changes_after(connection: AsyncConnection, cursor: int, model: str, limit: int) -> list[SealedHolding]:
     """The next entries of the log. An enrolment that something newer has overtaken comes without its content."""
     entries = (
         await connection.execute(

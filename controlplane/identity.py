@@ -98,9 +98,7 @@ async def ensure_admin(database: Database, path: Path, clock: Clock) -> None:
             await add_key(connection, key, DEFAULT_TENANT, frozenset({ADMIN}), clock)
 
 
-async def add_key(
-    connection: AsyncConnection, key: str, tenant_id: str, scopes: frozenset[str], clock: Clock
-) -> None:
+async def add_key(connection: AsyncConnection, key: str, tenant_id: str, scopes: frozenset[str], clock: Clock) -> None:
     """Store a key of a tenant that exists."""
     await connection.execute(
         insert(api_keys).values(

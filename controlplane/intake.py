@@ -1,7 +1,7 @@
 """From clips as they came to sound and a verdict: decoding, preflight, a node's analysis, and what is refused.
 
-In: clips as bytes with their formats. Out: sound of 16 kHz mono, what the signal looks like, and, when a node is online,
-what the engine heard. Everything that makes a recording unfit raises with a text that says what to mend; nothing is
+In: clips as bytes with their formats. Out: sound of 16 kHz mono, what the signal looks like, and, when a node is
+online, what the engine heard. All that makes a recording unfit raises with a text that says what to mend; nothing is
 stored here.
 """
 

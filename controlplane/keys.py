@@ -75,7 +75,7 @@ class KeyRing:
         return DataKey(voice, key), wrapped
 
     def open(self, voice: VoiceAddress, wrapped: bytes) -> DataKey:
-        """The data key of a voice. Raises SpeakerdError (internal) when it was wrapped by another key or for another voice."""
+        """The data key of a voice. Raises SpeakerdError (internal) when wrapped by another key or for another voice."""
         try:
             key = self._wrapping.decrypt(
                 wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], _framed(voice.tenant_id, voice.voice_id)

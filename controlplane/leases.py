@@ -1,4 +1,4 @@
-"""Leases: who may hold voices, until when, and who may never again. Every function is one step of a caller's transaction.
+"""Leases: who may hold voices, until when, and who never again. Each function is a step of its caller's transaction.
 
 A row is an incarnation. It counts as a holder until it is fenced, also after its node has come back under a new one: an
 erasure waits for every holder, because a process that is silent is not a process that is gone.
@@ -148,9 +148,7 @@ async def acknowledge(connection: AsyncConnection, incarnation: int, cursor: int
     """A node has applied all up to a revision. Acknowledgements may arrive late: the cursor never goes back."""
     await connection.execute(
         update(node_leases)
-        .where(
-            node_leases.c.incarnation == incarnation, node_leases.c.fenced.is_(False), node_leases.c.cursor < cursor
-        )
+        .where(node_leases.c.incarnation == incarnation, node_leases.c.fenced.is_(False), node_leases.c.cursor < cursor)
         .values(cursor=cursor)
     )
 

@@ -7,7 +7,7 @@ bound of the call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 import grpc
@@ -155,8 +155,8 @@ class Nodes:
 
     async def diarize_file(
         self, address: str, opening: node_pb2.FileOpen, sound: AsyncIterator[bytes]
-    ) -> AsyncIterator[node_pb2.DiarizeFileResponse]:
-        """Relay a file to a node: its sound goes up while its answers come down. Errors of `sound` end it as they are."""
+    ) -> AsyncGenerator[node_pb2.DiarizeFileResponse, None]:
+        """Relay a file to a node: sound goes up while answers come down. Errors of `sound` end it as they are."""
         call = self.stub(address).DiarizeFile(metadata=self._metadata)
         failed: list[BaseException] = []
 

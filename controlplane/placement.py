@@ -53,7 +53,7 @@ def is_warm(node: NodeView, wanted: Wanted) -> bool:
 
 
 def ranked(nodes: Sequence[NodeView], wanted: Wanted, avoid: Collection[str]) -> list[NodeView]:
-    """The nodes that serve, best first: not avoided, with room, warm, least loaded; then by id, so that the choice is one."""
+    """The nodes that serve, best first: not avoided, with room, warm, least loaded; by id where all that is equal."""
 
     def key(node: NodeView) -> tuple[bool, bool, bool, float, str]:
         taken = node.streams + node.reserved
@@ -68,6 +68,7 @@ class Placing:
 
     def __init__(
         self,
+        *,
         settings: ControlPlaneSettings,
         database: Database,
         registry: Registry,
@@ -88,7 +89,7 @@ class Placing:
     async def place(
         self, tenant_id: str, *, stream_id: str, voice_ids: Sequence[str], avoid: Collection[str]
     ) -> Placement:
-        """Reserve a slot. Raises Unavailable without a serving node, Overloaded when all are full, NotFound for voices."""
+        """Reserve a slot. Raises Unavailable when no node serves, Overloaded when all are full, NotFound for voices."""
         began_s = time.monotonic()
         try:
             placement = await self._place(tenant_id, stream_id or f"s_{secrets.token_hex(10)}", voice_ids, avoid)
@@ -147,7 +148,10 @@ class Placing:
                 )
             ).one()
             by_model = await connection.execute(
-                select(voiceprints.c.model, func.count()).join(voices, current).where(*in_scope).group_by(voiceprints.c.model)
+                select(voiceprints.c.model, func.count())
+                .join(voices, current)
+                .where(*in_scope)
+                .group_by(voiceprints.c.model)
             )
             complete = frozenset(model for model, count in by_model if count == printed[0])
         return Wanted(int(printed[1]), complete) if printed[0] else Wanted(0, None)

@@ -1,12 +1,12 @@
 """The fleet's soft state in Redis: who is there, how loaded, which slots are spoken for. The whole schema is here.
 
     speakerd:1:nodes         sorted set   node_id -> time of its last heartbeat (Redis's clock)
-    speakerd:1:node:{id}     hash         incarnation, address, model, state, cursor, streams, streams_max; expires in 6 s
+    speakerd:1:node:{id}     hash         incarnation, address, model, state, cursor, streams, streams_max; lives 6 s
     speakerd:1:slots:{id}    sorted set   stream_id -> when its reservation lapses
 
 Ids only: no names, no embeddings. Nothing here is relied on for safety, and all of it comes back with the nodes' next
-heartbeats, so a Redis that is away, empty or frozen costs a moment of routing: then the heartbeats that this process has
-heard itself are used. Every call has one short timeout and no retry, for redis-py's own retries may execute twice.
+heartbeats, so a Redis that is away, empty or frozen costs a moment of routing: then the heartbeats that this process
+has heard itself are used. Every call has one short timeout and no retry, for redis-py's own retries may execute twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TIMEOUT_S = 0.5
 VIEW_AGE_MAX_S = 10.0
 REMEMBERED_NODES_MAX = 10_000
 
-# A stream that has opened is counted by the node itself, so as many of the oldest reservations go as it has more streams.
+# A stream that has opened is counted by the node, so as many of the oldest reservations go as it has more streams.
 _HEARTBEAT = """
 local now = redis.call('TIME'); now = now[1] + now[2] / 1e6
 local known = redis.call('HMGET', KEYS[2], 'incarnation', 'streams')
@@ -193,9 +193,7 @@ class Registry:
 
     def _remembered(self) -> list[NodeView]:
         now_s = self._clock.lease_now_s()
-        self._heard = {
-            node_id: heard for node_id, heard in self._heard.items() if now_s - heard[0] <= VIEW_AGE_MAX_S
-        }
+        self._heard = {node_id: heard for node_id, heard in self._heard.items() if now_s - heard[0] <= VIEW_AGE_MAX_S}
         self._placed = {node_id: self._placed.get(node_id, {}) for node_id in self._heard}
         return [
             replace(node, reserved=sum(until_s > now_s for until_s in self._placed[node_id].values()))

@@ -35,7 +35,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         self._fleet = fleet
         self._ticket_keys = ticket_keys
 
-    async def Renew(self, request: fleet_pb2.RenewRequest, context: Context) -> fleet_pb2.RenewResponse:
+    async def Renew(self, request: fleet_pb2.RenewRequest, context: Context) -> fleet_pb2.RenewResponse:  # noqa: N802
         """Take or prolong a lease."""
         self._identity.require_fleet(bearer(context))
         renewal = await self._fleet.renew(
@@ -60,7 +60,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             ticket_keys=self._ticket_keys,
         )
 
-    async def Heartbeat(self, request: fleet_pb2.HeartbeatRequest, context: Context) -> fleet_pb2.HeartbeatResponse:
+    async def Heartbeat(self, request: fleet_pb2.HeartbeatRequest, context: Context) -> fleet_pb2.HeartbeatResponse:  # noqa: N802
         """Take a node's load."""
         self._identity.require_fleet(bearer(context))
         head = await self._fleet.heartbeat(
@@ -77,7 +77,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         )
         return fleet_pb2.HeartbeatResponse(head=head)
 
-    async def Sync(self, request: fleet_pb2.SyncRequest, context: Context) -> AsyncIterator[fleet_pb2.SyncResponse]:
+    async def Sync(self, request: fleet_pb2.SyncRequest, context: Context) -> AsyncIterator[fleet_pb2.SyncResponse]:  # noqa: N802
         """Stream what a node should hold."""
         self._identity.require_fleet(bearer(context))
         async for step in self._fleet.sync(request.incarnation, request.cursor, request.model):

@@ -39,7 +39,7 @@ class PeopleServicer(people_pb2_grpc.PeopleServicer):
         self._erasures = erasures
         self._relay = relay
 
-    async def EnrollVoice(
+    async def EnrollVoice(  # noqa: N802
         self, request_iterator: AsyncIterator[people_pb2.EnrollVoiceRequest], context: Context
     ) -> people_pb2.EnrollVoiceResponse:
         """Collect the clips, then enrol."""
@@ -47,12 +47,12 @@ class PeopleServicer(people_pb2_grpc.PeopleServicer):
         request = await _collected(request_iterator)
         return _enrolled(await self._enrolment.enrol(principal, request))
 
-    async def GetVoice(self, request: people_pb2.GetVoiceRequest, context: Context) -> people_pb2.Voice:
+    async def GetVoice(self, request: people_pb2.GetVoiceRequest, context: Context) -> people_pb2.Voice:  # noqa: N802
         """One voice."""
         principal = await self._caller(context, VOICES_READ)
         return _voice(await self._library.get(VoiceAddress(principal.tenant_id, request.voice_id)))
 
-    async def ListVoices(
+    async def ListVoices(  # noqa: N802
         self, request: people_pb2.ListVoicesRequest, context: Context
     ) -> people_pb2.ListVoicesResponse:
         """A page of voices."""
@@ -62,18 +62,18 @@ class PeopleServicer(people_pb2_grpc.PeopleServicer):
         )
         return people_pb2.ListVoicesResponse(voices=[_voice(voice) for voice in found], next_page_token=token)
 
-    async def GetWarm(self, request: people_pb2.GetWarmRequest, context: Context) -> people_pb2.WarmStatus:
+    async def GetWarm(self, request: people_pb2.GetWarmRequest, context: Context) -> people_pb2.WarmStatus:  # noqa: N802
         """Where a voice is warm."""
         principal = await self._caller(context, VOICES_READ)
         return _warmth(await self._library.warmth(VoiceAddress(principal.tenant_id, request.voice_id)))
 
-    async def WarmVoice(self, request: people_pb2.WarmVoiceRequest, context: Context) -> people_pb2.WarmStatus:
+    async def WarmVoice(self, request: people_pb2.WarmVoiceRequest, context: Context) -> people_pb2.WarmStatus:  # noqa: N802
         """Send a voice to nodes again."""
         principal = await self._caller(context, VOICES_WRITE)
         voice = VoiceAddress(principal.tenant_id, request.voice_id)
         return _warmth(await self._library.warm(voice, tuple(request.node_ids)))
 
-    async def EraseVoice(self, request: people_pb2.EraseVoiceRequest, context: Context) -> people_pb2.Erasure:
+    async def EraseVoice(self, request: people_pb2.EraseVoiceRequest, context: Context) -> people_pb2.Erasure:  # noqa: N802
         """Erase a voice."""
         principal = await self._caller(context, VOICES_ERASE)
         erasure = await self._erasures.erase(
@@ -81,12 +81,12 @@ class PeopleServicer(people_pb2_grpc.PeopleServicer):
         )
         return _erasure(erasure)
 
-    async def GetErasure(self, request: people_pb2.GetErasureRequest, context: Context) -> people_pb2.Erasure:
+    async def GetErasure(self, request: people_pb2.GetErasureRequest, context: Context) -> people_pb2.Erasure:  # noqa: N802
         """How an erasure stands."""
         principal = await self._caller(context, VOICES_READ)
         return _erasure(await self._erasures.get(principal.tenant_id, request.audit_id))
 
-    async def ReportMatches(
+    async def ReportMatches(  # noqa: N802
         self, request_iterator: AsyncIterator[people_pb2.ReportMatchesRequest], context: Context
     ) -> people_pb2.ReportMatchesResponse:
         """The speakers of a recording, and why each was named or not."""
@@ -140,9 +140,7 @@ async def _collected(requests: AsyncIterator[people_pb2.EnrollVoiceRequest]) -> 
                 raise TooLarge(f"at most {CLIPS_MAX} clips")
             said = chunk.format if chunk.HasField("format") else None
             encoding = CONTAINER if said is None else said.encoding or 1
-            clips.append(
-                _Gathering(encoding, said.sample_rate_hz if said else 0, said.channels if said else 0)
-            )
+            clips.append(_Gathering(encoding, said.sample_rate_hz if said else 0, said.channels if said else 0))
         if len(data) > CHUNK_BYTES_MAX:
             raise TooLarge("a chunk is at most 1 MiB: send more of them")
         clips[-1].data += data

@@ -24,7 +24,7 @@ class StreamsServicer(streams_pb2_grpc.StreamsServicer):
         self._identity = identity
         self._placing = placing
 
-    async def PlaceStream(
+    async def PlaceStream(  # noqa: N802
         self, request: streams_pb2.PlaceStreamRequest, context: aio.ServicerContext[Any, Any]
     ) -> streams_pb2.PlaceStreamResponse:
         """Pick a node and sign a ticket."""

@@ -28,7 +28,7 @@ def prepare_data_folder(data: Path) -> None:
 
 
 def read_or_make_text(path: Path, make: Callable[[], str]) -> str:
-    """The text of a secret file. Written whole and durably before it is relied on, so that a crash leaves none or all."""
+    """The text of a secret file, written whole and durably before it is relied on: a crash leaves all of it or none."""
     if not path.exists():
         _write(path, make())
     if path.stat().st_mode & 0o077:

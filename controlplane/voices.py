@@ -78,14 +78,14 @@ class Voices:
     async def get(self, voice: VoiceAddress) -> Voice:
         """One voice. Raises NotFound."""
         async with self._database.read() as connection:
-            row = (await connection.execute(_with_key(voice.tenant_id).where(voices.c.voice_id == voice.voice_id))).one_or_none()
+            row = (
+                await connection.execute(_with_key(voice.tenant_id).where(voices.c.voice_id == voice.voice_id))
+            ).one_or_none()
         if row is None:
             raise NotFound(NO_SUCH_VOICE)
         return _voice(row, self._keys)
 
-    async def list(
-        self, tenant_id: str, *, page_size: int, page_token: str, label: str
-    ) -> tuple[list[Voice], str]:
+    async def list(self, tenant_id: str, *, page_size: int, page_token: str, label: str) -> tuple[list[Voice], str]:
         """A page of a tenant's voices, those erased left out, and the token of the next page ("": none)."""
         if not 0 <= page_size <= PAGE_MAX:
             raise InvalidRequest(f"page_size: 1 to {PAGE_MAX}, or 0 for {PAGE_DEFAULT}")
@@ -151,9 +151,7 @@ class Voices:
             ).all()
         serving = [lease for lease in holders if lease.serves(now_s)]
         live = known.state in ("pending", "ready") and known.revision > 0
-        warm = {
-            lease.node_id for lease in serving if live and lease.cursor >= known.revision and lease.model in models
-        }
+        warm = {lease.node_id for lease in serving if live and lease.cursor >= known.revision and lease.model in models}
         candidates = {lease.node_id for lease in serving}
         stale = {row.node_id for row in past} - candidates if live else set()
         return Warmth(tuple(sorted(warm)), tuple(sorted(candidates)), tuple(sorted(stale)), outcomes)

@@ -1,8 +1,8 @@
 """Opens the database, brings it up to date, and gives out transactions.
 
-In: a SQLAlchemy URL (SQLite or PostgreSQL). Out: `Database.read()` and `Database.write()`. What always holds: a write is
-durable when its block ends (SQLite: synchronous=FULL), writers of SQLite never wait for each other inside the database,
-and a second process on the same SQLite file is refused, for its leases would not be ours.
+In: a SQLAlchemy URL (SQLite or PostgreSQL). Out: `Database.read()` and `Database.write()`. What always holds: a write
+is durable when its block ends (SQLite: synchronous=FULL), writers of SQLite never wait for each other inside the
+database, and a second process on the same SQLite file is refused, for its leases would not be ours.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ class Database:
         with _availability():
             async with self.engine.connect() as connection:
                 if not self.is_sqlite:
-                    connection = await connection.execution_options(
-                        isolation_level="REPEATABLE READ", postgresql_readonly=True
-                    )
+                    await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
                 async with connection.begin():
                     yield connection
 
@@ -70,7 +68,7 @@ class Database:
                     yield connection
                 return
             async with self._writer, self.engine.connect() as connection:
-                connection = await connection.execution_options(writes=True)
+                await connection.execution_options(writes=True)
                 async with connection.begin():
                     yield connection
 
@@ -89,8 +87,8 @@ class Database:
         if not self.is_sqlite:
             return
         async with self._writer, self.engine.connect() as connection:
-            raw = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            await raw.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     async def close(self) -> None:
         """Close all connections and let another process in."""
@@ -103,8 +101,8 @@ class Database:
 async def open_database(url: str, clock: Clock, *, lease_s: float) -> Database:
     """Open and migrate. lease_s: how long a lease given out by an earlier run may still be relied upon.
 
-    Raises InvalidRequest for a URL that is not for SQLite or PostgreSQL, Unavailable when another process has the SQLite
-    file or the server does not answer.
+    Raises InvalidRequest for a URL that is not for SQLite or PostgreSQL, Unavailable when another process has the
+    SQLite file or the server does not answer.
     """
     parsed = make_url(url)
     if parsed.drivername not in ("sqlite+aiosqlite", "postgresql+asyncpg"):
@@ -134,7 +132,7 @@ async def open_database(url: str, clock: Clock, *, lease_s: float) -> Database:
 
 
 async def locked_head(connection: AsyncConnection) -> tuple[int, int]:
-    """The fleet's (revision, incarnation), locked until the transaction ends, so that what rises by one has one order."""
+    """The fleet's (revision, incarnation), locked until the transaction ends: what rises by one has one order."""
     row = (await connection.execute(select(fleet_head).with_for_update())).one()
     return int(row.revision), int(row.incarnation)
 

@@ -149,7 +149,9 @@ class World:
         self._stack.push_async_callback(client.channel.close)
         return client
 
-    async def node(self, plane: ControlPlane, node_id: str = "node-1", *, renew: bool = True, **fields: Any) -> FakeNode:
+    async def node(
+        self, plane: ControlPlane, node_id: str = "node-1", *, renew: bool = True, **fields: Any
+    ) -> FakeNode:
         key = (self.data / "fleet.key").read_text().strip()
         node = await FakeNode(node_id, plane.grpc_address, key, **fields).start(renew=renew)
         self._stack.push_async_callback(node.stop)

@@ -239,9 +239,7 @@ class FakeNode(node_pb2_grpc.NodeServicer):
         assert opening is not None
         self.files.append(bytes(data))
         speaker = common_pb2.Speaker(speaker="spk_0", label=f"of {opening.tenant_id}")
-        yield node_pb2.DiarizeFileResponse(
-            result=node_pb2.FileResult(duration_ms=len(data) // 64, speakers=[speaker])
-        )
+        yield node_pb2.DiarizeFileResponse(result=node_pb2.FileResult(duration_ms=len(data) // 64, speakers=[speaker]))
 
     async def Diarize(self, request_iterator: Any, context: Any) -> Any:
         raise AssertionError("the control plane opens no streams")
