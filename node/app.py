@@ -101,7 +101,15 @@ class NodeDaemon:
         control_plane = self._control_plane(address, engine.model)
         self._log = FleetLog(self._store, self._standing.lease, control_plane)
         self._streams = self._live_streams(engine, stream_slots)
-        self._files = FileRuns()
+        self._files = FileRuns(
+            engine=engine,
+            batcher=self._batcher,
+            store=self._store,
+            standing=self._standing,
+            slots=file_slots,
+            metrics=self._metrics,
+            clock=clock,
+        )
         await self._serve(engine)
         if control_plane is not None:
             self._membership = self._join(control_plane)
@@ -111,7 +119,7 @@ class NodeDaemon:
         """Refuse, wait for the streams, hand over those that remain."""
         self._begin_drain(deadline_s)
         await self._publish_readiness()
-        await self._streams.drained(deadline_s)
+        await asyncio.gather(self._streams.drained(deadline_s), self._files.drained(deadline_s))
 
     async def stop(self) -> None:
         """Close everything."""
@@ -214,7 +222,8 @@ class NodeDaemon:
         bound_s = self._settings.drain_s if deadline_s is None else deadline_s
         running = self._begin_drain(bound_s)
         self._tasks.spawn("readiness", self._publish_readiness())
-        self._tasks.spawn("drain", self._streams.drained(bound_s))
+        self._tasks.spawn("drain-streams", self._streams.drained(bound_s))
+        self._tasks.spawn("drain-files", self._files.drained(bound_s))
         return running
 
 

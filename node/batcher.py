@@ -81,13 +81,16 @@ class _Work:
 class Source:
     """One slot's sound on its way to the device, and its analyses on their way back. Positions count from the slot's 0."""
 
-    def __init__(self, slot: Slot, *, live: bool, grid: FrameGrid, first_end: int, wake: asyncio.Event) -> None:
+    def __init__(
+        self, slot: Slot, *, live: bool, grid: FrameGrid, first_end: int, heard: int, wake: asyncio.Event
+    ) -> None:
         self.slot = slot
         self.live = live
         self._grid = grid
         self._wake = wake
         self._backlog: deque[FloatArray] = deque()
         self._next_end = first_end
+        self._heard = heard  # sound up to here is in windows that were handed out
         self._results: deque[WindowAnalysis] = deque()
         self._in_flight = 0
         self._ended = False
@@ -123,13 +126,11 @@ class Source:
         """No more sound: the last window is filled up with silence. `take` returns [] after the last analysis."""
         if self._ended:
             return
-        short = -self.received % self._grid.hop_samples
-        missing = (
-            max(short, self._next_end - self.received) if self.received > self._next_end - self._grid.hop_samples else 0
-        )
-        if missing:
-            self._backlog.append(np.zeros(missing, np.float32))
-            self.received += missing
+        if self.received > self._heard:
+            end = max(self._next_end, self.received + -self.received % self._grid.hop_samples)
+            if end > self.received:
+                self._backlog.append(np.zeros(end - self.received, np.float32))
+                self.received = end
         self._ended = True
         self._changed.set()
         self._wake.set()
@@ -164,7 +165,7 @@ class Source:
             pieces.append(piece)
             missing -= len(piece)
         self.written = max(self.written, ends[-1])
-        self._next_end = ends[-1] + self._grid.hop_samples
+        self._next_end, self._heard = ends[-1] + self._grid.hop_samples, ends[-1]
         self._in_flight = num_windows
         self._changed.set()
         return _Work(self.slot.index, np.concatenate(pieces) if pieces else np.zeros(0, np.float32), ends)
@@ -206,12 +207,16 @@ class Batcher:
         recent = sorted(seconds for when, seconds in self._lateness if when >= horizon)
         return recent[int(0.99 * (len(recent) - 1))] if recent else 0.0
 
-    async def open(self, slot: Slot, *, live: bool, first_end: int | None = None) -> Source:
-        """A source on a slot that the caller holds. first_end: where its first window ends; absent: one hop."""
+    async def open(self, slot: Slot, *, live: bool, first_end: int, heard: int = 0) -> Source:
+        """A source on a slot that the caller holds.
+
+        first_end: where its first window ends. heard: sound up to here needs no window of its own, for it is there as
+        the context of others.
+        """
         hop = self._grid.hop_samples
         ring_samples = self._grid.window_samples + WINDOWS_A_SLOT * hop
         await self._device.call(lambda engine: engine.device.open(slot.index, ring_samples))
-        source = Source(slot, live=live, grid=self._grid, first_end=first_end or hop, wake=self._wake)
+        source = Source(slot, live=live, grid=self._grid, first_end=first_end, heard=heard, wake=self._wake)
         self._sources[slot] = source
         return source
 

@@ -11,15 +11,22 @@ from node.naming import Match, Name
 
 
 @dataclass(frozen=True, slots=True)
+class SoundFormat:
+    """How the bytes hold sound. The numbers are those of speakerd.v1.AudioFormat; 0 takes the default."""
+
+    encoding: int
+    sample_rate_hz: int
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
 class StreamRequest:
     """The opening of a stream, checked. voice_ids: empty for every voice of the tenant; checkpoint: empty for none."""
 
     stream_id: str
     tenant_id: str
     ticket: str
-    encoding: int
-    sample_rate_hz: int
-    channels: int
+    sound: SoundFormat
     latency_samples: int
     exclusive: bool
     voice_ids: frozenset[str]
@@ -129,3 +136,35 @@ class Closed:
 
 
 Event = Opened | Turns | Relabel | Progress | Checkpoint | Draining | Degraded | Closed
+
+
+@dataclass(frozen=True, slots=True)
+class FileRequest:
+    """The opening of a file, checked. duration_samples: 0 when unknown. Numbers of speakers: None without a bound."""
+
+    tenant_id: str
+    sound: SoundFormat
+    duration_samples: int
+    num_speakers: int | None
+    min_speakers: int | None
+    max_speakers: int | None
+    voice_ids: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FileProgress:
+    """How far a file is. duration_samples: 0 while unknown."""
+
+    processed_samples: int
+    duration_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """Who spoke when in a file."""
+
+    turns: tuple[TurnPiece, ...]
+    exclusive_turns: tuple[TurnPiece, ...]
+    speakers: tuple[SpeakerSummary, ...]
+    duration_samples: int
+    warnings: tuple[str, ...]

@@ -1,13 +1,212 @@
-"""Recordings: a slot each, at low priority beside live streams."""
+"""Recordings: a slot each, their windows at low priority beside live streams, one result at the end.
+
+In: a peer's messages. Out: progress about once a second, then who spoke when, with names. What always holds: sound is
+read only as fast as the device has room for it; a recording is bounded in length, and so is what is kept of it; names
+are looked up as the result is written.
+"""
 
 from __future__ import annotations
 
-from runtime.errors import Unimplemented
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from models.diarize import Diarization, FileDiarization, SpeakerTurn, speaker_bounds
+from models.naming import Reason
+from models.online import SessionSpeaker
+from node import events
+from node.batcher import Batcher, Source
+from node.engine import Engine
+from node.intake import Intake
+from node.metrics import NodeMetrics
+from node.naming import Match, Name, Scope, matches, score
+from node.session import WRITE_BOUND_S, first_error
+from node.slots import SlotTable
+from node.standing import Standing
+from node.streams import OPEN_BOUND_S
+from node.voice_store import VoiceStore
+from runtime.clock import Clock
+from runtime.errors import InvalidRequest, SpeakerdError, TimedOut, Unavailable
+from runtime.logs import get_logger
+from runtime.units import samples_from_seconds
+
+FILE_S_MAX = 4 * 3600.0
+"""What is kept of a recording grows with its length (some 40 MB an hour), so that is bounded."""
+PROGRESS_S = 1.0
+
+
+class FilePeer(Protocol):
+    """The other end of a file."""
+
+    async def receive(self) -> events.FileRequest | bytes | None:
+        """The next message; None when the other end sends no more."""
+        ...
+
+    async def send(self, event: events.FileProgress | events.FileResult) -> None:
+        """Tell the other end."""
+        ...
 
 
 class FileRuns:
-    """Files that are being diarized."""
+    """All recordings that a node works on."""
 
-    async def serve(self, peer: object) -> None:
-        """Diarize one recording."""
-        raise Unimplemented("recordings are not taken by this node yet")
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        batcher: Batcher,
+        store: VoiceStore,
+        standing: Standing,
+        slots: SlotTable,
+        metrics: NodeMetrics,
+        clock: Clock,
+    ) -> None:
+        self._engine = engine
+        self._batcher = batcher
+        self._store = store
+        self._standing = standing
+        self._slots = slots
+        self._metrics = metrics
+        self._clock = clock
+        self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"FileRuns({self._slots!r})"
+
+    async def serve(self, peer: FilePeer) -> None:
+        """Diarize one recording, from its opening to its result."""
+        try:
+            request = await self._admit(peer)
+            slot = self._slots.take()
+        except SpeakerdError as error:
+            self._metrics.rejected.labels(error.cause.value).inc()
+            raise
+        self._metrics.files_active.inc()
+        try:
+            grid = self._engine.device.grid
+            source = await self._batcher.open(slot, live=False, first_end=grid.window_samples)
+            await self._run(request, peer, source)
+        finally:
+            self._slots.release(slot)
+            self._batcher.close(slot)
+            self._metrics.files_active.dec()
+            self._changed.set()
+
+    async def drained(self, deadline_s: float) -> None:
+        """Wait up to deadline_s seconds for recordings to end; those that have not are ended as UNAVAILABLE."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                while self._slots.num_taken:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            get_logger().info("files.cut", files=self._slots.num_taken)
+            self._stopping.set()
+
+    async def _admit(self, peer: FilePeer) -> events.FileRequest:
+        try:
+            async with asyncio.timeout(OPEN_BOUND_S):
+                request = await peer.receive()
+        except TimeoutError:
+            raise TimedOut(f"nothing came for {OPEN_BOUND_S:g} s: send `open` first") from None
+        if not isinstance(request, events.FileRequest):
+            raise InvalidRequest("the first message of a recording has to be `open`")
+        if not request.tenant_id and self._standing.lease is not None:
+            raise InvalidRequest("tenant_id: say whose voices are to be matched")
+        speaker_bounds(request.num_speakers, request.min_speakers, request.max_speakers)
+        self._standing.require_serving()
+        return request
+
+    async def _run(self, request: events.FileRequest, peer: FilePeer, source: Source) -> None:
+        intake = Intake(
+            peer,
+            source,
+            request.sound,
+            piece_samples=self._engine.device.grid.hop_samples,
+            samples_max=samples_from_seconds(FILE_S_MAX),
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                stopping = tasks.create_task(self._until_stopping(), name="file-stop")
+                tasks.create_task(intake.run(), name="file-read")
+                collecting = tasks.create_task(self._collect(request, peer, source, intake), name="file-collect")
+                collecting.add_done_callback(lambda _: stopping.cancel())
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        file = collecting.result()
+        bounds = speaker_bounds(request.num_speakers, request.min_speakers, request.max_speakers)
+        found = await asyncio.to_thread(file.finish, intake.received_samples, bounds)
+        await _send(peer, await self._named(found, request, intake.received_samples))
+
+    async def _until_stopping(self) -> None:
+        await self._stopping.wait()
+        raise Unavailable("this node is stopping: send the recording to another", retry_after_s=1.0)
+
+    async def _collect(
+        self, request: events.FileRequest, peer: FilePeer, source: Source, intake: Intake
+    ) -> FileDiarization:
+        file = FileDiarization(self._engine.device.grid, self._engine.clustering)
+        progress_due_s = self._clock.monotonic_s() + PROGRESS_S
+        while analyses := await source.take():
+            file.add(analyses)
+            if self._clock.monotonic_s() >= progress_due_s:
+                progress_due_s = self._clock.monotonic_s() + PROGRESS_S
+                processed = min(source.analysed, intake.received_samples)
+                await _send(peer, events.FileProgress(processed, request.duration_samples))
+        return file
+
+    async def _named(self, found: Diarization, request: events.FileRequest, duration: int) -> events.FileResult:
+        """The result with the names that may be said now."""
+        scope = Scope(request.tenant_id or "default", request.voice_ids)
+        speakers = [
+            SessionSpeaker(index, heard.embedding, heard.net_speech_samples)
+            for index, heard in enumerate(found.speakers)
+        ]
+        cosines, voices = await score(self._store, self._standing, scope, speakers)
+        decided = matches(speakers, cosines, voices, self._engine.naming)
+        names = {index: self._name(match) for index, match in decided.items()}
+        speech: dict[int, int] = {}
+        for turn in found.turns:
+            speech[turn.speaker] = speech.get(turn.speaker, 0) + turn.end_samples - turn.start_samples
+        return events.FileResult(
+            turns=_pieces(found.turns, names),
+            exclusive_turns=_pieces(found.exclusive, names),
+            speakers=tuple(
+                events.SpeakerSummary(
+                    speaker.index,
+                    names[speaker.index],
+                    speech.get(speaker.index, 0),
+                    speaker.clean_samples,
+                    decided[speaker.index],
+                )
+                for speaker in speakers
+            ),
+            duration_samples=duration,
+            warnings=() if found.turns else ("no speech was heard in the recording",),
+        )
+
+    def _name(self, match: Match) -> Name | None:
+        voice = match.best
+        if match.reason is not Reason.MATCHED or voice is None or not self._standing.allows():
+            return None
+        if self._store.find(voice.tenant_id, voice.voice_id) != voice:
+            return None
+        return Name(voice.voice_id, voice.label, match.probability)
+
+
+def _pieces(turns: Sequence[SpeakerTurn], names: dict[int, Name | None]) -> tuple[events.TurnPiece, ...]:
+    return tuple(
+        events.TurnPiece(
+            turn.start_samples, turn.end_samples, turn.speaker, names[turn.speaker], final=True, sequence=number
+        )
+        for number, turn in enumerate(turns, start=1)
+    )
+
+
+async def _send(peer: FilePeer, event: events.FileProgress | events.FileResult) -> None:
+    try:
+        async with asyncio.timeout(WRITE_BOUND_S):
+            await peer.send(event)
+    except TimeoutError:
+        raise TimedOut(f"results were not read for {WRITE_BOUND_S:g} s: read while you send") from None

@@ -1,4 +1,4 @@
-"""The incoming side of a live stream: messages become samples, and samples go to the device as fast as it takes them.
+"""The incoming side of a stream or file: messages become samples, and samples go to the device as fast as it takes them.
 
 In: a peer's messages. Out: 16 kHz samples, pushed into a source, which is ended with them. What always holds: a message
 is read only when the sound of the one before has found its place; nothing that was read is lost when the stream is
@@ -19,6 +19,7 @@ from node.enrolment import CONTAINER
 from runtime.errors import BadAudio, InvalidRequest, SpeakerdError, TimedOut, TooLarge
 from runtime.media import adecode_stream
 from runtime.pcm import PcmDecoder
+from runtime.units import seconds_from_samples
 
 IDLE_S = 30.0
 AUDIO_BYTES_MAX = 1 << 20
@@ -26,32 +27,36 @@ DECODE_ON_LOOP_BYTES_MAX = 64 << 10
 """Larger chunks are decoded on a thread: the event loop never works longer than a millisecond."""
 
 
-class Peer(Protocol):
-    """The other end of a stream."""
+class Sender(Protocol):
+    """Where sound comes from."""
 
-    async def receive(self) -> events.StreamRequest | bytes | events.Finish | None:
-        """The next message; None when the other end sends no more."""
-        ...
-
-    async def send(self, event: events.Event) -> None:
-        """Tell the other end."""
+    async def receive(self) -> object:
+        """The next message: sound as bytes; Finish, or None, when there is no more; anything else is out of place."""
         ...
 
 
 class Intake:
-    """Reads one stream. is_resumed: it goes on from a checkpoint, so that it may hold no further sound."""
+    """Reads one stream or file. is_resumed: it goes on from a checkpoint, so that it may hold no further sound."""
 
     def __init__(
-        self, request: events.StreamRequest, peer: Peer, source: Source, *, piece_samples: int, is_resumed: bool
+        self,
+        sender: Sender,
+        source: Source,
+        sound: events.SoundFormat,
+        *,
+        piece_samples: int,
+        samples_max: int | None = None,
+        is_resumed: bool = False,
     ) -> None:
-        self._peer = peer
+        self._sender = sender
         self._source = source
         self._piece_samples = piece_samples
+        self._samples_max = samples_max
         self._is_resumed = is_resumed
         self._decoder = (
             None
-            if request.encoding == CONTAINER
-            else PcmDecoder.from_wire(request.encoding, request.sample_rate_hz, request.channels)
+            if sound.encoding == CONTAINER
+            else PcmDecoder.from_wire(sound.encoding, sound.sample_rate_hz, sound.channels)
         )
         self._reader: asyncio.Task[None] | None = None
         self._receiving = False
@@ -73,7 +78,7 @@ class Intake:
             if not self.handing_over:
                 raise
         if not self.received_samples and not self.handing_over and not self._is_resumed:
-            raise BadAudio("the stream holds no audio: send `audio` between `open` and `finish`")
+            raise BadAudio("there is no audio: send `audio` after `open`")
         self._source.end()
 
     def hand_over(self) -> None:
@@ -99,21 +104,21 @@ class Intake:
     async def _messages(self) -> AsyncGenerator[bytes, None]:
         while not self.handing_over:
             message = await self._receive()
-            if isinstance(message, events.StreamRequest):
-                raise InvalidRequest("`open` was sent twice: send it once, then `audio`, then `finish`")
-            if not isinstance(message, bytes):
+            if message is None or isinstance(message, events.Finish):
                 return
+            if not isinstance(message, bytes):
+                raise InvalidRequest("`open` was sent twice: send it once, then `audio`")
             if len(message) > AUDIO_BYTES_MAX:
                 raise TooLarge(
                     f"an audio message holds {len(message)} bytes: send at most {AUDIO_BYTES_MAX}, 100 ms is best"
                 )
             yield message
 
-    async def _receive(self) -> events.StreamRequest | bytes | events.Finish | None:
+    async def _receive(self) -> object:
         self._receiving = True
         try:
             async with asyncio.timeout(IDLE_S):
-                return await self._peer.receive()
+                return await self._sender.receive()
         except TimeoutError:
             raise TimedOut(f"no audio for {IDLE_S:g} s: send audio as it comes, or `finish` when it ends") from None
         except asyncio.CancelledError:
@@ -126,6 +131,10 @@ class Intake:
 
     async def _push(self, samples: FloatArray) -> None:
         # Pieces of a hop keep one large message from overfilling the backlog.
+        if self._samples_max is not None and self.received_samples + len(samples) > self._samples_max:
+            raise TooLarge(
+                f"the recording is longer than {seconds_from_samples(self._samples_max) / 3600:g} h: send it in parts"
+            )
         for at in range(0, len(samples), self._piece_samples):
             piece = samples[at : at + self._piece_samples]
             await self._source.push(piece)

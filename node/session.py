@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from models.analysis import FrameGrid, WindowAnalysis
 from models.live_naming import NamedTurn, NamingOutcome, Relabel
@@ -18,7 +19,7 @@ from models.online import OnlineDiarization, StepOutcome
 from node import events
 from node.batcher import Source
 from node.checkpoint import CheckpointSeal, StreamState
-from node.intake import Intake, Peer
+from node.intake import Intake
 from node.metrics import NodeMetrics
 from node.naming import NamingGuard, SessionNaming
 from runtime.clock import Clock
@@ -28,6 +29,18 @@ from runtime.units import seconds_from_samples
 WRITE_BOUND_S = 5.0
 TICK_S = 1.0
 EVENTS_MAX = 64
+
+
+class Peer(Protocol):
+    """The other end of a stream."""
+
+    async def receive(self) -> events.StreamRequest | bytes | events.Finish | None:
+        """The next message; None when the other end sends no more."""
+        ...
+
+    async def send(self, event: events.Event) -> None:
+        """Tell the other end."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +88,9 @@ class LiveSession:
         self._steps = steps
         self._metrics = metrics
         self._clock = clock
-        self._intake = Intake(request, peer, source, piece_samples=grid.hop_samples, is_resumed=resumed is not None)
+        self._intake = Intake(
+            peer, source, request.sound, piece_samples=grid.hop_samples, is_resumed=resumed is not None
+        )
         self._queue: asyncio.Queue[Said | events.Event | Wake | None] = asyncio.Queue(EVENTS_MAX)
         state = resumed or StreamState()
         self._base = state.resume_samples(grid)  # where the source's sound begins in the stream
@@ -109,7 +124,7 @@ class LiveSession:
                 tasks.create_task(self._step(), name="stream-step")
                 tasks.create_task(self._write(), name="stream-write")
         except BaseExceptionGroup as group:
-            raise _first_error(group) from None
+            raise first_error(group) from None
         if self._intake.handing_over:
             raise Unavailable("this node is stopping: place the stream again and resume from the last checkpoint")
 
@@ -283,9 +298,9 @@ def _step_all(online: OnlineDiarization, analyses: Sequence[WindowAnalysis]) -> 
     return [online.step(analysis) for analysis in analyses]
 
 
-def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error that ended the stream: what we know the cause of, before what we do not."""
     leaves: list[BaseException] = []
     for error in group.exceptions:
-        leaves += [_first_error(error)] if isinstance(error, BaseExceptionGroup) else [error]
+        leaves += [first_error(error)] if isinstance(error, BaseExceptionGroup) else [error]
     return next((error for error in leaves if isinstance(error, SpeakerdError)), leaves[0])

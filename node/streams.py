@@ -17,10 +17,9 @@ from node.access import Access
 from node.batcher import Batcher
 from node.checkpoint import CheckpointSeal, StreamState
 from node.engine import Engine
-from node.intake import Peer
 from node.metrics import NodeMetrics
 from node.naming import Scope, SessionNaming
-from node.session import LiveSession
+from node.session import LiveSession, Peer
 from node.slots import Slot, SlotTable
 from node.standing import Standing
 from node.voice_store import VoiceStore
@@ -166,9 +165,9 @@ class LiveStreams:
             exclusive=request.exclusive,
             num_speakers_max=request.num_speakers_max,
         )
-        # The first window to analyse ends one hop after the last one that was, in a source that begins where sound does.
-        first_end = resumed.analysed_samples - resumed.resume_samples(grid) + grid.hop_samples if resumed else None
-        source = await self._batcher.open(slot, live=True, first_end=first_end)
+        # On resumption the sound begins before the last window analysed, and is analysed from one hop after it on.
+        heard = resumed.analysed_samples - resumed.resume_samples(grid) if resumed else 0
+        source = await self._batcher.open(slot, live=True, first_end=heard + grid.hop_samples, heard=heard)
         get_logger().info(
             "stream.opened",
             stream_id=request.stream_id,

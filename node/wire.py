@@ -74,6 +74,31 @@ class GrpcPeer:
         await self._context.write(response(event))
 
 
+class GrpcFilePeer:
+    """A client of DiarizeFile."""
+
+    def __init__(self, context: aio.ServicerContext[node_pb2.DiarizeFileRequest, node_pb2.DiarizeFileResponse]) -> None:
+        self._context = context
+
+    async def receive(self) -> events.FileRequest | bytes | None:
+        """The next message; None when the client half-closed."""
+        message: Any = await self._context.read()
+        if message is aio.EOF:
+            return None
+        match message.WhichOneof("message"):
+            case "audio":
+                audio: bytes = message.audio
+                return audio
+            case "open":
+                return file_request(message.open)
+            case _:
+                raise InvalidRequest("an empty message: send `open`, then `audio`")
+
+    async def send(self, event: events.FileProgress | events.FileResult) -> None:
+        """Write one event."""
+        await self._context.write(file_response(event))
+
+
 def identifier(value: str, field: str, *, default: str = "") -> str:
     """An id as the contract allows it; `default` where it is absent."""
     if not value and default:
@@ -102,15 +127,51 @@ def stream_request(message: node_pb2.StreamOpen) -> events.StreamRequest:
         stream_id=identifier(message.stream_id, "stream_id") if message.stream_id else "",
         tenant_id=identifier(message.tenant_id, "tenant_id") if message.tenant_id else "",
         ticket=message.ticket,
-        encoding=message.format.encoding,
-        sample_rate_hz=message.format.sample_rate_hz,
-        channels=message.format.channels,
+        sound=sound_format(message.format),
         latency_samples=samples_from_ms(latency_ms),
         exclusive=message.exclusive,
         voice_ids=voice_ids(message.voice_ids),
         num_speakers_max=num_speakers_max,
         checkpoint=message.checkpoint,
         provisional=message.provisional,
+    )
+
+
+def sound_format(message: common_pb2.AudioFormat) -> events.SoundFormat:
+    """How bytes hold sound."""
+    return events.SoundFormat(message.encoding, message.sample_rate_hz, message.channels)
+
+
+def file_request(message: node_pb2.FileOpen) -> events.FileRequest:
+    """A FileOpen, checked."""
+    return events.FileRequest(
+        tenant_id=identifier(message.tenant_id, "tenant_id") if message.tenant_id else "",
+        sound=sound_format(message.format),
+        duration_samples=samples_from_ms(message.duration_ms),
+        num_speakers=message.num_speakers or None,
+        min_speakers=message.min_speakers or None,
+        max_speakers=message.max_speakers or None,
+        voice_ids=voice_ids(message.voice_ids),
+    )
+
+
+def file_response(event: events.FileProgress | events.FileResult) -> node_pb2.DiarizeFileResponse:
+    """An event of a file as the client gets it."""
+    if isinstance(event, events.FileProgress):
+        return node_pb2.DiarizeFileResponse(
+            progress=node_pb2.FileProgress(
+                processed_ms=ms_from_samples(event.processed_samples),
+                duration_ms=ms_from_samples(event.duration_samples),
+            )
+        )
+    return node_pb2.DiarizeFileResponse(
+        result=node_pb2.FileResult(
+            turns=[turn(piece) for piece in event.turns],
+            exclusive_turns=[turn(piece) for piece in event.exclusive_turns],
+            speakers=[speaker(summary) for summary in event.speakers],
+            duration_ms=ms_from_samples(event.duration_samples),
+            warnings=event.warnings,
+        )
     )
 
 
@@ -272,10 +333,3 @@ def node_load(load: Load) -> node_pb2.NodeLoad:
 def node_state(state: NodeState) -> node_pb2.NodeState.ValueType:
     """What a node says of itself, as it travels."""
     return _STATES[state]
-
-
-class GrpcFilePeer:
-    """A client of DiarizeFile."""
-
-    def __init__(self, context: aio.ServicerContext[node_pb2.DiarizeFileRequest, node_pb2.DiarizeFileResponse]) -> None:
-        self._context = context
