@@ -56,6 +56,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
                 start_new_session=True,
+                env={**os.environ, "SPEAKERD_TRACEBACK": "1"},  # a fault of ours belongs in the log
             )
         assert self._process.stdout is not None
         try:

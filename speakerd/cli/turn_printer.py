@@ -13,6 +13,8 @@ from speakerd.live_stream import Event
 from speakerd.timeline import SpokenTurn, join_touching, spoken_turn
 from speakerd.v1 import common_pb2, node_pb2
 
+PIECES_UNDER_WAY_MS = 1_000
+
 
 class TurnPrinter:
     """Prints what one stream says, and moves the bar `task` on."""
@@ -34,7 +36,8 @@ class TurnPrinter:
         elif isinstance(event, node_pb2.Relabel):
             self._out.say(f"{event.speaker} is {event.label} (since {clock(event.since_ms)})")
         elif isinstance(event, node_pb2.Progress):
-            self._print_until(event.final_ms)
+            # Progress tells of turns whose pieces may still be on their way.
+            self._print_until(event.final_ms - PIECES_UNDER_WAY_MS)
             self._progress.update(self._task, completed=event.final_ms)
         elif isinstance(event, node_pb2.Degraded):
             self._out.note(f"names are {'not given for now' if event.active else 'given again'}: {event.reason}")
