@@ -6,6 +6,7 @@ closes everything in reverse. The HTTP edge is a part of its own, found by the s
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -90,6 +91,7 @@ class ControlPlane:
         self._redis: EmbeddedRedis | None = None
         self._server: aio.Server | None = None
         self._health: health.aio.HealthServicer | None = None
+        self._workers: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
         return f"ControlPlane(grpc={self.grpc_address!r}, started={self._core is not None})"
@@ -118,9 +120,11 @@ class ControlPlane:
         if self._redis is not None:
             await self._redis.start(tasks)
         await sweep_orphans(database, self._core.blobs, self._clock)
-        tasks.spawn("fleet.reconcile", self._core.fleet.reconcile())
-        tasks.spawn("voices.complete", self._core.completion.run())
-        tasks.spawn("erasures.prove", self._core.erasures.run())
+        self._workers = [
+            tasks.spawn("fleet.reconcile", self._core.fleet.reconcile()),
+            tasks.spawn("voices.complete", self._core.completion.run()),
+            tasks.spawn("erasures.prove", self._core.erasures.run()),
+        ]
         public_key = ticket_key.public_key().public_bytes_raw()
         await self._serve(self._core, public_key)
 
@@ -136,7 +140,12 @@ class ControlPlane:
         """Close everything that was opened."""
         if self._server is not None:
             await self._server.stop(0)
+        # The workers go before what they work with: a connection in use is not closed with its pool.
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
         if self._core is not None:
+            await self._core.erasures.close()
             await self._core.nodes.close()
             await self._core.registry.close()
         if self._redis is not None:

@@ -39,6 +39,7 @@ from runtime.logs import get_logger
 TRIGGERS = ("user_request", "license_revoked", "license_expired", "platform_decision")
 WAIT_S_MAX = 30.0
 LOOK_AGAIN_S = 0.5
+SILENT = "silent: its lease ran out and it is fenced"
 BLOBS_AGAIN_S = 5.0
 
 
@@ -130,6 +131,13 @@ class Erasures:
                 get_logger().warning("erasure.delayed", reason=str(error))
             # A lease that runs out announces itself to nobody, hence the bound while something is open.
             await wait_s(woken, LOOK_AGAIN_S if open_ones else BLOBS_AGAIN_S)
+
+    async def close(self) -> None:
+        """Leave off pushing; what is open is taken up by the next run."""
+        pushing = list(self._pushing.values())
+        for task in pushing:
+            task.cancel()
+        await asyncio.gather(*pushing, return_exceptions=True)
 
     async def _request(self, principal: Principal, voice: VoiceAddress, trigger: str) -> str:
         async with self._database.write() as connection:
@@ -270,12 +278,14 @@ class Erasures:
                 elif lease.deadline_s < now_s:
                     await leases.fence(connection, lease.incarnation)
                     outcomes.append(
-                        Outcome(lease.node_id, ok=False, error="silent: its lease ran out and it is fenced")
+                        Outcome(lease.node_id, ok=False, error=SILENT)
                     )
                 else:
                     return
             first_revision = await _first_revision(connection, erasure.voice)
             residual = await leases.residual_nodes(connection, first_revision) if first_revision else []
+            answered = {outcome.node_id for outcome in outcomes}
+            outcomes += [Outcome(node_id, ok=False, error=SILENT) for node_id in residual if node_id not in answered]
             erased_at_s = self._clock.wall_s()
             await connection.execute(
                 update(erasures)

@@ -1,0 +1,233 @@
+"""Erasure: what is waited for, what is left, and what is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc import aio
+from sqlalchemy import text
+
+from controlplane import audit
+from controlplane.identity import ADMIN, add_key, new_key
+from runtime.clock import SystemClock
+from speakerd.v1 import people_pb2
+from tests.controlplane.conftest import Client, World, speech, until, wav
+from tests.controlplane.fake_node import embedding_of
+
+ERASING = people_pb2.Erasure.STATE_ERASING
+ERASED = people_pb2.Erasure.STATE_ERASED
+
+
+async def test_an_erasure_waits_for_a_silent_node_until_its_lease_has_run_out(any_world: World) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    healthy, silent = await any_world.node(plane, "node-1"), await any_world.node(plane, "node-2")
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    silent.freeze()
+    began_s = time.monotonic()
+    erasure = await client.erase(voice_id, wait_ms=300)
+    assert erasure.state == ERASING
+    assert healthy.voices == {}
+    erasure = await client.erase(voice_id, wait_ms=10_000)
+    assert erasure.state == ERASED
+    assert 0.7 < time.monotonic() - began_s < 4
+    assert {(outcome.node_id, outcome.ok) for outcome in erasure.nodes} == {("node-1", True), ("node-2", False)}
+    assert list(erasure.residual_node_ids) == ["node-2"]
+    # It comes back: fenced, it has to start over, and holds nothing of before.
+    silent.thaw()
+    await until(lambda: grpc.StatusCode.FAILED_PRECONDITION in silent.refusals)
+    await until(lambda: silent.incarnation > 2 and silent.cursor == healthy.cursor)
+    assert silent.voices == {}
+
+
+async def test_a_node_that_joins_after_the_erasure_is_not_waited_for(world: World) -> None:
+    plane = await world.plane(lease_s=2.0)
+    client = await world.client(plane)
+    silent = await world.node(plane, "node-1")
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    silent.freeze()
+    await client.erase(voice_id)
+    joining = await world.node(plane, "node-2", renew=False)
+    await joining.renew_once()
+    # It has a lease and has synced nothing, and still counts as clean: it held nothing when it joined.
+    joining.freeze()
+    erasure = await client.erase(voice_id, wait_ms=8_000)
+    assert {(outcome.node_id, outcome.ok) for outcome in erasure.nodes} == {("node-1", False), ("node-2", True)}
+
+
+async def test_an_interrupted_erasure_goes_on_after_a_restart(any_world: World) -> None:
+    async with any_world.running() as plane:
+        client = await any_world.client(plane)
+        node = await any_world.node(plane)
+        voice_id = (await client.enrol("Alice")).voice.voice_id
+        node.freeze()
+        erasure = await client.erase(voice_id)
+        assert erasure.state == ERASING
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+
+    async def erased() -> bool:
+        answer = await client.people.GetErasure(
+            people_pb2.GetErasureRequest(audit_id=erasure.audit_id), metadata=client.metadata
+        )
+        return answer.state == ERASED
+
+    await until(erased)
+    node.thaw()
+    assert list((any_world.data / "blobs").rglob("*")) == [any_world.data / "blobs" / "samples"]
+
+
+async def test_another_tenants_voice_is_not_found_like_one_that_never_was(any_world: World) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    node = await any_world.node(plane)
+    erased_id = (await client.enrol("Bob", seed=1)).voice.voice_id
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    erasure = await client.erase(erased_id, wait_ms=3_000)
+    key = new_key()
+    async with plane.core.database.write() as connection:
+        await connection.execute(text("INSERT INTO tenants (tenant_id, created_at_s) VALUES ('other', 0)"))
+        await add_key(connection, key, "other", frozenset({ADMIN}), SystemClock())
+    other = await any_world.client(plane, key)
+
+    async def refusal(client: Client, voice_id: str, audit_id: str) -> set[tuple[grpc.StatusCode, str | None]]:
+        people = client.people
+        calls = (
+            people.GetVoice(people_pb2.GetVoiceRequest(voice_id=voice_id), metadata=client.metadata),
+            people.GetWarm(people_pb2.GetWarmRequest(voice_id=voice_id), metadata=client.metadata),
+            people.WarmVoice(people_pb2.WarmVoiceRequest(voice_id=voice_id), metadata=client.metadata),
+            people.EraseVoice(people_pb2.EraseVoiceRequest(voice_id=voice_id), metadata=client.metadata),
+            client.enrol("Mallory", voice_id=voice_id),
+            people.GetErasure(people_pb2.GetErasureRequest(audit_id=audit_id), metadata=client.metadata),
+        )
+        seen = set()
+        for call in calls:
+            with pytest.raises(aio.AioRpcError) as refused:
+                await call
+            seen.add((refused.value.code(), refused.value.details()))
+        return seen
+
+    assert await refusal(other, voice_id, erasure.audit_id) == await refusal(other, "v_never", "e_never")
+    assert not (await other.list()).voices
+    assert len(node.voices) == 1
+    assert (await client.get(voice_id)).label == "Alice"
+
+
+def everything_under(data: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file())
+
+
+async def test_nothing_of_a_voice_lies_in_the_clear_and_nothing_at_all_after_its_erasure(world: World) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    node = await world.node(plane)
+    label = "Zaphod Canary Beeblebrox"
+    sound = speech(7)
+    file = wav(sound)
+    voice_id = (await client.enrol(label, data=file, container=True)).voice.voice_id
+    await client.enrol("Somebody else", seed=8)
+    ((_, _, embedding),) = [held for (_, held_id), held in node.voices.items() if held_id == voice_id]
+    samples = np.frombuffer(file[44:], dtype="<i2")
+    assert len(embedding) == len(embedding_of(b"")) > 32
+    async with plane.core.database.read() as connection:
+        wrapped = bytes(
+            (await connection.execute(text(f"SELECT wrapped FROM data_keys WHERE voice_id = '{voice_id}'"))).scalar_one()
+        )
+        ciphertexts = [
+            bytes(row[0])
+            for table, column in (("voices", "label_ciphertext"), ("voiceprints", "ciphertext"), ("consents", "ciphertext"))
+            for row in await connection.execute(text(f"SELECT {column} FROM {table} WHERE voice_id = '{voice_id}'"))
+        ]
+    secrets = [label.encode(), b"Alice Fullname", b"I agree", embedding[:24], samples[30_000:30_064].tobytes(), file[:400]]
+    stored = everything_under(world.data)
+    for secret in secrets:
+        assert secret not in stored
+    # What is there before, so that its absence afterwards says something.
+    assert wrapped in stored
+    assert all(ciphertext in stored for ciphertext in ciphertexts)
+    num_blobs = len(list((world.data / "blobs" / "samples").iterdir()))
+    assert num_blobs == 2
+
+    erasure = await client.erase(voice_id, wait_ms=5_000)
+    assert erasure.state == ERASED
+    await until(lambda: len(list((world.data / "blobs" / "samples").iterdir())) == 1)
+    after = everything_under(world.data)
+    for secret in [*secrets, wrapped, wrapped[12:44], *ciphertexts]:
+        assert secret not in after
+    answer = await client.people.GetErasure(
+        people_pb2.GetErasureRequest(audit_id=erasure.audit_id), metadata=client.metadata
+    )
+    assert answer.blob_bytes_deleted > len(file)
+
+
+async def test_the_audit_tells_of_enrolment_and_erasure_without_naming_anybody(any_world: World) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    erasure = await client.erase(voice_id, wait_ms=5_000)
+    async with plane.core.database.read() as connection:
+        rows = (await connection.execute(text("SELECT body FROM audit ORDER BY sequence"))).scalars().all()
+        verdict = await audit.verify(connection)
+    assert [row.split('"action":"')[1].split('"')[0] for row in rows] == [
+        "voice.enrolled",
+        "erase.requested",
+        "erase.completed",
+    ]
+    assert verdict.broken_at is None
+    assert verdict.num_rows == 3
+    assert erasure.audit_id in rows[1]
+    assert erasure.audit_id in rows[2]
+    for row in rows:
+        assert "Alice" not in row
+        assert voice_id not in row
+
+
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        "UPDATE audit SET body = replace(body, 'voice.enrolled', 'voice.imagined') WHERE sequence = 2",
+        "DELETE FROM audit WHERE sequence = 2",
+        "UPDATE audit SET sequence = 9 WHERE sequence = 3",
+        "INSERT INTO audit (sequence, body, previous_hash, hash) SELECT 7, body, previous_hash, hash FROM audit WHERE sequence = 1",
+    ],
+)
+async def test_a_hand_in_the_audit_is_stopped_and_breaks_the_chain_where_it_is_not(
+    any_world: World, tampering: str
+) -> None:
+    plane = await any_world.plane()
+    database = plane.core.database
+    async with database.write() as connection:
+        for index in range(3):
+            await audit.append(connection, "voice.enrolled", at_s=float(index), facts={"tenant_id": "t"})
+    with pytest.raises(Exception, match="the audit only grows"):
+        async with database.write() as connection:
+            await connection.execute(text(tampering))
+    async with database.read() as connection:
+        assert (await audit.verify(connection)).broken_at is None
+    async with database.write() as connection:
+        # Whoever owns the database can take the triggers away; the chain tells.
+        if database.is_sqlite:
+            for name in ("audit_no_update", "audit_no_delete", "audit_no_gap"):
+                await connection.execute(text(f"DROP TRIGGER {name}"))
+        else:
+            await connection.execute(text("DROP TRIGGER audit_only_grows ON audit"))
+        await connection.execute(text(tampering))
+    async with database.read() as connection:
+        assert (await audit.verify(connection)).broken_at in (2, 3, 4)
+
+
+async def test_a_busy_fleet_erases_many_voices_at_once(world: World) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    node = await world.node(plane)
+    voices = [(await client.enrol(f"P{index}", seed=index)).voice.voice_id for index in range(8)]
+    began_s = time.monotonic()
+    erasures = await asyncio.gather(*(client.erase(voice_id, wait_ms=5_000) for voice_id in voices))
+    assert time.monotonic() - began_s < 2.5
+    assert {erasure.state for erasure in erasures} == {ERASED}
+    assert node.voices == {}

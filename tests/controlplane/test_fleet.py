@@ -1,0 +1,173 @@
+"""Leases and the log: who may hold voices, and how nodes come to hold the same."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from grpc import aio
+from sqlalchemy import text
+
+from speakerd.v1 import fleet_pb2, node_pb2
+from tests.controlplane.conftest import World, until
+
+
+async def status_of(call: object) -> grpc.StatusCode:
+    with pytest.raises(aio.AioRpcError) as refused:
+        await call  # type: ignore[misc]
+    return refused.value.code()
+
+
+async def test_the_first_renewal_gives_an_incarnation_and_later_ones_prolong_it(any_world: World) -> None:
+    plane = await any_world.plane()
+    node = await any_world.node(plane, renew=False)
+    first = await node.renew_once()
+    assert first.incarnation == 1
+    assert (first.lease_ms, first.renew_ms) == (900, 200)
+    assert len(first.ticket_keys[0]) == 32
+    (before,), _ = await plane.core.fleet.holders()
+    await node.renew_once()
+    (after,), _ = await plane.core.fleet.holders()
+    assert after.deadline_s > before.deadline_s
+    assert after.incarnation == before.incarnation
+
+
+async def test_a_lapsed_incarnation_never_renews_again(any_world: World) -> None:
+    plane = await any_world.plane()
+    node = await any_world.node(plane, renew=False)
+    await node.renew_once()
+    await asyncio.sleep(1.3)
+    assert await status_of(node.renew_once()) is grpc.StatusCode.FAILED_PRECONDITION
+    node.incarnation = 0
+    assert (await node.renew_once()).incarnation == 2
+
+
+async def test_a_second_process_under_a_living_nodes_id_is_refused(any_world: World) -> None:
+    plane = await any_world.plane()
+    first = await any_world.node(plane)
+    second = await any_world.node(plane, renew=False)
+    assert await status_of(second.renew_once()) is grpc.StatusCode.ALREADY_EXISTS
+    await first.renew_once()
+    second.incarnation = first.incarnation
+    assert await status_of(second.renew_once()) is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_a_frozen_nodes_id_is_not_given_away_while_its_lease_lasts(world: World) -> None:
+    plane = await world.plane(lease_s=3.0)
+    first = await world.node(plane)
+    first.freeze()
+    second = await world.node(plane, renew=False)
+    assert await status_of(second.renew_once()) is grpc.StatusCode.ALREADY_EXISTS
+
+
+async def test_the_successor_of_a_killed_node_is_let_in_at_once_and_the_old_lease_still_waited_for(
+    any_world: World,
+) -> None:
+    plane = await any_world.plane()
+    first = await any_world.node(plane)
+    await first.stop()
+    second = await any_world.node(plane, renew=False)
+    await second.renew_once()
+    holders, _ = await plane.core.fleet.holders()
+    assert [(lease.incarnation, lease.superseded) for lease in holders] == [(1, True), (2, False)]
+    assert [lease.incarnation for lease in await plane.core.fleet.serving()] == []
+
+
+async def test_a_node_that_says_it_has_wiped_itself_is_waited_for_no_more(any_world: World) -> None:
+    plane = await any_world.plane()
+    node = await any_world.node(plane, renew=False)
+    await node.renew_once()
+    node.state = node_pb2.NODE_STATE_FENCED
+    assert (await node.renew_once()).lease_ms == 0
+    holders, _ = await plane.core.fleet.holders()
+    assert holders == []
+
+
+async def test_only_the_fleet_key_opens_the_fleet_service(world: World) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    node = await world.node(plane, renew=False)
+    node.metadata = client.metadata
+    assert await status_of(node.renew_once()) is grpc.StatusCode.UNAUTHENTICATED
+    assert await status_of(node.beat_once()) is grpc.StatusCode.UNAUTHENTICATED
+    assert await status_of(node.sync()) is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_new_node_gets_a_snapshot_and_one_that_was_away_the_log_after_its_cursor(any_world: World) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    old = await any_world.node(plane)
+    voices = [(await client.enrol(f"P{index}", seed=index)).voice.voice_id for index in range(3)]
+    await client.erase(voices[0], wait_ms=3_000)
+    old_cursor = old.cursor
+    assert old_cursor == 4
+    new = await any_world.node(plane, "node-2")
+    assert new.cursor == old_cursor
+    assert new.voices == old.voices
+    assert sorted(voice_id for _, voice_id in new.voices) == sorted(voices[1:])
+    # From a cursor in the middle: every revision comes, in order, also those that something newer has overtaken.
+    request = fleet_pb2.SyncRequest(node_id="node-1", incarnation=old.incarnation, cursor=0, model="fake@1")
+    steps = [step async for step in old.fleet.Sync(request, metadata=old.metadata)]
+    assert [step.WhichOneof("message") for step in steps] == ["snapshot_begin", "entries", "snapshot_end"]
+    request.cursor = 1
+    steps = [step async for step in old.fleet.Sync(request, metadata=old.metadata)]
+    assert [entry.revision for step in steps for entry in step.entries.entries] == [2, 3, 4]
+    assert steps[-1].entries.entries[-1].HasField("evict")
+
+
+async def test_a_node_of_another_model_holds_nothing_of_voices_without_its_voiceprint(world: World) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    await world.node(plane)
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    other = await world.node(plane, "node-2", model="other@1")
+    # The worker makes the missing voiceprint from the kept recording, and then the node holds it.
+    await until(lambda: ("default", voice_id) in other.voices)
+    voice = await client.get(voice_id)
+    assert voice.state == 2
+
+
+async def test_a_node_that_holds_something_else_is_told_to_start_over(any_world: World) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    node = await any_world.node(plane)
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    node.voices[("default", "v_stray")] = (1, "Stray", b"")
+    await until(lambda: node.resyncs > 0)
+    await until(lambda: list(node.voices) == [("default", voice_id)])
+    settled = node.resyncs
+    await asyncio.sleep(0.8)
+    assert node.resyncs <= settled + 1
+
+
+async def test_a_node_that_leaves_an_eviction_unapplied_is_not_prolonged(any_world: World) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    node = await any_world.node(plane, renew=False)
+    await node.renew_once()
+    node.state = node_pb2.NODE_STATE_SERVING
+    await node.renew_once()
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    node.freeze()
+    await client.erase(voice_id)
+    assert (await node.renew_once()).lease_ms == 900  # a moment is given
+    await asyncio.sleep(0.5)
+    assert (await node.renew_once()).lease_ms == 0
+    node.thaw()
+    await node.sync()
+    assert (await node.renew_once()).lease_ms == 900
+
+
+async def test_leases_of_an_earlier_run_are_waited_for_in_full(world: World) -> None:
+    async with world.running() as plane:
+        node = await world.node(plane, renew=False)
+        await node.renew_once()
+    plane = await world.plane()
+    async with plane.core.database.write() as connection:
+        # As if the machine had started anew in between, and its clock with it.
+        await connection.execute(text("UPDATE node_leases SET deadline_lease_s = 1e12"))
+    await plane.stop()
+    again = await world.plane()
+    (lease,), now_s = await again.core.fleet.holders()
+    assert now_s < lease.deadline_s <= now_s + 1.2
