@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
+from models.clustering import ClusteringParameters
 from models.online_clustering import NOBODY, LocalWindow, Merge, OnlineClusteringParams, SessionClustering
 from models.snapshot import pack_state, unpack_state
 from models.timeline import Timeline, TimelineParams, Turn
@@ -29,9 +30,11 @@ __all__ = ["Merge", "OnlineDiarization", "OnlineParams", "SessionSpeaker", "Step
 class OnlineParams:
     """What decides a live result beside the engine: part of a bundle.
 
+    evidence: how a file of the same engine is clustered.
     recent_windows_min: how many windows are decided again at each step, however short the latency.
     """
 
+    evidence: ClusteringParameters
     clustering: OnlineClusteringParams = field(default_factory=OnlineClusteringParams)
     timeline: TimelineParams = field(default_factory=TimelineParams)
     recent_windows_min: int = 5
@@ -90,13 +93,13 @@ class OnlineDiarization:
         self._windows_since_recluster = 0
         self._clean_frames: dict[int, int] = {}
         self._provisional_clean: dict[int, int] = {}
-        self._clustering = SessionClustering(params.clustering, grid.embedding_dim, num_speakers_max)
+        self._clustering = SessionClustering(params.clustering, params.evidence, grid, num_speakers_max)
         self._timeline = Timeline(
             params.timeline, step_samples=grid.step_samples, latency_samples=latency_samples, exclusive=exclusive
         )
         frame = (np.arange(grid.num_frames) + 0.5) / grid.num_frames
         # A Hamming window, cubed: near its edges a window knows too little of what comes before or after (measured).
-        self._weights = ((0.54 - 0.46 * np.cos(2 * np.pi * frame)) ** 3).astype(np.float32)[:, None]  # (F, 1)
+        self._weights = ((0.54 - 0.46 * np.cos(2 * np.pi * frame)) ** 3).astype(np.float32)  # (F,)
 
     def __repr__(self) -> str:
         return f"OnlineDiarization({self._clustering!r}, {self._timeline!r}, recent={len(self._recent)})"
@@ -222,7 +225,8 @@ class OnlineDiarization:
         num_frames = max(0, end_frame - horizon)
         indices = self._clustering.indices
         heard = np.zeros((num_frames, len(indices)), np.float32)  # (L, K)
-        weight = np.full((num_frames, 1), 1e-6, np.float32)  # (L, 1)
+        speech = np.zeros(num_frames, np.float32)  # (L,)
+        weight = np.full(num_frames, 1e-6, np.float32)  # (L,)
         for window in self._recent:
             first = max(window.start_frame, horizon)
             last = min(window.start_frame + self._grid.num_frames, end_frame)
@@ -231,10 +235,11 @@ class OnlineDiarization:
             there = slice(first - window.start_frame, last - window.start_frame)
             here = slice(first - horizon, last - horizon)
             weight[here] += self._weights[there]
+            speech[here] += self._weights[there] * np.minimum(window.activity[there].sum(axis=1), 1.0)
             for local in np.flatnonzero(window.speakers != NOBODY):
                 column = indices.index(int(window.speakers[local]))
-                heard[here, column] += self._weights[there, 0] * window.activity[there, local]
-        turns, active, num_final = self._timeline.step(indices, heard / weight, flush=flush)
+                heard[here, column] += self._weights[there] * window.activity[there, local]
+        turns, active, num_final = self._timeline.step(indices, heard / weight[:, None], speech / weight, flush=flush)
         alone = active & (active.sum(axis=1, keepdims=True) == 1)
         newly = alone[:num_final].sum(axis=0).tolist()
         self._clean_frames = {k: self._clean_frames.get(k, 0) + new for k, new in zip(indices, newly, strict=True)}

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from models.analysis import FloatArray
+from models.analysis import FloatArray, FrameGrid
+from models.clustering import ClusteringParameters, SpeakerBounds, cluster_embeddings
 from models.speaker_memory import IntArray, SpeakerMemory
+from runtime.units import seconds_from_samples
 
 NOBODY = -1
 
@@ -27,7 +29,7 @@ class OnlineClusteringParams:
         bound is lower, by up to `short_slack`, until there are `full_weight_frames` of it.
     new_clean_frames: clean speech in one window from which a new session speaker may be opened.
     agreement_weight: what agreement in time with neighbouring windows counts beside closeness of voice.
-    merge_cosine: mean cosine at which remembered embeddings are cut into people.
+    merge_cosine: two session speakers whose centroids are further apart are never merged.
     split_clean_frames: remembered clean speech (windows overlap: each second counts several times) that must stand
         apart before a session speaker is split in two.
     memory_max: embeddings kept a stream; every `memory_hop_windows`-th settled window is remembered.
@@ -36,12 +38,12 @@ class OnlineClusteringParams:
         windows, gives up his place.
     """
 
-    join_cosine: float = 0.72
-    short_slack: float = 0.14
+    join_cosine: float = 0.5
+    short_slack: float = 0.2
     full_weight_frames: float = 150.0
     new_clean_frames: float = 60.0
-    agreement_weight: float = 0.02
-    merge_cosine: float = 0.70
+    agreement_weight: float = 0.3
+    merge_cosine: float = 0.4
     split_clean_frames: float = 400.0
     memory_max: int = 192
     memory_hop_windows: int = 2
@@ -71,10 +73,21 @@ class Merge:
 class SessionClustering:
     """The session speakers of one stream. `indices` are in order of first appearance, so they ascend."""
 
-    def __init__(self, params: OnlineClusteringParams, embedding_dim: int, num_speakers_max: int) -> None:
+    def __init__(
+        self,
+        params: OnlineClusteringParams,
+        evidence: ClusteringParameters,
+        grid: FrameGrid,
+        num_speakers_max: int,
+    ) -> None:
+        """evidence: how a file of the same engine is clustered; the memory is looked at in the same way."""
         self._params = params
+        self._evidence = evidence
         self._num_speakers_max = num_speakers_max
-        self.memory = SpeakerMemory(embedding_dim, params.memory_max)
+        # Speech is heard by every window that covers it, and by those of them that are remembered: it counts once.
+        covering = grid.window_samples / grid.hop_samples / params.memory_hop_windows
+        self._seconds_a_frame = seconds_from_samples(grid.step_samples) / covering
+        self.memory = SpeakerMemory(grid.embedding_dim, params.memory_max)
         self.indices: list[int] = []
         self.next_index = 0
         self.settled_windows = 0
@@ -136,21 +149,23 @@ class SessionClustering:
         memory = self.memory
         if len(memory) < 3:
             return []
-        clusters = memory.clusters(self._params.merge_cosine)  # (M,)
+        seconds = memory.weights * np.float32(self._seconds_a_frame)
+        clusters = cluster_embeddings(memory.embeddings, seconds, self._evidence, SpeakerBounds())  # (M,)
         shared = np.zeros((len(self.indices), int(clusters.max()) + 1), np.float32)  # (K, C)
         np.add.at(shared, (np.searchsorted(self.indices, memory.speakers), clusters), memory.weights)
         owner = np.full(shared.shape[1], NOBODY)  # (C,)
         for row, column in zip(*linear_sum_assignment(-shared), strict=True):
             if shared[row, column] > 0:
                 owner[column] = self.indices[row]
-        merges = self._merges(shared, owner)
+        merges, apart = self._merges(shared, owner, self.centroids(windows))
         for merge in merges:
             self._apply(merge, windows)
         for cluster in np.flatnonzero(owner == NOBODY):
             if shared[:, cluster].sum() >= self._params.split_clean_frames and self._has_place(windows):
                 owner[cluster] = self._open_speaker()
         known = owner[clusters]  # (M,)
-        memory.speakers = np.where(known != NOBODY, known, memory.speakers)
+        mended = (known != NOBODY) & ~np.isin(memory.speakers, apart)
+        memory.speakers = np.where(mended, known, memory.speakers)
         return merges
 
     def _open_new_speakers(self, windows: list[LocalWindow]) -> None:
@@ -223,9 +238,14 @@ class SessionClustering:
             if index != NOBODY and trust[local]:
                 heard[:, self.indices.index(index)] += trust[local] * window.activity[:, local]
 
-    def _merges(self, shared: FloatArray, owner: IntArray) -> list[Merge]:
-        """Session speakers without a cluster, most of whose speech lies in another's: from (K, C); mends owner (C,)."""
+    def _merges(self, shared: FloatArray, owner: IntArray, centroids: FloatArray) -> tuple[list[Merge], list[int]]:
+        """Session speakers without a cluster, most of whose speech lies in another's: from (K, C); mends owner (C,).
+
+        Returns the merges, and those who are left apart since their centroids (K, D) say otherwise: little evidence
+        favours few speakers, and a merge cannot be taken back.
+        """
         merges: list[Merge] = []
+        apart: list[int] = []
         for row, index in enumerate(self.indices):
             held = float(shared[row].sum())
             gone = {merge.source for merge in merges}
@@ -233,11 +253,15 @@ class SessionClustering:
                 continue
             home = int(shared[row].argmax())
             other = int(owner[home])
-            if shared[row, home] > 0.6 * held and other != NOBODY:
-                merge = Merge(source=max(index, other), target=min(index, other))
-                owner[owner == merge.source] = merge.target
-                merges.append(merge)
-        return merges
+            if other == NOBODY or shared[row, home] <= 0.6 * held:
+                continue
+            if centroids[row] @ centroids[self.indices.index(other)] < self._params.merge_cosine:
+                apart.append(index)
+                continue
+            merge = Merge(source=max(index, other), target=min(index, other))
+            owner[owner == merge.source] = merge.target
+            merges.append(merge)
+        return merges, apart
 
     def _apply(self, merge: Merge, windows: list[LocalWindow]) -> None:
         self.indices.remove(merge.source)

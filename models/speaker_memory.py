@@ -1,15 +1,14 @@
 """What a stream remembers of its session speakers: a bounded set of embeddings, each with its weight and its speaker.
 
-In: embeddings of windows that are settled. Out: the set itself, and its clusters. What always holds: at most `capacity`
-embeddings; what makes room is the more redundant of two that are most alike, of the speaker remembered most often, so
-that nobody is forgotten for having been silent.
+In: embeddings of windows that are settled. Out: the set itself. What always holds: at most `capacity` embeddings; what
+makes room is the more redundant of two that are most alike, of the speaker remembered most often, so that nobody is
+forgotten for having been silent.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.cluster.hierarchy import fcluster, linkage
 
 from models.analysis import FloatArray
 
@@ -50,13 +49,6 @@ class SpeakerMemory:
     def weight_of(self, speaker: int) -> float:
         """Clean frames remembered of a speaker; windows overlap, so this counts most speech several times."""
         return float(self.weights[self.speakers == speaker].sum())
-
-    def clusters(self, cosine_min: float) -> IntArray:
-        """Average linkage cut at a mean cosine: a cluster number, from 0, for each embedding (M,), M at least 2."""
-        cosines = self.embeddings @ self.embeddings.T  # (M, M)
-        distances = np.maximum(0.0, 1.0 - cosines[np.triu_indices(len(cosines), 1)])
-        found = fcluster(linkage(distances, method="average"), 1.0 - cosine_min, criterion="distance") - 1
-        return np.asarray(found, np.int64)
 
     def load(self, embeddings: FloatArray, weights: FloatArray, speakers: IntArray) -> None:
         """Take over what another memory held."""

@@ -1,8 +1,9 @@
 """From soft activities of session speakers to turns that are provisional first and final later.
 
-In: for every step, the activity of each session speaker in each frame that is not yet final. Out: turns. What always
-holds: time is decided once. A frame becomes final when it is older than the latency, its turns are handed out exactly
-once as pieces that touch, and nothing that comes later changes them. Two pieces of one speaker never overlap.
+In: for every step, the probability of speech and the activity of each session speaker in each frame that is not yet
+final. Out: turns. What always holds: time is decided once. A frame becomes final when it is older than the latency, its
+turns are handed out exactly once as pieces that touch, and nothing that comes later changes them. Two pieces of one
+speaker never overlap, and speech is always somebody's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.analysis import FloatArray
+
+FAINT = 1e-3  # activity below which a frame says nothing about who speaks
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -36,16 +39,18 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class TimelineParams:
-    """How activities become turns. Activities are in [0, 1], durations in samples.
+    """How speech and activities, both in [0, 1], become turns.
 
-    onset, offset: a speaker begins at or above `onset` and goes on while at or above `offset`.
-    min_on_samples: shorter speech is dropped. min_off_samples: shorter gaps within one speaker's speech are filled.
+    onset, offset: speech begins at or above `onset` and goes on while at or above `offset`.
+    gap_samples, speech_samples_min: shorter silences are filled, shorter speech is dropped.
+    overlap_threshold: activity from which somebody is heard beside the strongest.
     """
 
     onset: float = 0.5
-    offset: float = 0.5
-    min_on_samples: int = 1_600
-    min_off_samples: int = 4_800
+    offset: float = 0.4
+    gap_samples: int = 3_200
+    speech_samples_min: int = 3_200
+    overlap_threshold: float = 0.6
 
 
 @dataclass(slots=True)
@@ -63,8 +68,8 @@ class Timeline:
         self._params = params
         self._step_samples = step_samples
         self._latency_frames = latency_samples // step_samples
-        self._min_on = max(1, params.min_on_samples // step_samples)
-        self._min_off = params.min_off_samples // step_samples
+        self._gap_frames = params.gap_samples // step_samples
+        self._speech_frames_min = params.speech_samples_min // step_samples
         self._exclusive = exclusive
         self._horizon = 0
         self._next_turn = 0
@@ -80,17 +85,17 @@ class Timeline:
         return self._horizon
 
     def step(
-        self, speakers: Sequence[int], activity: FloatArray, *, flush: bool = False
+        self, speakers: Sequence[int], activity: FloatArray, speech: FloatArray, *, flush: bool = False
     ) -> tuple[list[Turn], BoolArray, int]:
         """Decide the frames from the horizon on.
 
-        speakers: (K,) the session speaker of each column. activity: (L, K) in [0, 1], from the horizon to now.
+        speakers: (K,) the session speaker of each column. activity: (L, K), from the horizon to now. speech: (L,).
         flush: everything becomes final, as at the end of a stream.
         Returns the turns (final pieces first, then provisional ones), the decision (L, K), and how many of its L
         frames are final from now on.
         """
         num_frames = activity.shape[0]
-        active = self._binarise(speakers, activity)  # (L, K)
+        active = self._active(activity, self._voiced(speech))  # (L, K)
         num_final = num_frames if flush else max(0, num_frames - self._latency_frames)
         opened = {turn.speaker: turn.turn for turn in self._open}
         final: list[Turn] = []
@@ -140,18 +145,35 @@ class Timeline:
             for turn, speaker, start, end in state["provisional"]
         ]
 
-    def _binarise(self, speakers: Sequence[int], activity: FloatArray) -> BoolArray:
-        """Hysteresis, gaps filled, short bursts dropped, one speaker at a time if exclusive: (L, K)."""
-        opened = {turn.speaker for turn in self._open}
-        active = np.zeros(activity.shape, np.bool_)  # (L, K)
-        for column, speaker in enumerate(speakers):
-            is_open = speaker in opened
-            frames = _hysteresis(activity[:, column], self._params.onset, self._params.offset, is_open)
-            active[:, column] = _smooth(frames, self._min_on, self._min_off, is_open)
-        if self._exclusive and len(speakers) > 1:
-            strongest = np.where(active, activity, -1.0).argmax(axis=1)
-            active &= np.arange(len(speakers))[None, :] == strongest[:, None]
-        return active
+    def _voiced(self, speech: FloatArray) -> BoolArray:
+        """Frames (L,) in which somebody speaks; at the horizon speech goes on if a turn is open."""
+        going = speech >= self._params.offset
+        found: list[tuple[int, int]] = [(0, 0)] if self._open else []
+        for start, end in _runs(going):
+            if not (self._open and start == 0) and speech[start:end].max() < self._params.onset:
+                continue
+            if found and start - found[-1][1] < self._gap_frames:
+                found[-1] = (found[-1][0], end)
+            else:
+                found.append((start, end))
+        voiced = np.zeros_like(going)
+        for start, end in found:
+            may_go_on = end == len(speech) or (self._open and start == 0)
+            if may_go_on or end - start >= self._speech_frames_min:
+                voiced[start:end] = True
+        return voiced
+
+    def _active(self, activity: FloatArray, voiced: BoolArray) -> BoolArray:
+        """Who speaks: in voiced frames the strongest, and unless exclusive whoever else is heard well: (L, K)."""
+        if activity.size == 0:
+            return np.zeros(activity.shape, np.bool_)
+        # A frame in which nobody is heard at all, in a short gap, goes to whoever was strongest before it.
+        heard = np.where(activity.max(axis=1) > FAINT, np.arange(len(activity)), 0)
+        strongest = activity.argmax(axis=1)[np.maximum.accumulate(heard)]  # (L,)
+        active = np.arange(activity.shape[1])[None, :] == strongest[:, None]
+        if not self._exclusive:
+            active |= activity > self._params.overlap_threshold
+        return np.asarray(active & voiced[:, None])
 
     def _turn(self, turn: int, speaker: int, start: int, end: int, *, final: bool) -> Turn:
         """A turn from frames relative to the horizon."""
@@ -174,32 +196,6 @@ class Timeline:
         turn = self._next_turn
         self._next_turn += 1
         return turn
-
-
-def _hysteresis(activity: FloatArray, onset: float, offset: float, active_before: bool) -> BoolArray:
-    """(L,) -> (L,): on from `onset` up, off below `offset`, between them as the frame before."""
-    if offset >= onset:
-        return np.asarray(activity >= onset)
-    decided = (activity >= onset) | (activity < offset)
-    frames = np.where(decided, np.arange(activity.size), -1)
-    last = np.maximum.accumulate(frames)  # the latest frame that decides for itself
-    return np.where(last >= 0, activity[last] >= onset, active_before)
-
-
-def _smooth(active: BoolArray, min_on: int, min_off: int, is_open: bool) -> BoolArray:
-    """Fill gaps shorter than `min_off`, then drop runs shorter than `min_on`, but none that may yet go on."""
-    smoothed = np.zeros_like(active)
-    merged: list[tuple[int, int]] = [(0, 0)] if is_open else []
-    for start, end in _runs(active):
-        if merged and start - merged[-1][1] < min_off:
-            merged[-1] = (merged[-1][0], end)
-        else:
-            merged.append((start, end))
-    for start, end in merged:
-        continues = (is_open and start == 0) or end == active.size
-        if continues or end - start >= min_on:
-            smoothed[start:end] = True
-    return smoothed
 
 
 def _runs(active: BoolArray) -> list[tuple[int, int]]:

@@ -4,9 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.analysis import FloatArray
+from models.analysis import FloatArray, FrameGrid
+from models.clustering import ClusteringParameters
 from models.online_clustering import LocalWindow, OnlineClusteringParams, SessionClustering
 from models.speaker_memory import SpeakerMemory
+
+EVIDENCE = ClusteringParameters(
+    tight_distance=0.3,
+    evidence_per_second=2.0,
+    train_clean_frames=75,
+    full_clean_frames=75,
+    agreement_weight=0.3,
+    active_frames_min=3.0,
+    passes=2,
+    onset=0.5,
+    offset=0.5,
+    gap_samples=3_200,
+    speech_samples_min=3_200,
+    overlap_threshold=0.5,
+    turn_samples_min=0,
+    within_variance=np.array([0.05], np.float32),
+    between_variance=np.array([0.5], np.float32),
+)
+
+
+def grid(embedding_dim: int) -> FrameGrid:
+    """Windows of five seconds, each half second."""
+    return FrameGrid(80_000, 8_000, 320, 250, 1, embedding_dim)
 
 
 def unit(*values: float) -> FloatArray:
@@ -25,19 +49,8 @@ def test_the_lighter_of_two_likes_makes_room_and_a_silent_speaker_stays() -> Non
     assert memory.speakers.tolist() == [7, 1, 1, 1]
 
 
-def test_clusters_are_cut_at_a_mean_cosine() -> None:
-    memory = SpeakerMemory(2, capacity=9)
-    for angle in (0.0, 0.1, 0.2, 1.2, 1.3):
-        memory.remember(unit(np.cos(angle), np.sin(angle)), 1.0, 0)
-    apart = memory.clusters(0.8)
-    assert len(set(apart[:3])) == len(set(apart[3:])) == 1
-    assert apart[0] != apart[4]
-    assert set(memory.clusters(0.2).tolist()) == {0}
-
-
 def test_a_session_speaker_who_turns_out_to_be_two_is_split_and_the_labels_are_mended() -> None:
-    params = OnlineClusteringParams(merge_cosine=0.7, split_clean_frames=400.0)
-    clustering = SessionClustering(params, embedding_dim=2, num_speakers_max=5)
+    clustering = SessionClustering(OnlineClusteringParams(split_clean_frames=400.0), EVIDENCE, grid(2), 5)
     clustering.indices, clustering.next_index, clustering.last_settled = [0], 1, {0: 0}
     for angle in (0.0, 0.05, 0.1, 0.15, 1.4, 1.45, 1.5):
         clustering.memory.remember(unit(np.cos(angle), np.sin(angle)), 150.0, 0)
@@ -49,7 +62,7 @@ def test_a_session_speaker_who_turns_out_to_be_two_is_split_and_the_labels_are_m
 
 def test_one_hardly_heard_and_long_silent_makes_room_and_nobody_else_does() -> None:
     params = OnlineClusteringParams(join_cosine=0.7, new_clean_frames=60.0, retire_windows=3, memory_hop_windows=1)
-    clustering = SessionClustering(params, embedding_dim=8, num_speakers_max=2)
+    clustering = SessionClustering(params, EVIDENCE, grid(8), 2)
 
     def hear(person: int, times: int, start_frame: int) -> int:
         for at in range(times):

@@ -9,7 +9,7 @@ import numpy as np
 
 from models.timeline import Timeline, TimelineParams, Turn
 
-PARAMS = TimelineParams(onset=0.6, offset=0.4, min_on_samples=30, min_off_samples=40)
+PARAMS = TimelineParams(onset=0.6, offset=0.4, gap_samples=40, speech_samples_min=30, overlap_threshold=0.65)
 
 
 def timeline(latency_samples: int = 100, *, exclusive: bool = False) -> Timeline:
@@ -20,16 +20,17 @@ def timeline(latency_samples: int = 100, *, exclusive: bool = False) -> Timeline
 def told(
     line: Timeline, *activities: Sequence[float], speakers: Sequence[int] = (0,), flush: bool = False
 ) -> list[Turn]:
-    return line.step(speakers, np.array(activities, np.float32).T, flush=flush)[0]
+    activity = np.array(activities, np.float32).T  # (L, K)
+    return line.step(speakers, activity, np.minimum(activity.sum(axis=1), 1.0), flush=flush)[0]
 
 
 def spans(turns: Sequence[Turn]) -> list[tuple[int, int, int]]:
     return [(turn.speaker, turn.start_samples, turn.end_samples) for turn in turns]
 
 
-def test_speech_begins_at_the_onset_and_goes_on_down_to_the_offset() -> None:
-    activity = [0.5] * 5 + [0.7] * 2 + [0.5] * 4 + [0.3] * 5
-    assert spans(told(timeline(), activity, flush=True)) == [(0, 50, 110)]
+def test_speech_that_reaches_the_onset_counts_from_offset_to_offset() -> None:
+    activity = [0.3] * 2 + [0.5] * 3 + [0.7] * 2 + [0.5] * 4 + [0.3] * 9 + [0.5] * 5 + [0.3]
+    assert spans(told(timeline(), activity, flush=True)) == [(0, 20, 110)]
 
 
 def test_short_gaps_are_filled_and_short_bursts_dropped() -> None:
