@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from queue import Queue
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from speakerd.client import Client, Clip, FileOptions, OnProgress
-from speakerd.live_stream import Event, StreamOptions
+from speakerd.errors import SpeakerdError
+from speakerd.live_stream import Event, LiveStream, StreamOptions
 from speakerd.v1 import node_pb2, people_pb2
 
 ResultT = TypeVar("ResultT")
@@ -71,36 +72,19 @@ class SyncClient:
 
         `sound` is drawn from in a thread of its own, so it may block, for example on a microphone.
         """
-        events: Queue[Event | BaseException | None] = Queue()
-        pieces = iter(sound)
-
-        async def carry() -> None:
-            try:
-                async with await self._client.open_stream(options) as stream, asyncio.TaskGroup() as tasks:
-                    sending = tasks.create_task(send(stream.send, stream.finish))
-                    async for event in stream:
-                        events.put(event)
-                    sending.cancel()
-                events.put(None)
-            except BaseExceptionGroup as group:
-                events.put(group.exceptions[0])
-            except BaseException as error:
-                events.put(error)
-                raise
-
-        async def send(send_piece: Any, finish: Any) -> None:
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-                await send_piece(piece)
-            await finish()
-
-        carrying = asyncio.run_coroutine_threadsafe(carry(), self._loop)
+        live = self._run(self._client.open_stream(options))
+        sending = asyncio.run_coroutine_threadsafe(_send(live, iter(sound)), self._loop)
+        events = aiter(live)
         try:
-            while (event := events.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
+            while (event := self._run(_next(events))) is not None:
                 yield event
+        except CancelledError:
+            # The sender let go of the stream, because it failed: its reason is the one to tell.
+            sending.result()
+            raise
         finally:
-            carrying.cancel()
+            sending.cancel()
+            self._run(live.close())
 
     def _run(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -108,3 +92,19 @@ class SyncClient:
 
 async def _client_on_this_loop(address: str, api_key: str | None) -> Client:
     return Client(address, api_key)
+
+
+async def _send(live: LiveStream, pieces: Iterator[bytes]) -> None:
+    try:
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            await live.send(piece)
+        await live.finish()
+    except SpeakerdError:
+        raise  # the node's own end of the stream, which its reader is told as well
+    except BaseException:
+        await live.close()
+        raise
+
+
+async def _next(events: AsyncIterator[Event]) -> Event | None:
+    return await anext(events, None)

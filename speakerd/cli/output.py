@@ -30,7 +30,9 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._out = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-        self._err = Console(stderr=True, highlight=False)
+        # Where both are one terminal, one console draws on it, so that lines of the result come above a moving bar.
+        one_terminal = sys.stdout.isatty() and sys.stderr.isatty() and not as_json
+        self._err = self._out if one_terminal else Console(stderr=True, highlight=False)
 
     def __repr__(self) -> str:
         return f"Output(as_json={self._as_json})"
@@ -67,7 +69,9 @@ class Output:
 
     def error(self, text: str) -> None:
         """What went wrong, in one line on stderr."""
-        self._err.print(Text(f"error: {' '.join(text.split())}", style="red"), soft_wrap=True)
+        Console(stderr=True, highlight=False).print(
+            Text(f"error: {' '.join(text.split())}", style="red"), soft_wrap=True
+        )
 
     @contextmanager
     def working(self, text: str) -> Iterator[None]:

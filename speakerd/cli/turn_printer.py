@@ -34,7 +34,8 @@ class TurnPrinter:
                 # What ends before the newest final piece begins cannot be gone on from.
                 self._print_until(max(piece.start_ms for piece in pieces))
         elif isinstance(event, node_pb2.Relabel):
-            self._out.say(f"{event.speaker} is {event.label} (since {clock(event.since_ms)})")
+            who = "nobody enrolled" if event.label == event.speaker else event.label
+            self._out.say(f"{event.speaker} is {who} (since {clock(event.since_ms)})")
         elif isinstance(event, node_pb2.Progress):
             # Progress tells of turns whose pieces may still be on their way.
             self._print_until(event.final_ms - PIECES_UNDER_WAY_MS)

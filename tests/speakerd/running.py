@@ -64,8 +64,12 @@ class RunningUp:
 
     def left(self, within_s: float = 10.0) -> list[psutil.Process]:
         """Members of the family that live on after a while."""
-        _, alive = psutil.wait_procs(self.family, timeout=within_s)
-        return [member for member in alive if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
+        eventually(lambda: not self._living(), within_s)
+        return self._living()
+
+    def _living(self) -> list[psutil.Process]:
+        # A zombie has ended; how soon it is reaped is for whoever adopted it.
+        return [member for member in self.family if member.is_running() and not _is_zombie(member)]
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
@@ -85,6 +89,13 @@ class RunningUp:
                 assert pipe is not None
                 pipe.close()
         return code
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def speakerd(*arguments: object, data: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -206,4 +207,17 @@ async def test_the_blocking_client_raises_what_the_other_raises(script: Script) 
             list(client.stream([b"\0" * 3200]))
 
     with pytest.raises(SpeakerdError, match="not sound"):
+        await asyncio.to_thread(use)
+
+
+async def test_sound_that_fails_to_come_ends_the_blocking_stream_with_its_reason(script: Script) -> None:
+    def sound() -> Iterator[bytes]:
+        yield b"\0" * 3200
+        raise RuntimeError("the microphone was pulled out")
+
+    def use() -> None:
+        with SyncClient(script.address, "sk_test") as client:
+            list(client.stream(sound()))
+
+    with pytest.raises(RuntimeError, match="pulled out"):
         await asyncio.to_thread(use)

@@ -152,6 +152,7 @@ def test_killing_it_leaves_nothing_behind_and_loses_nobody(tmp_path: Path, recor
 
 
 def test_a_server_that_cannot_start_says_why_and_leaves_nothing(tmp_path: Path) -> None:
-    ran = speakerd("up", "--bundle", "nothing-of-the-kind", "--device", "cpu", data=tmp_path)
-    assert "no bundle nothing-of-the-kind" in one_error(ran)
+    ran = speakerd("up", "--device", "abacus", data=tmp_path)
+    assert "the node 0 ended while starting" in one_error(ran)
+    assert "setting 'device'" in ran.stderr
     assert not (tmp_path / "endpoints.json").exists()
