@@ -7,6 +7,6 @@ import typer
 from node.commands import register
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     register(app)
     app()

@@ -57,7 +57,7 @@ def _load_null() -> Engine:
         bundle="null",
         model="null@1",
         device_name="null",
-        online=OnlineParams(),
+        online=OnlineParams(evidence=CLUSTERING),
         naming=NAMING,
         clustering=CLUSTERING,
     )
@@ -80,7 +80,7 @@ def _load_torch(bundle_name: str, device_name: str) -> Engine:
         bundle=bundle.id,
         model=f"{bundle.model_id}@{bundle.model_revision}",
         device_name="cuda:0" if device_name == "cuda" else device_name,
-        online=OnlineParams(),
+        online=OnlineParams(evidence=bundle.clustering),
         naming=bundle.naming,
         clustering=bundle.clustering,
     )

@@ -123,12 +123,20 @@ class Heard:
 
 
 async def requests(data: bytes, *, pace_s: float = 0.0, **options: object) -> AsyncIterator[node_pb2.DiarizeRequest]:
+    # A pace also keeps grpc.aio's client from writing into a call that was just refused: it would report that write as
+    # INTERNAL, in place of the status.
     yield node_pb2.DiarizeRequest(open=node_pb2.StreamOpen(**options))  # type: ignore[arg-type]
+    await asyncio.sleep(pace_s)
     for at in range(0, len(data), CHUNK_BYTES):
         yield node_pb2.DiarizeRequest(audio=data[at : at + CHUNK_BYTES])
-        if pace_s:
-            await asyncio.sleep(pace_s)
+        await asyncio.sleep(pace_s)
     yield node_pb2.DiarizeRequest(finish=node_pb2.StreamFinish())
+
+
+async def rest(call: aio.StreamStreamCall) -> AsyncIterator[node_pb2.DiarizeResponse]:
+    """The answers still to come of a call that is read with read()."""
+    while (response := await call.read()) is not aio.EOF:
+        yield response
 
 
 @asynccontextmanager
@@ -163,3 +171,9 @@ async def null_node(tmp_path: Path) -> AsyncIterator[RunningNode]:
     flags = ("--standalone", "--device", "null", "--streams-max", "2", "--drain-s", "1")
     async with running_node(*flags, log=tmp_path / "node.log") as node:
         yield node
+
+
+@pytest.fixture
+async def shared_node(null_node: RunningNode) -> RunningNode:
+    """A node of which a test leaves nothing behind."""
+    return null_node
