@@ -277,9 +277,7 @@ class Erasures:
                     outcomes.append(Outcome(lease.node_id, ok=True))
                 elif lease.deadline_s < now_s:
                     await leases.fence(connection, lease.incarnation)
-                    outcomes.append(
-                        Outcome(lease.node_id, ok=False, error=SILENT)
-                    )
+                    outcomes.append(Outcome(lease.node_id, ok=False, error=SILENT))
                 else:
                     return
             first_revision = await _first_revision(connection, erasure.voice)

@@ -226,8 +226,8 @@ class Fleet:
             # A node that was killed may come back at once; one that lives keeps its name.
             if lost_before or await self._probe(other.address) in (other.incarnation, -1):
                 raise Conflict(
-                    f"another process holds node id {report.node_id!r}: give every node its own --node-id, or wait until "
-                    f"its lease runs out ({self._settings.lease_s:g} s)"
+                    f"another process holds node id {report.node_id!r}: give every node its own --node-id, or wait "
+                    f"until its lease runs out ({self._settings.lease_s:g} s)"
                 )
         async with self._database.write() as connection:
             now_s = await self._database.lease_now_s(connection)

@@ -30,6 +30,7 @@ class HttpServer:
         self._server: _Server | None = None
         self._serving: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
+        self._port: int | None = None
 
     def __repr__(self) -> str:
         return f"HttpServer({self._address!r})"
@@ -37,13 +38,13 @@ class HttpServer:
     @property
     def url(self) -> str:
         """http://HOST:PORT, once started."""
-        assert self._socket is not None, "asked before it has started"
-        host = self._address.rpartition(":")[0]
-        return f"http://{host}:{self._socket.getsockname()[1]}"
+        assert self._port is not None, "asked before it has started"
+        return f"http://{self._address.rpartition(':')[0]}:{self._port}"
 
     async def start(self, tasks: Tasks) -> None:
         """Listen. Raises InvalidRequest for a bad address, Unavailable when the port is taken."""
         self._socket = _listening(self._address, insecure=self._insecure)
+        self._port = int(self._socket.getsockname()[1])
         config = uvicorn.Config(
             self._app,
             lifespan="off",
@@ -105,10 +106,11 @@ def _listening(address: str, *, insecure: bool) -> socket.socket:
         family, kind, protocol, _, where = socket.getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(where)
+        with contextlib.ExitStack() as stack:
+            made = stack.enter_context(socket.socket(family, kind, protocol))
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(where)
+            stack.pop_all()
     except OSError as error:
         raise Unavailable(f"cannot listen on {address}: {error.strerror}") from None
-    made.set_inheritable(False)
     return made

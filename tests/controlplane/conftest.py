@@ -156,7 +156,11 @@ class World:
         node = await FakeNode(node_id, plane.grpc_address, key, **fields).start(renew=renew)
         self._stack.push_async_callback(node.stop)
         if renew:
-            await until(lambda: node.state == 2)
+
+            async def serves() -> bool:
+                return node_id in {lease.node_id for lease in await plane.core.fleet.serving()}
+
+            await until(serves)
         return node
 
 

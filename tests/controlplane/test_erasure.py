@@ -136,14 +136,27 @@ async def test_nothing_of_a_voice_lies_in_the_clear_and_nothing_at_all_after_its
     assert len(embedding) == len(embedding_of(b"")) > 32
     async with plane.core.database.read() as connection:
         wrapped = bytes(
-            (await connection.execute(text(f"SELECT wrapped FROM data_keys WHERE voice_id = '{voice_id}'"))).scalar_one()
+            (
+                await connection.execute(text(f"SELECT wrapped FROM data_keys WHERE voice_id = '{voice_id}'"))
+            ).scalar_one()
         )
         ciphertexts = [
             bytes(row[0])
-            for table, column in (("voices", "label_ciphertext"), ("voiceprints", "ciphertext"), ("consents", "ciphertext"))
+            for table, column in (
+                ("voices", "label_ciphertext"),
+                ("voiceprints", "ciphertext"),
+                ("consents", "ciphertext"),
+            )
             for row in await connection.execute(text(f"SELECT {column} FROM {table} WHERE voice_id = '{voice_id}'"))
         ]
-    secrets = [label.encode(), b"Alice Fullname", b"I agree", embedding[:24], samples[30_000:30_064].tobytes(), file[:400]]
+    secrets = [
+        label.encode(),
+        b"Alice Fullname",
+        b"I agree",
+        embedding[:24],
+        samples[30_000:30_064].tobytes(),
+        file[:400],
+    ]
     stored = everything_under(world.data)
     for secret in secrets:
         assert secret not in stored
@@ -193,7 +206,8 @@ async def test_the_audit_tells_of_enrolment_and_erasure_without_naming_anybody(a
         "UPDATE audit SET body = replace(body, 'voice.enrolled', 'voice.imagined') WHERE sequence = 2",
         "DELETE FROM audit WHERE sequence = 2",
         "UPDATE audit SET sequence = 9 WHERE sequence = 3",
-        "INSERT INTO audit (sequence, body, previous_hash, hash) SELECT 7, body, previous_hash, hash FROM audit WHERE sequence = 1",
+        "INSERT INTO audit (sequence, body, previous_hash, hash)"
+        " SELECT 7, body, previous_hash, hash FROM audit WHERE sequence = 1",
     ],
 )
 async def test_a_hand_in_the_audit_is_stopped_and_breaks_the_chain_where_it_is_not(

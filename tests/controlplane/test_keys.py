@@ -25,7 +25,9 @@ def test_a_ciphertext_moved_elsewhere_does_not_open(what: tuple[str | int, ...])
         key.decrypt(key.encrypt(b"sound", "sample", 1, 0), *what)
 
 
-@pytest.mark.parametrize("other", [VoiceAddress("other", "voice"), VoiceAddress("tenant", "other"), VoiceAddress("tenan", "tvoice")])
+@pytest.mark.parametrize(
+    "other", [VoiceAddress("other", "voice"), VoiceAddress("tenant", "other"), VoiceAddress("tenan", "tvoice")]
+)
 def test_a_key_moved_to_another_voice_does_not_open(other: VoiceAddress) -> None:
     ring = KeyRing(bytes(32))
     _, wrapped = ring.make(VOICE)

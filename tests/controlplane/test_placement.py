@@ -69,7 +69,7 @@ async def test_a_placed_stream_gets_a_ticket_that_its_node_can_verify(world: Wor
     client = await world.client(plane)
     fake = await world.node(plane)
     keys = (await fake.renew_once()).ticket_keys
-    await until(lambda: plane.core.registry.nodes())
+    await until(plane.core.registry.nodes)
     placed = await place(client, stream_id="mine")
     assert (placed.node_id, placed.address, placed.stream_id) == ("node-1", fake.address, "mine")
     ticket = verify_ticket(placed.ticket, keys, node_id="node-1", now_s=time.time())

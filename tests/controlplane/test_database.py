@@ -1,0 +1,96 @@
+"""The database: migrated, durable, and one process's alone where it has to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, text
+
+from controlplane.database.engine import open_database
+from controlplane.database.schema import metadata
+from controlplane.secret_files import prepare_data_folder, read_or_make_bytes, read_or_make_text
+from runtime.clock import SteppedClock
+from runtime.errors import InvalidRequest, Unavailable
+from tests.controlplane.conftest import World
+
+
+def url(tmp_path: Path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path}/speakerd.db"
+
+
+async def test_the_migrations_make_the_tables_that_the_code_names(any_world: World) -> None:
+    plane = await any_world.plane()
+
+    def difference(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+    async with plane.core.database.engine.connect() as connection:
+        assert await connection.run_sync(difference) == []
+
+
+async def test_sqlite_is_durable_forgets_what_is_deleted_and_keeps_references(tmp_path: Path) -> None:
+    database = await open_database(url(tmp_path), SteppedClock(), lease_s=1.0)
+    async with database.write() as connection:
+        for pragma, value in (("journal_mode", "wal"), ("synchronous", 2), ("secure_delete", 1), ("foreign_keys", 1)):
+            assert (await connection.execute(text(f"PRAGMA {pragma}"))).scalar_one() == value
+    await database.close()
+
+
+async def test_a_write_that_fails_leaves_nothing(any_world: World) -> None:
+    plane = await any_world.plane()
+    database = plane.core.database
+    with pytest.raises(KeyError):
+        async with database.write() as connection:
+            await connection.execute(text("INSERT INTO tenants (tenant_id, created_at_s) VALUES ('x', 0)"))
+            raise KeyError
+    async with database.read() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM tenants WHERE tenant_id = 'x'"))).scalar_one() == 0
+
+
+async def test_a_second_process_on_the_same_sqlite_is_refused(tmp_path: Path) -> None:
+    database = await open_database(url(tmp_path), SteppedClock(), lease_s=1.0)
+    with pytest.raises(Unavailable, match="another control plane"):
+        await open_database(url(tmp_path), SteppedClock(), lease_s=1.0)
+    await database.close()
+    await (await open_database(url(tmp_path), SteppedClock(), lease_s=1.0)).close()
+
+
+@pytest.mark.parametrize("bad", ["sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:", "sqlite:///x", "mysql://x/y"])
+async def test_a_database_that_cannot_hold_the_truth_is_refused(bad: str) -> None:
+    with pytest.raises(InvalidRequest, match="database_url"):
+        await open_database(bad, SteppedClock(), lease_s=1.0)
+
+
+async def test_a_full_database_is_unavailable_and_reads_go_on(world: World) -> None:
+    plane = await world.plane()
+    database = plane.core.database
+    with pytest.raises(Unavailable, match="full"):
+        async with database.write() as connection:
+            await connection.execute(text("PRAGMA max_page_count = 40"))
+            for index in range(2_000):
+                values = {"tenant": f"t{index}" * 10}
+                await connection.execute(text("INSERT INTO tenants VALUES (:tenant, 0)"), values)
+    async with database.read() as connection:
+        assert (await connection.execute(text("SELECT count(*) FROM tenants"))).scalar_one() == 1
+
+
+def test_secrets_are_their_owners_alone_and_stay_what_they_are(tmp_path: Path) -> None:
+    prepare_data_folder(tmp_path / "data")
+    path = tmp_path / "data" / "kek.key"
+    made = read_or_make_bytes(path)
+    assert len(made) == 32
+    assert read_or_make_bytes(path) == made
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    with pytest.raises(InvalidRequest, match="chmod 600"):
+        read_or_make_bytes(path)
+    path.chmod(0o600)
+    path.write_text("AAAA")
+    with pytest.raises(InvalidRequest, match="damaged"):
+        read_or_make_bytes(path)
+    path.write_text("")
+    with pytest.raises(InvalidRequest, match="empty"):
+        read_or_make_text(path, lambda: "never")

@@ -1,0 +1,99 @@
+"""Recordings on their way through the control plane."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+import numpy as np
+import pytest
+from grpc import aio
+
+from speakerd.v1 import common_pb2, jobs_pb2, node_pb2, people_pb2
+from tests.controlplane.conftest import Client, World, speech, wav
+
+
+async def diarize(
+    client: Client, data: bytes, *, opening: node_pb2.FileOpen | None = None
+) -> list[node_pb2.DiarizeFileResponse]:
+    async def requests() -> AsyncIterator[node_pb2.DiarizeFileRequest]:
+        yield node_pb2.DiarizeFileRequest(open=opening or node_pb2.FileOpen())
+        for start in range(0, len(data), 50_000):
+            yield node_pb2.DiarizeFileRequest(audio=data[start : start + 50_000])
+
+    call = client.jobs.DiarizeFile(requests(), metadata=client.metadata, timeout=20)
+    return [answer async for answer in call]
+
+
+async def test_a_file_is_decoded_here_and_reaches_the_node_as_sound_of_the_callers_tenant(world: World) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    node = await world.node(plane)
+    sound = speech(seconds=3)
+    opening = node_pb2.FileOpen(tenant_id="somebody_else")
+    answers = await diarize(client, wav(sound), opening=opening)
+    assert answers[0].HasField("progress")
+    assert answers[-1].result.duration_ms == 3_000
+    assert answers[-1].result.speakers[0].label == "of default"
+    (received,) = node.files
+    np.testing.assert_allclose(np.frombuffer(received, dtype="<f4"), sound, atol=2e-4)
+
+
+async def test_raw_samples_go_on_as_they_are(world: World) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    node = await world.node(plane)
+    data = speech(seconds=1).astype("<f4").tobytes()
+    opening = node_pb2.FileOpen(format=common_pb2.AudioFormat(encoding=common_pb2.ENCODING_PCM_F32LE))
+    await diarize(client, data, opening=opening)
+    assert node.files == [data]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"), [(b"", "empty"), (b"no sound at all " * 100, "send"), (wav(speech())[:60_000], "cut short")]
+)
+async def test_a_bad_file_gets_an_error_that_says_what_to_mend(world: World, data: bytes, says: str) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    await world.node(plane)
+    with pytest.raises(aio.AioRpcError) as refused:
+        await diarize(client, data)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert says in str(refused.value.details())
+
+
+async def test_without_a_node_and_for_unknown_voices_it_says_so(world: World) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    with pytest.raises(aio.AioRpcError) as refused:
+        await diarize(client, b"x")
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(aio.AioRpcError) as refused:
+        await diarize(client, b"x", opening=node_pb2.FileOpen(voice_ids=["v_of_another"]))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_match_reports_come_from_the_same_way(world: World) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    await world.node(plane)
+
+    async def requests() -> AsyncIterator[people_pb2.ReportMatchesRequest]:
+        yield people_pb2.ReportMatchesRequest(open=node_pb2.FileOpen())
+        yield people_pb2.ReportMatchesRequest(audio=wav(speech(seconds=1)))
+
+    report = await client.people.ReportMatches(requests(), metadata=client.metadata, timeout=20)
+    assert [speaker.speaker for speaker in report.speakers] == ["spk_0"]
+
+
+async def test_jobs_that_are_not_kept_yet_say_what_to_use(world: World) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    with pytest.raises(aio.AioRpcError) as refused:
+        await client.jobs.CreateJob(jobs_pb2.CreateJobRequest(), metadata=client.metadata)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "DiarizeFile" in str(refused.value.details())
+    with pytest.raises(aio.AioRpcError) as refused:
+        async for _ in client.jobs.WatchJob(jobs_pb2.GetJobRequest(), metadata=client.metadata):
+            pass
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -1,0 +1,165 @@
+"""The edge: health, metrics, and one envelope for every error."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+
+from edge.app import application, build
+from edge.envelope import install_error_envelope
+from edge.serving import HttpServer
+from runtime.errors import HTTP_STATUS, InvalidRequest, Overloaded, SpeakerdError, Unavailable
+from runtime.lifecycle import Tasks
+from tests.controlplane.conftest import World, until
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    from contextlib import AsyncExitStack
+
+    async with AsyncExitStack() as stack:
+        yield World(tmp_path / "data", stack, None)
+
+
+def over(app: FastAPI) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://edge")
+
+
+async def test_readiness_follows_the_database_and_says_who_serves(world: World) -> None:
+    plane = await world.plane()
+    async with over(application(plane)) as http:
+        assert (await http.get("/health/live")).json() == {"status": "live"}
+        answer = await http.get("/health/ready")
+        assert (answer.status_code, answer.json()["nodes_serving"]) == (200, 0)
+        node = await world.node(plane)
+        assert (await http.get("/health/ready")).json()["nodes_serving"] == 1
+        await node.stop()
+        plane.draining = True
+        answer = await http.get("/health/ready")
+        assert (answer.status_code, answer.json()["status"]) == (503, "draining")
+
+
+async def test_a_database_that_is_away_makes_it_unready_and_not_dead(world: World) -> None:
+    plane = await world.plane()
+
+    def away() -> None:
+        raise Unavailable("the database is away")
+
+    plane.core.database.read = away  # type: ignore[assignment,method-assign]
+    async with over(application(plane)) as http:
+        assert (await http.get("/health/ready")).status_code == 503
+        assert (await http.get("/health/live")).status_code == 200
+
+
+async def test_metrics_count_requests_by_route_and_never_by_path(world: World) -> None:
+    plane = await world.plane()
+    async with over(application(plane)) as http:
+        await http.get("/health/live")
+        await http.get("/never/heard/of/4711")
+        text = (await http.get("/metrics")).text
+    assert 'http_request_duration_seconds_count{code="200",method="GET",route="/health/live"} 1.0' in text
+    assert 'route="none"' in text
+    assert "4711" not in text
+    for name in ("cp_erasure_seconds", "cp_erasures_pending", "cp_head_seq", "cp_redis_up", "cp_nodes"):
+        assert name in text
+
+
+async def test_every_error_leaves_in_one_envelope() -> None:
+    app = FastAPI()
+    install_error_envelope(app)
+
+    @app.get("/full")
+    async def full() -> None:
+        raise Overloaded("every node is full", retry_after_s=1.5)
+
+    @app.get("/fault")
+    async def fault() -> None:
+        raise RuntimeError("the secret is 42")
+
+    @app.get("/typed")
+    async def typed(number: int) -> None:
+        del number
+
+    async with over(app) as http:
+        answer = await http.get("/full")
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "2"
+        assert answer.json() == {
+            "error": {"cause": "overloaded", "message": "every node is full", "retry_after_s": 1.5}
+        }
+        answer = await http.get("/fault")
+        assert answer.status_code == 500
+        assert answer.json()["error"]["cause"] == "internal"
+        assert "42" not in answer.text
+        answer = await http.get("/typed?number=x")
+        assert (answer.status_code, answer.json()["error"]["cause"]) == (400, "invalid")
+        assert "number" in answer.json()["error"]["message"]
+        assert (await http.get("/nowhere")).json()["error"]["cause"] == "not_found"
+        assert (await http.post("/full")).status_code == 405
+
+
+@pytest.mark.parametrize("kind", SpeakerdError.__subclasses__())
+async def test_every_cause_has_its_status(kind: type[SpeakerdError]) -> None:
+    app = FastAPI()
+    install_error_envelope(app)
+
+    @app.get("/")
+    async def raises() -> None:
+        raise kind("what happened")
+
+    async with over(app) as http:
+        answer = await http.get("/")
+    assert answer.status_code == HTTP_STATUS[kind.cause]
+    assert answer.json()["error"] == {"cause": kind.cause.value, "message": "what happened"}
+
+
+async def test_it_listens_and_lets_a_running_request_end_as_it_drains(world: World) -> None:
+    plane = await world.plane()
+    edge = build(plane)
+    began, release = asyncio.Event(), asyncio.Event()
+
+    @edge._app.get("/slow")
+    async def slow() -> PlainTextResponse:
+        began.set()
+        await release.wait()
+        return PlainTextResponse("done")
+
+    tasks = Tasks()
+    await edge.start(tasks)
+    async with httpx.AsyncClient(base_url=edge.url) as http:
+        assert (await http.get("/health/live")).status_code == 200
+        answer = asyncio.create_task(http.get("/slow"))
+        await began.wait()
+        draining = asyncio.create_task(edge.drain(5))
+        await until(lambda: edge._server is not None and not edge._server.servers[0].is_serving())
+        with pytest.raises(httpx.TransportError):
+            async with httpx.AsyncClient(base_url=edge.url) as other:
+                await other.get("/health/live")
+        release.set()
+        assert (await answer).text == "done"
+        await draining
+    await edge.stop()
+    await tasks.cancel()
+    assert not tasks.failed.done()
+
+
+async def test_a_bad_address_and_a_taken_port_are_named() -> None:
+    tasks = Tasks()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(Unavailable, match=f"127.0.0.1:{port}"):
+            await HttpServer(FastAPI(), f"127.0.0.1:{port}", insecure=False).start(tasks)
+    with pytest.raises(InvalidRequest, match="HOST:PORT"):
+        await HttpServer(FastAPI(), "8080", insecure=False).start(tasks)
+    with pytest.raises(InvalidRequest, match="--insecure"):
+        await HttpServer(FastAPI(), "0.0.0.0:0", insecure=False).start(tasks)
