@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -41,8 +41,8 @@ class RunningNode:
     """A node process that serves, and a stub to it."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, address: str, metrics: str, stub: node_pb2_grpc.NodeAsyncStub
-    ):
+        self, process: subprocess.Popen[str], address: str, metrics: str, stub: node_pb2_grpc.NodeStub
+    ) -> None:
         self.process = process
         self.address = address
         self.metrics = metrics
@@ -57,7 +57,7 @@ class RunningNode:
             )
         )
 
-    async def diarize(self, samples: np.ndarray, **options: object) -> "Heard":
+    async def diarize(self, samples: np.ndarray, **options: object) -> Heard:
         heard = Heard()
         call = self.stub.Diarize(requests(pcm(samples), **options))
         async for response in call:
@@ -66,7 +66,7 @@ class RunningNode:
 
     async def is_alive(self) -> bool:
         described = await self.stub.Describe(node_pb2.DescribeRequest(), timeout=5)
-        return self.process.returncode is None and described.state == node_pb2.NODE_STATE_SERVING
+        return self.process.poll() is None and described.state == node_pb2.NODE_STATE_SERVING
 
     async def metric(self, name: str) -> float:
         host, port = self.metrics.split(":")
@@ -77,9 +77,9 @@ class RunningNode:
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name)
 
     async def terminate(self) -> int:
-        if self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
-        return await asyncio.wait_for(self.process.wait(), 30)
+        """The exit code after SIGTERM."""
+        self.process.terminate()
+        return await asyncio.to_thread(self.process.wait, 30)
 
 
 class Heard:
@@ -139,41 +139,70 @@ async def rest(call: aio.StreamStreamCall) -> AsyncIterator[node_pb2.DiarizeResp
         yield response
 
 
+def launch(*flags: str, log: Path) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """A node process with these flags, and the fields of its ready line, once it serves."""
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "node", *flags],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line.startswith("ready grpc="):
+        process.kill()
+        process.communicate()
+        raise AssertionError(log.read_text())
+    return process, dict(part.split("=", 1) for part in line.split()[1:])
+
+
 @asynccontextmanager
 async def running_node(*flags: str, log: Path) -> AsyncIterator[RunningNode]:
     """A node with these flags; stopped when the context ends."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("ab") as errors:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "node", *flags),
-            cwd=ROOT,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-            env=environment,
-        )
+    process, fields = await asyncio.to_thread(launch, *flags, log=log)
     try:
-        assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
-        assert line.startswith("ready grpc="), log.read_text()
-        fields = dict(part.split("=", 1) for part in line.split()[1:])
         async with open_channel(fields["grpc"]) as channel:
-            stub: node_pb2_grpc.NodeAsyncStub = node_pb2_grpc.NodeStub(channel)  # type: ignore[assignment]
-            yield RunningNode(process, fields["grpc"], fields["metrics"], stub)
+            yield RunningNode(process, fields["grpc"], fields["metrics"], node_pb2_grpc.NodeStub(channel))
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        process.kill()
+        process.communicate()
+
+
+NULL_NODE = ("--standalone", "--device", "null", "--streams-max", "2", "--drain-s", "1")
 
 
 @pytest.fixture
-async def null_node(tmp_path: Path) -> AsyncIterator[RunningNode]:
-    """A standalone node with the null engine and two slots."""
-    flags = ("--standalone", "--device", "null", "--streams-max", "2", "--drain-s", "1")
-    async with running_node(*flags, log=tmp_path / "node.log") as node:
+async def own_node(tmp_path: Path) -> AsyncIterator[RunningNode]:
+    """A standalone node with the null engine and two slots, for a test that ends or drains it."""
+    async with running_node(*NULL_NODE, log=tmp_path / "node.log") as node:
         yield node
 
 
+@pytest.fixture(scope="session")
+def null_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    process, fields = launch(*NULL_NODE, log=tmp_path_factory.mktemp("null") / "node.log")
+    yield process, fields
+    process.terminate()
+    try:
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture
-async def shared_node(null_node: RunningNode) -> RunningNode:
-    """A node of which a test leaves nothing behind."""
-    return null_node
+async def null_node(null_process: tuple[subprocess.Popen[str], dict[str, str]]) -> AsyncIterator[RunningNode]:
+    """The same, one process for all tests; it holds no voice when a test begins."""
+    process, fields = null_process
+    async with open_channel(fields["grpc"]) as channel:
+        node = RunningNode(process, fields["grpc"], fields["metrics"], node_pb2_grpc.NodeStub(channel))
+        yield node
+        for tenant_id in ("default", "acme"):
+            async for chunk in node.stub.Inventory(node_pb2.InventoryRequest(tenant_id=tenant_id)):
+                for voice in chunk.voices:
+                    await node.stub.Evict(
+                        node_pb2.EvictRequest(voice=common_pb2.VoiceRef(voice_id=voice.voice_id, tenant_id=tenant_id))
+                    )
