@@ -48,6 +48,7 @@ class Child:
         with contextlib.nullcontext() if self._log is None else _log_file(self._log) as stderr:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # a folder called `models` or `node` where we happen to be started is not ours
                 "-m",
                 "speakerd.cli.tethered",
                 str(os.getpid()),

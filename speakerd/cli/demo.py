@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from speakerd.cli.live import StreamedFile, own_server, stream_sound
+from speakerd.cli.live import StreamedFile, matches_as_json, own_server, stream_sound
 from speakerd.cli.output import JsonFlag, Output
 from speakerd.cli.people import enroll_all
 from speakerd.cli.recording import Recording, read_recording
@@ -61,6 +61,7 @@ def demo(
         ],
         "error_rate": round(error, 4),
         "named_turns": len(named),
+        "matches": matches_as_json(streamed.closed),
     }
     if out_dir is not None:
         write_rttm(out_dir / "demo.rttm", heard)

@@ -95,7 +95,7 @@ def _packages() -> Iterator[Check]:
 
 def _engine() -> Iterator[Check]:
     """Bundles and devices, as the engine itself sees them."""
-    command = [sys.executable, "-m", "speakerd", "models", "verify", "--json"]
+    command = [sys.executable, "-P", "-m", "speakerd", "models", "verify", "--json"]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=ENGINE_BOUND_S, check=False)
         report: dict[str, Any] = json.loads(ran.stdout)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from speakerd.cli.connection import Connection, find_connection
 from speakerd.cli.fleet import Fleet, FleetPlan
@@ -21,7 +22,7 @@ from speakerd.client import Client
 from speakerd.errors import SpeakerdError
 from speakerd.live_stream import Event, LiveStream, StreamOptions
 from speakerd.timeline import SpeechTimeline
-from speakerd.v1 import node_pb2
+from speakerd.v1 import common_pb2, node_pb2
 
 SILENCE_BOUND_S = 120.0
 """A stream that says nothing for so long is given up: nodes report progress about once a second."""
@@ -61,6 +62,24 @@ async def stream_sound(
     if closed is None:
         raise SpeakerdError("unavailable", "the node ended the stream before its end: stream it again")
     return StreamedFile(timeline, closed)
+
+
+def matches_as_json(closed: node_pb2.StreamClosed) -> list[dict[str, Any]]:
+    """Each speaker of a stream, and why he was named or not, as plain values."""
+    return [
+        {
+            "speaker": speaker.speaker,
+            "label": speaker.label,
+            "voice_id": speaker.voice_id or None,
+            "speech": speaker.speech_ms / 1000,
+            "net_speech": speaker.net_speech_ms / 1000,
+            "outcome": common_pb2.MatchReport.Outcome.Name(speaker.match.outcome).removeprefix("OUTCOME_").lower(),
+            "best_voice_id": speaker.match.best_voice_id or None,
+            "best_probability": round(speaker.match.best_probability, 4),
+            "best_cosine": round(speaker.match.best_cosine, 4),
+        }
+        for speaker in closed.speakers
+    ]
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ import typer
 
 from speakerd.cli.connection import Connection, DataOption, KeyOption, ServerOption, find_connection
 from speakerd.cli.failures import failure_of
-from speakerd.cli.live import own_server, stream_sound
+from speakerd.cli.live import matches_as_json, own_server, stream_sound
 from speakerd.cli.output import JsonFlag, Output
 from speakerd.cli.people import EnrollOption, enroll_all, people_to_enroll
 from speakerd.cli.recording import Microphone, Recording, read_recording
@@ -148,6 +148,7 @@ async def _stream(streaming: _Streaming, client: Client, source: Path | Recordin
         "duration": streamed.closed.duration_ms / 1000,
         "turns": streamed.timeline.as_json(),
         "speakers": sorted({turn.label for turn in turns}),
+        "matches": matches_as_json(streamed.closed),
         "skipped_windows": streamed.closed.skipped_windows,
     }
     if streamed.closed.skipped_windows:

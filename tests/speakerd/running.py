@@ -59,7 +59,7 @@ class RunningUp:
 
     def daemon(self, name: str) -> psutil.Process:
         """The child that runs `speakerd NAME`."""
-        (found,) = [child for child in psutil.Process(self.process.pid).children() if name in child.cmdline()[4:6]]
+        (found,) = [child for child in psutil.Process(self.process.pid).children() if child.cmdline()[5:6] == [name]]
         return found
 
     def left(self, within_s: float = 10.0) -> list[psutil.Process]:
@@ -100,7 +100,7 @@ def _is_zombie(process: psutil.Process) -> bool:
 
 def speakerd(*arguments: object, data: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    command = [sys.executable, "-m", "speakerd", *map(str, arguments)]
+    command = [sys.executable, "-P", "-m", "speakerd", *map(str, arguments)]
     return subprocess.run(
         [*command, "--data", str(data)] if data else command,
         capture_output=True, text=True, timeout=120, env=environment(), check=False,
