@@ -167,6 +167,7 @@ class FleetLog:
         in_snapshot = False
         async with aclosing(reader.read(incarnation, lease.cursor)) as messages:  # type: ignore[type-var]
             async for message in messages:
+                lease.require(incarnation)  # nothing is held for an incarnation that ended
                 match message:
                     case SnapshotBegin():
                         in_snapshot = True
@@ -176,7 +177,6 @@ class FleetLog:
                         lease.applied(incarnation, message.revision)
                     case Entry():
                         await self._apply(message.change)
-                        # In a snapshot this only asks whether the incarnation lasts.
                         lease.applied(incarnation, 0 if in_snapshot else message.revision)
         if in_snapshot:
             raise Unavailable("the snapshot of the fleet log broke off")

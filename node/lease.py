@@ -101,12 +101,12 @@ class Lease:
 
     def applied(self, incarnation: int, revision: int) -> None:
         """All of the log up to a revision is applied. Raises Stale if the incarnation ended meanwhile."""
-        self._require(incarnation)
+        self.require(incarnation)
         self.cursor = max(self.cursor, revision)
 
     def reconciled(self, incarnation: int) -> None:
         """The store holds what it should, up to the head of the log. Raises Stale if the incarnation ended meanwhile."""
-        self._require(incarnation)
+        self.require(incarnation)
         if self.state is LeaseState.JOINING and self.remaining_s() > 0:
             self._move(LeaseState.SERVING)
 
@@ -114,14 +114,15 @@ class Lease:
         """What to do with a command. Raises Stale for another incarnation, Unavailable without a lease."""
         if self.incarnation == 0 or self.remaining_s() <= 0:
             raise Unavailable("this node has no lease: it will read the command from the fleet log when it has one")
-        self._require(incarnation)
+        self.require(incarnation)
         if revision <= self.cursor:
             return Judgement.KNOWN
         if revision == self.cursor + 1 and self.state is LeaseState.SERVING:
             return Judgement.APPLY
         return Judgement.SYNC_FIRST
 
-    def _require(self, incarnation: int) -> None:
+    def require(self, incarnation: int) -> None:
+        """Raises Stale unless this is the incarnation that lasts."""
         if incarnation != self.incarnation:
             raise Stale(f"incarnation {incarnation} of this node has ended; it is {self.incarnation} now")
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from models.analysis import FloatArray
 from node.device_thread import DeviceThread
-from runtime.errors import InvalidRequest, Stale
+from runtime.errors import InvalidRequest, SpeakerdError, Stale
 from runtime.voice_digest import VoiceDigest
 
 T = TypeVar("T")
@@ -94,9 +94,9 @@ class VoiceStore:
         older than what was held or evicted.
         """
         _check(embedding, self._embedding_dim)
-        return await self._act(
-            self._put(tenant_id, voice_id, generation, label, embedding.astype(np.float32), net_speech_samples)
-        )
+        # The epoch is that of this moment: a wipe that comes before the task begins has to be seen by it.
+        held = Voice(tenant_id, voice_id, generation, label, -1, net_speech_samples)
+        return await self._act(self._put(held, embedding.astype(np.float32), self._epoch))
 
     async def evict(self, tenant_id: str, voice_id: str, generation: int) -> bool:
         """Forget a voice; whether it was held. generation 0 means whichever is held.
@@ -134,19 +134,21 @@ class VoiceStore:
         kept = [index for index, voice in enumerate(voices) if self.find(voice.tenant_id, voice.voice_id) == voice]
         return found[:, kept], [voices[index] for index in kept]
 
-    async def _put(
-        self, tenant_id: str, voice_id: str, generation: int, label: str, embedding: FloatArray, net_speech_samples: int
-    ) -> Voice:
-        epoch = self._epoch
+    async def _put(self, wanted: Voice, embedding: FloatArray, epoch: int) -> Voice:
+        tenant_id, voice_id = wanted.tenant_id, wanted.voice_id
         async with self._order:
             newest = self._newest(tenant_id, voice_id)
-            generation = generation or newest + 1
+            generation = wanted.generation or newest + 1
             held = self.find(tenant_id, voice_id)
             if held is not None and generation == held.generation:
                 return held
             self._refuse_old(generation, newest, epoch)
             row = self._take_row()
-            await self._device.call(lambda engine: engine.gallery.put(row, embedding))
+            try:
+                await self._device.call(lambda engine: engine.gallery.put(row, embedding))
+            except SpeakerdError:
+                self._free_rows.append(row)  # refused before it was written
+                raise
             try:
                 # Again: an eviction, or the loss of the lease, may have come while the row was written.
                 self._refuse_old(generation, self._newest(tenant_id, voice_id), epoch)
@@ -156,7 +158,7 @@ class VoiceStore:
             held = self.find(tenant_id, voice_id)
             if held is not None:
                 self._unname(held)
-            voice = Voice(tenant_id, voice_id, generation, label, row, net_speech_samples)
+            voice = replace(wanted, generation=generation, row=row)
             self._tenants.setdefault(tenant_id, {})[voice_id] = voice
             self._digest.add(tenant_id, voice_id, generation)
             self.revision += 1

@@ -1,0 +1,183 @@
+"""The voice store, over each implementation of the gallery."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import numpy as np
+import pytest
+
+from models.analysis import FloatArray
+from models.online import OnlineParams
+from models.seams import Gallery
+from node.device_thread import DeviceThread
+from node.engine import Engine
+from node.null_engine import CLUSTERING, NAMING, NullDevice, NullGallery
+from node.voice_store import VoiceStore
+from runtime.errors import InvalidRequest, Stale
+
+DIM = 64
+
+
+def torch_gallery() -> Gallery:
+    from models.torch_gallery import TorchGallery
+
+    return TorchGallery(DIM)
+
+
+@pytest.fixture(params=[lambda: NullGallery(DIM), torch_gallery], ids=["null", "torch"])
+def gallery(request: pytest.FixtureRequest) -> Gallery:
+    made: Gallery = request.param()
+    return made
+
+
+def unit(seed: int) -> FloatArray:
+    vector = np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def engine_over(gallery: Gallery) -> Engine:
+    return Engine(
+        NullDevice(), gallery, "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, CLUSTERING
+    )
+
+
+@pytest.fixture
+async def device(gallery: Gallery) -> AsyncIterator[DeviceThread]:
+    thread = DeviceThread(lambda: engine_over(gallery), calls_max=64)
+    await thread.start()
+    yield thread
+    await thread.stop()
+
+
+@pytest.fixture
+def store(device: DeviceThread) -> VoiceStore:
+    return VoiceStore(device, embedding_dim=DIM)
+
+
+async def put(store: VoiceStore, voice_id: str, seed: int, *, generation: int = 0, tenant_id: str = "t") -> int:
+    return (await store.put(tenant_id, voice_id, generation, voice_id.upper(), unit(seed), 16_000)).generation
+
+
+async def best(store: VoiceStore, seed: int, *, tenant_id: str = "t") -> str | None:
+    """The voice of a tenant that sounds like this, if one does."""
+    scores, voices = await store.scores(unit(seed)[None], store.candidates(tenant_id, frozenset()))
+    close = [voice.voice_id for voice, score in zip(voices, scores[0], strict=True) if score > 0.99]
+    return close[0] if close else None
+
+
+async def test_a_voice_is_found_by_its_sound_within_its_tenant_alone(store: VoiceStore) -> None:
+    await put(store, "ada", 1)
+    await put(store, "bob", 2, tenant_id="other")
+    assert await best(store, 1) == "ada"
+    assert await best(store, 1, tenant_id="other") is None
+    assert await best(store, 2) is None
+
+
+async def test_an_evicted_voice_is_gone_and_its_row_is_zero_on_the_device(
+    store: VoiceStore, gallery: Gallery, device: DeviceThread
+) -> None:
+    await put(store, "ada", 1)
+    row = store.voices()[0].row
+    assert await store.evict("t", "ada", 0)
+    left = await device.call(lambda _: gallery.scores(unit(1)[None], np.array([row])))
+    assert not left.any()
+    assert not await store.evict("t", "ada", 0)
+    assert store.digest() == bytes(32)
+
+
+async def test_an_older_generation_never_replaces_a_newer_one_nor_an_eviction(store: VoiceStore) -> None:
+    await put(store, "ada", 1, generation=3)
+    with pytest.raises(Stale):
+        await put(store, "ada", 2, generation=2)
+    with pytest.raises(Stale):
+        await store.evict("t", "ada", 2)
+    assert await best(store, 1) == "ada"
+    await store.evict("t", "ada", 4)
+    with pytest.raises(Stale):
+        await put(store, "ada", 1, generation=4)
+    assert await put(store, "ada", 1, generation=5) == 5
+
+
+async def test_an_eviction_that_overtakes_its_enrolment_wins(store: VoiceStore) -> None:
+    await store.evict("t", "ada", 2)
+    with pytest.raises(Stale):
+        await put(store, "ada", 1, generation=1)
+    assert len(store) == 0
+
+
+async def test_repeating_an_enrolment_changes_nothing_and_a_new_generation_replaces_the_sound(
+    store: VoiceStore,
+) -> None:
+    assert await put(store, "ada", 1) == 1
+    revision, digest = store.revision, store.digest()
+    assert await put(store, "ada", 9, generation=1) == 1
+    assert (store.revision, store.digest()) == (revision, digest)
+    assert await put(store, "ada", 2) == 2
+    assert await best(store, 2) == "ada" and await best(store, 1) is None
+    assert len(store) == 1
+
+
+async def test_a_row_that_changed_hands_while_a_score_waited_is_left_out_of_the_answer(store: VoiceStore) -> None:
+    await put(store, "ada", 1)
+    before = store.candidates("t", frozenset())
+    await store.evict("t", "ada", 0)
+    await put(store, "eve", 2)
+    assert store.voices()[0].row == before[0].row
+    scores, voices = await store.scores(unit(2)[None], before)
+    assert voices == [] and scores.shape == (1, 0)
+
+
+async def test_a_wipe_in_mid_enrolment_leaves_nothing_held(
+    store: VoiceStore, gallery: Gallery, device: DeviceThread
+) -> None:
+    await put(store, "ada", 1)
+    arriving = asyncio.create_task(put(store, "bob", 2))
+    await asyncio.sleep(0)
+    assert await store.wipe() == 1
+    with pytest.raises(Stale):
+        await arriving
+    assert len(store) == 0 and store.digest() == bytes(32)
+    left = await device.call(lambda _: gallery.scores(np.stack([unit(1), unit(2)]), np.array([0, 1])))
+    assert not left.any()
+
+
+async def test_an_enrolment_whose_caller_went_away_half_way_is_finished_or_not_begun(store: VoiceStore) -> None:
+    gone = asyncio.create_task(put(store, "ada", 1))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await put(store, "bob", 2)
+    assert await best(store, 1) in ("ada", None)
+    assert {voice.row for voice in store.voices()} <= {0, 1} and len({v.row for v in store.voices()}) == len(store)
+
+
+async def test_the_digest_does_not_depend_on_the_order_of_enrolment(device: DeviceThread) -> None:
+    one, two = VoiceStore(device, embedding_dim=DIM), VoiceStore(device, embedding_dim=DIM)
+    await put(one, "ada", 1), await put(one, "bob", 2)
+    await put(two, "bob", 2), await put(two, "eve", 3), await put(two, "ada", 1)
+    assert one.digest() != two.digest()
+    await two.evict("t", "eve", 0)
+    assert one.digest() == two.digest()
+
+
+@pytest.mark.parametrize("spoil", [lambda v: v[:-1], lambda v: v * 2, lambda v: v * np.nan])
+async def test_what_is_no_unit_vector_of_this_model_is_refused(
+    store: VoiceStore, spoil: Callable[[FloatArray], FloatArray]
+) -> None:
+    with pytest.raises(InvalidRequest):
+        await store.put("t", "ada", 0, "Ada", spoil(unit(1)), 16_000)
+    assert len(store) == 0
+
+
+def scores_of(gallery: Gallery, seeds: Sequence[int], rows: Sequence[int]) -> FloatArray:
+    return gallery.scores(np.stack([unit(seed) for seed in seeds]), np.array(rows))
+
+
+def test_a_gallery_grows_and_keeps_what_it_holds(gallery: Gallery) -> None:
+    for row in range(200):
+        gallery.put(row, unit(row))
+    assert np.allclose(np.diag(scores_of(gallery, range(200), range(200))), 1.0, atol=1e-5)
+    gallery.zero([0, 199, 5_000])
+    assert not scores_of(gallery, [0, 199], [0, 199]).any()
+    assert scores_of(gallery, [7], [7])[0, 0] > 0.99
