@@ -1,0 +1,242 @@
+"""The batcher and the device's thread, over devices that fail, hang back and are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from tests.node.conftest import ADA, tones
+
+from models.analysis import FloatArray, WindowAnalysis
+from models.online import OnlineParams
+from models.seams import DueWindow
+from node.batcher import BACKLOG_SAMPLES_MAX, RESULTS_MAX, WINDOWS_A_BATCH, Batcher, DeviceFault, Source
+from node.device_thread import DeviceLost, DeviceThread
+from node.engine import PROBE_SLOT, Engine
+from node.metrics import NodeMetrics
+from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery
+from node.slots import Slot
+from runtime.clock import SystemClock
+from runtime.errors import Overloaded, Unavailable
+
+
+class WatchedDevice(NullDevice):
+    """Notes what it is asked, waits for `gate`, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[DueWindow]] = []
+        self.threads: set[int] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fails: Callable[[Sequence[DueWindow]], bool] = lambda windows: False
+
+    def analyze(self, windows: Sequence[DueWindow]) -> list[WindowAnalysis]:
+        self.threads.add(threading.get_ident())
+        self.gate.wait(10)
+        if self.fails(windows):
+            raise RuntimeError("device fault")
+        if windows[0].slot != PROBE_SLOT:
+            self.batches.append(list(windows))
+        return super().analyze(windows)
+
+
+class Bench:
+    """A batcher over a watched device."""
+
+    def __init__(self, device: WatchedDevice, thread: DeviceThread, batcher: Batcher, metrics: NodeMetrics) -> None:
+        self.device = device
+        self.thread = thread
+        self.batcher = batcher
+        self.metrics = metrics
+        self.running = asyncio.create_task(batcher.run())
+
+    async def source(self, index: int, *, live: bool = True) -> Source:
+        return await self.batcher.open(Slot(index, 1), live=live, first_end=GRID.hop_samples)
+
+
+@asynccontextmanager
+async def bench() -> AsyncIterator[Bench]:
+    device, metrics = WatchedDevice(), NodeMetrics(CollectorRegistry())
+    engine = Engine(
+        device, NullGallery(64), "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, CLUSTERING
+    )
+    thread = DeviceThread(lambda: engine, calls_max=64)
+    await thread.start()
+    made = Bench(device, thread, Batcher(thread, GRID, metrics, SystemClock()), metrics)
+    try:
+        yield made
+    finally:
+        device.gate.set()
+        made.running.cancel()
+        await asyncio.gather(made.running, return_exceptions=True)
+        await thread.stop()
+
+
+async def collect(source: Source) -> list[WindowAnalysis]:
+    found: list[WindowAnalysis] = []
+    while analyses := await source.take():
+        found += analyses
+    return found
+
+
+def sound(hops: float) -> FloatArray:
+    return tones(hops * GRID.hop_samples / 16_000, *ADA)
+
+
+async def test_every_window_comes_back_once_and_in_order_and_the_tail_is_filled_up() -> None:
+    async with bench() as b:
+        source = await b.source(0)
+        for _ in range(5):
+            await source.push(sound(1.5))
+        source.end()
+        starts = [analysis.start_samples for analysis in await collect(source)]
+        assert starts == [end * GRID.hop_samples - GRID.window_samples for end in range(1, 9)]
+
+
+async def test_one_thread_touches_the_device_and_windows_of_all_streams_share_batches() -> None:
+    async with bench() as b:
+        b.device.gate.clear()
+        sources = [await b.source(index) for index in range(3)]
+        for source in sources:
+            await source.push(sound(2))
+        await asyncio.sleep(0.05)
+        b.device.gate.set()
+        for source in sources:
+            source.end()
+            assert len(await collect(source)) == 2
+        assert len(b.device.threads) == 1
+        assert any(len({window.slot for window in batch}) == 3 for batch in b.device.batches)
+
+
+async def test_files_wait_while_live_windows_are_due() -> None:
+    async with bench() as b:
+        b.device.gate.clear()
+        file = await b.source(9, live=False)
+        streams = [await b.source(index) for index in range(WINDOWS_A_BATCH // 4)]
+        first = await b.source(8)
+        await first.push(sound(1))  # occupies the device while the others become due
+        await asyncio.sleep(0.05)
+        await file.push(sound(4))
+        for source in streams:
+            await source.push(sound(4))
+        b.device.gate.set()
+        file.end()
+        await collect(file)
+        order = [{window.slot for window in batch} for batch in b.device.batches]
+        assert order[0] == {8} and 9 not in order[1] and 9 in order[-1]
+
+
+async def test_a_fault_costs_only_the_stream_that_causes_it() -> None:
+    async with bench() as b:
+        b.device.gate.clear()
+        good, bad = await b.source(0), await b.source(1)
+        b.device.fails = lambda windows: any(window.slot == 1 for window in windows)
+        await good.push(sound(3))
+        await bad.push(sound(3))
+        b.device.gate.set()
+        good.end(), bad.end()
+        assert len(await collect(good)) == 3
+        with pytest.raises(DeviceFault, match="resume"):
+            await collect(bad)
+        with pytest.raises(DeviceFault):
+            await bad.push(sound(1))
+        assert not b.running.done()
+        assert b.metrics.device_faults._value.get() == 1
+
+
+async def test_a_lost_device_ends_the_batcher_loudly() -> None:
+    async with bench() as b:
+        source = await b.source(0)
+        b.device.fails = lambda windows: True
+        await source.push(sound(1))
+        with pytest.raises(DeviceLost):
+            await asyncio.wait_for(b.running, 5)
+        with pytest.raises(Unavailable):
+            b.thread.submit(lambda engine: None)
+
+
+async def test_who_pushes_faster_than_the_device_takes_waits_with_a_bounded_backlog() -> None:
+    async with bench() as b:
+        b.device.gate.clear()
+        source = await b.source(0)
+        pushed = 0
+
+        async def push_on() -> None:
+            nonlocal pushed
+            while True:
+                await source.push(sound(1))
+                pushed += GRID.hop_samples
+
+        pushing = asyncio.create_task(push_on())
+        await asyncio.sleep(0.2)
+        assert pushed <= BACKLOG_SAMPLES_MAX + 2 * GRID.hop_samples + GRID.window_samples
+        b.device.gate.set()
+        async with asyncio.timeout(5):
+            while len(b.device.batches) < 3:
+                await source.take()
+        assert pushed > BACKLOG_SAMPLES_MAX
+        pushing.cancel()
+
+
+async def test_a_source_whose_results_are_not_collected_gets_no_further_windows() -> None:
+    async with bench() as b:
+        source = await b.source(0)
+        for _ in range(30):
+            await source.push(sound(1))
+        await asyncio.sleep(0.2)
+        assert sum(map(len, b.device.batches)) == RESULTS_MAX
+        source.end()
+        assert len(await collect(source)) == 30
+
+
+async def test_results_of_a_slot_that_was_closed_are_dropped_and_counted() -> None:
+    async with bench() as b:
+        b.device.gate.clear()
+        old = await b.source(0)
+        await old.push(sound(2))
+        await asyncio.sleep(0.05)
+        b.batcher.close(old.slot)
+        opening = asyncio.create_task(b.batcher.open(Slot(0, 2), live=True, first_end=GRID.hop_samples))
+        await asyncio.sleep(0.05)
+        b.device.gate.set()
+        new = await opening
+        await new.push(np.zeros(GRID.hop_samples, np.float32))
+        new.end()
+        found = await collect(new)
+        assert len(found) == 1 and not found[0].activity.any()  # nothing of the tenancy before is heard
+        assert b.metrics.late_results._value.get() == 2
+
+
+async def test_a_call_whose_caller_went_away_costs_no_device_time() -> None:
+    async with bench() as b:
+        b.device.gate.clear()
+        source = await b.source(0)
+        await source.push(sound(1))
+        await asyncio.sleep(0.05)
+        ran: list[str] = []
+        gone = asyncio.create_task(b.thread.call(lambda engine: ran.append("gone")))
+        stays = asyncio.create_task(b.thread.call(lambda engine: ran.append("stays")))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        b.device.gate.set()
+        await stays
+        assert ran == ["stays"]
+
+
+async def test_the_queue_of_calls_is_bounded() -> None:
+    async with bench() as b:
+        b.device.gate.clear()
+        source = await b.source(0)
+        await source.push(sound(1))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded):
+            for _ in range(65):
+                b.thread.submit(lambda engine: None)
+        b.device.gate.set()

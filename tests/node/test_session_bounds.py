@@ -1,0 +1,208 @@
+"""A live session's bounds on time and order, with a peer that is silent, slow or rude."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from prometheus_client import CollectorRegistry
+from tests.node.conftest import ADA, pcm, tones
+
+import node.intake
+import node.session
+import node.streams
+from models.online import OnlineParams
+from node import events
+from node.access import Access
+from node.batcher import Batcher
+from node.checkpoint import CheckpointSeal
+from node.device_thread import DeviceThread
+from node.engine import Engine
+from node.lease import Lease, Renewal
+from node.metrics import NodeMetrics
+from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery
+from node.slots import SlotTable
+from node.standing import Standing
+from node.streams import LiveStreams
+from node.voice_store import VoiceStore
+from runtime.clock import SteppedClock, SystemClock
+from runtime.errors import InvalidRequest, SpeakerdError, TimedOut, TooLarge
+
+REQUEST = events.StreamRequest(
+    stream_id="s",
+    tenant_id="",
+    ticket="",
+    sound=events.SoundFormat(0, 0, 0),
+    latency_samples=32_000,
+    exclusive=False,
+    voice_ids=frozenset(),
+    num_speakers_max=20,
+    checkpoint=b"",
+    provisional=True,
+)
+
+
+class ScriptedPeer:
+    """Says what it was given, then nothing; takes what it is told, unless it is deaf."""
+
+    def __init__(self, *messages: object, is_deaf: bool = False) -> None:
+        self.messages: asyncio.Queue[object] = asyncio.Queue()
+        for message in messages:
+            self.messages.put_nowait(message)
+        self.told: list[events.Event] = []
+        self._is_deaf = is_deaf
+
+    async def receive(self) -> object:
+        return await self.messages.get()
+
+    async def send(self, event: events.Event) -> None:
+        if self._is_deaf and not isinstance(event, events.Opened):
+            await asyncio.Event().wait()
+        self.told.append(event)
+
+    def of(self, kind: type) -> list[events.Event]:
+        return [event for event in self.told if isinstance(event, kind)]
+
+
+class Desk:
+    """LiveStreams over the null engine, and what a test may turn."""
+
+    def __init__(self, streams: LiveStreams, store: VoiceStore, lease: Lease | None, slots: SlotTable) -> None:
+        self.streams = streams
+        self.store = store
+        self.lease = lease
+        self.slots = slots
+
+
+async def desk(lease: Lease | None) -> AsyncIterator[Desk]:
+    engine = Engine(
+        NullDevice(), NullGallery(64), "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, CLUSTERING
+    )
+    thread, clock, metrics = DeviceThread(lambda: engine, calls_max=64), SystemClock(), NodeMetrics(CollectorRegistry())
+    await thread.start()
+    batcher, slots, standing = Batcher(thread, GRID, metrics, clock), SlotTable(2, what="stream"), Standing(lease)
+    running = asyncio.create_task(batcher.run())
+    store = VoiceStore(thread, embedding_dim=64)
+    with ThreadPoolExecutor(1) as steps:
+        streams = LiveStreams(
+            node_id="n",
+            engine=engine,
+            batcher=batcher,
+            store=store,
+            standing=standing,
+            access=Access(node_id="n", fleet_key=None, clock=clock),
+            seal=CheckpointSeal(fleet_key=None, model="null@1", clock=clock),
+            slots=slots,
+            steps=steps,
+            metrics=metrics,
+            clock=clock,
+        )
+        yield Desk(streams, store, lease, slots)
+        assert slots.num_taken == 0, "a slot was not given back"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await thread.stop()
+
+
+@pytest.fixture
+async def alone() -> AsyncIterator[Desk]:
+    async for made in desk(None):
+        yield made
+
+
+@pytest.fixture
+async def in_fleet() -> AsyncIterator[Desk]:
+    clock = SteppedClock()
+    lease = Lease(clock)
+    lease.renewed(clock.lease_now_s(), Renewal(1, 9.0, 0, resync=False))
+    lease.reconciled(1)
+    async for made in desk(lease):
+        yield made
+
+
+async def refused(desk: Desk, peer: ScriptedPeer) -> SpeakerdError:
+    with pytest.raises(SpeakerdError) as error:
+        await asyncio.wait_for(desk.streams.serve(peer, None), 10)  # type: ignore[arg-type]
+    return error.value
+
+
+async def test_a_caller_who_says_nothing_is_let_go(alone: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node.streams, "OPEN_BOUND_S", 0.05)
+    assert isinstance(await refused(alone, ScriptedPeer()), TimedOut)
+
+
+async def test_a_stream_without_audio_for_too_long_is_ended(alone: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node.intake, "IDLE_S", 0.1)
+    error = await refused(alone, ScriptedPeer(REQUEST, pcm(tones(1, *ADA))))
+    assert isinstance(error, TimedOut) and "no audio" in str(error)
+
+
+async def test_a_client_that_does_not_read_is_cut_and_frees_its_slot(alone: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node.session, "WRITE_BOUND_S", 0.1)
+    peer = ScriptedPeer(REQUEST, *[pcm(tones(1, *ADA))] * 10, is_deaf=True)
+    error = await refused(alone, peer)
+    assert isinstance(error, TimedOut) and "not read" in str(error)
+
+
+async def test_opening_twice_and_oversized_messages_are_refused(alone: Desk) -> None:
+    assert isinstance(await refused(alone, ScriptedPeer(REQUEST, REQUEST)), InvalidRequest)
+    assert isinstance(await refused(alone, ScriptedPeer(REQUEST, bytes((1 << 20) + 2))), TooLarge)
+
+
+async def test_a_running_stream_tells_that_it_lives_even_when_no_audio_comes(
+    alone: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node.session, "TICK_S", 0.05)
+    peer = ScriptedPeer(REQUEST)
+    serving = asyncio.create_task(alone.streams.serve(peer, None))  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        while len(peer.of(events.Progress)) < 3:
+            await asyncio.sleep(0.01)
+    peer.messages.put_nowait(pcm(tones(1, *ADA)))
+    peer.messages.put_nowait(events.Finish())
+    await serving
+    assert isinstance(peer.told[-1], events.Closed)
+
+
+async def test_a_cancelled_stream_gives_its_slot_back(alone: Desk) -> None:
+    peer = ScriptedPeer(REQUEST, pcm(tones(1, *ADA)))
+    serving = asyncio.create_task(alone.streams.serve(peer, None))  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        while not peer.told:
+            await asyncio.sleep(0.01)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert alone.slots.num_taken == 0
+
+
+async def test_a_stream_goes_on_without_names_when_the_lease_lapses_and_is_told_so(
+    in_fleet: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node.session, "TICK_S", 0.05)
+    voice = NullDevice().analyze_voice(tones(4, *ADA))
+    await in_fleet.store.put("default", "ada", 1, "Ada", voice.embedding, 64_000)
+    peer = ScriptedPeer(REQUEST, pcm(tones(6, *ADA)))
+    serving = asyncio.create_task(in_fleet.streams.serve(peer, None))  # type: ignore[arg-type]
+
+    def names() -> set[str]:
+        return {piece.name.label for said in peer.of(events.Turns) for piece in said.pieces if piece.name}  # type: ignore[attr-defined]
+
+    async with asyncio.timeout(5):
+        while not names():
+            await asyncio.sleep(0.01)
+        clock = in_fleet.lease._clock  # type: ignore[union-attr]
+        assert isinstance(clock, SteppedClock)
+        clock.step(9.0)
+        while not peer.of(events.Degraded):
+            await asyncio.sleep(0.01)
+    del peer.told[:]
+    peer.messages.put_nowait(pcm(tones(6, *ADA)))
+    peer.messages.put_nowait(events.Finish())
+    await serving
+    assert names() == set()
+    assert [change.name for change in peer.of(events.Relabel)] == [None]  # type: ignore[attr-defined]
+    closed = peer.told[-1]
+    assert isinstance(closed, events.Closed) and [(s.name, s.match) for s in closed.speakers] == [(None, None)]
