@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,8 @@ def node(
     config: Annotated[Path | None, typer.Option(help="TOML file with a table [node].")] = None,
 ) -> None:
     """Run a node until SIGTERM. Prints one line when it serves: `ready grpc=HOST:PORT metrics=HOST:PORT`."""
+    # gRPC's fork handlers would look at every decoder that is spawned, and say so on stderr among the JSON lines.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     # Daemon code is imported by the daemon's command alone, so that other commands start fast.
     from node.app import run_node
     from node.config import NodeSettings

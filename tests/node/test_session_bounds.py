@@ -139,7 +139,9 @@ async def test_a_stream_without_audio_for_too_long_is_ended(alone: Desk, monkeyp
     assert isinstance(error, TimedOut) and "no audio" in str(error)
 
 
-async def test_a_client_that_does_not_read_is_cut_and_frees_its_slot(alone: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_does_not_read_is_cut_and_frees_its_slot(
+    alone: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(node.session, "WRITE_BOUND_S", 0.1)
     peer = ScriptedPeer(REQUEST, *[pcm(tones(1, *ADA))] * 10, is_deaf=True)
     error = await refused(alone, peer)
