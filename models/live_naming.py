@@ -77,6 +77,11 @@ class LiveNaming:
     def __repr__(self) -> str:
         return f"LiveNaming(shown={len(self._shown)}, named={len(self._voices)})"
 
+    @property
+    def voices(self) -> dict[int, str]:
+        """The voice of each session speaker who is recognised now: what the next step's clustering should know."""
+        return {index: voice for index, (voice, _) in self._voices.items()}
+
     def step(
         self, outcome: StepOutcome, speakers: Sequence[SessionSpeaker], voices: Sequence[str], cosines: FloatArray
     ) -> NamingOutcome:

@@ -8,6 +8,7 @@ taken out and put back at any step without changing anything that follows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
@@ -104,14 +105,18 @@ class OnlineDiarization:
     def __repr__(self) -> str:
         return f"OnlineDiarization({self._clustering!r}, {self._timeline!r}, recent={len(self._recent)})"
 
-    def step(self, analysis: WindowAnalysis) -> StepOutcome:
-        """Take the next window, whose end is now. Windows come in order and may jump forward."""
+    def step(self, analysis: WindowAnalysis, voices: Mapping[int, str] | None = None) -> StepOutcome:
+        """Take the next window, whose end is now. Windows come in order and may jump forward.
+
+        voices: the enrolled voice of each session speaker who is recognised by now; different voices are different
+        people, however alike they sound on a poor line.
+        """
         window = _local_window(analysis, self._grid)
         assert not self._recent or window.start_frame > self._recent[-1].start_frame, "windows come in order"
         self._recent.append(window)
         while len(self._recent) > self._recent_max:
             self._clustering.settle(self._recent.pop(0))
-        merges = self._recluster()
+        merges = self._recluster(voices)
         self._clustering.assign(self._recent)
         return self._decide(window.start_frame + self._grid.num_frames, merges, flush=False)
 
@@ -207,12 +212,12 @@ class OnlineDiarization:
         )
         self._timeline.load(values["timeline"])
 
-    def _recluster(self) -> list[Merge]:
+    def _recluster(self, voices: Mapping[int, str] | None) -> list[Merge]:
         self._windows_since_recluster += 1
         if self._windows_since_recluster < self._params.clustering.recluster_windows:
             return []
         self._windows_since_recluster = 0
-        merges = self._clustering.recluster(self._recent)
+        merges = self._clustering.recluster(self._recent, voices)
         for merge in merges:
             self._timeline.merge(merge.source, merge.target)
             moved = self._clean_frames.pop(merge.source, 0)

@@ -8,6 +8,7 @@ stream. Early doubt opens one session speaker too many rather than one too few, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ class OnlineClusteringParams:
 
     join_cosine: a local speaker at least this close to a session speaker is that person. With little clean speech the
         bound is lower, by up to `short_slack`, until there are `full_weight_frames` of it.
+    same_cosine: a local speaker this close is the same person even if another local speaker is taken for that person.
     new_clean_frames: clean speech in one window from which a new session speaker may be opened.
     agreement_weight: what agreement in time with neighbouring windows counts beside closeness of voice.
     merge_cosine: two session speakers whose centroids are further apart are never merged.
@@ -41,13 +43,14 @@ class OnlineClusteringParams:
     join_cosine: float = 0.5
     short_slack: float = 0.2
     full_weight_frames: float = 150.0
+    same_cosine: float = 0.75
     new_clean_frames: float = 60.0
     agreement_weight: float = 0.2
     merge_cosine: float = 0.4
     split_clean_frames: float = 400.0
-    memory_max: int = 192
+    memory_max: int = 128
     memory_hop_windows: int = 2
-    recluster_windows: int = 6
+    recluster_windows: int = 8
     retire_windows: int = 600
 
 
@@ -139,12 +142,13 @@ class SessionClustering:
             if self.settled_windows % self._params.memory_hop_windows == 0 and window.embeddings[local].any():
                 self.memory.remember(window.embeddings[local], float(window.clean_frames[local]), speaker)
 
-    def recluster(self, windows: list[LocalWindow]) -> list[Merge]:
+    def recluster(self, windows: list[LocalWindow], voices: Mapping[int, str] | None = None) -> list[Merge]:
         """Look at the whole memory at once: repair its labels, and find session speakers that are one person.
 
         Clusters of the memory and session speakers are matched one to one by the clean speech they share. A session
         speaker left without a cluster is merged into the one whose cluster holds most of his speech; a cluster left
-        without a speaker becomes a new one if it stands on enough speech.
+        without a speaker becomes a new one if it stands on enough speech. Session speakers recognised as different
+        `voices` are not merged.
         """
         memory = self.memory
         if len(memory) < 3:
@@ -157,7 +161,7 @@ class SessionClustering:
         for row, column in zip(*linear_sum_assignment(-shared), strict=True):
             if shared[row, column] > 0:
                 owner[column] = self.indices[row]
-        merges, apart = self._merges(shared, owner, self.centroids(windows))
+        merges, apart = self._merges(shared, owner, self.centroids(windows), voices or {})
         for merge in merges:
             self._apply(merge, windows)
         for cluster in np.flatnonzero(owner == NOBODY):
@@ -169,20 +173,27 @@ class SessionClustering:
         return merges
 
     def _open_new_speakers(self, windows: list[LocalWindow]) -> None:
-        """Open a session speaker for each local speaker of the newest window who is close to nobody known."""
+        """Open a session speaker for each local speaker of the newest window who can be nobody known.
+
+        That is who has enough clean speech and, in the constrained assignment, gets nobody or somebody not close: two
+        voices that are alike are still two when they are heard side by side, unless one is as close as oneself.
+        """
         window = windows[-1]
-        for local in np.argsort(-window.clean_frames):
-            if window.clean_frames[local] < self._params.new_clean_frames:
-                return
-            if not window.embeddings[local].any():
-                continue
-            if self.indices:
-                closest = float((self.centroids(windows) @ window.embeddings[local]).max())
-                if closest >= self._join_cosine(window.clean_frames[local]):
-                    continue
-            if not self._has_place(windows):
-                return
-            window.speakers[local] = self._open_speaker()
+        enough = (window.clean_frames >= self._params.new_clean_frames) & window.embeddings.any(axis=1)
+        heard = np.flatnonzero(window.embeddings.any(axis=1))
+        if not enough.any():
+            return
+        closeness = window.embeddings[heard] @ self.centroids(windows).T  # (S', K)
+        missing = closeness - self._join_cosine(window.clean_frames[heard])[:, None]
+        trust = np.minimum(1.0, window.clean_frames[heard] / self._params.full_weight_frames)[:, None]
+        known: dict[int, float] = {}  # local speaker -> by how much he is close enough to whom he gets
+        for row, column in zip(*linear_sum_assignment(-trust * missing), strict=True):
+            known[int(heard[row])] = float(missing[row, column])
+        for row, local in enumerate(heard.tolist()):
+            alike = float(closeness[row].max(initial=-1.0))
+            is_known = known.get(local, -1.0) >= 0 or (local not in known and alike >= self._params.same_cosine)
+            if enough[local] and not is_known and self._has_place(windows):
+                window.speakers[local] = self._open_speaker()
 
     def _open_speaker(self) -> int:
         index = self.next_index
@@ -238,11 +249,13 @@ class SessionClustering:
             if index != NOBODY and trust[local]:
                 heard[:, self.indices.index(index)] += trust[local] * window.activity[:, local]
 
-    def _merges(self, shared: FloatArray, owner: IntArray, centroids: FloatArray) -> tuple[list[Merge], list[int]]:
+    def _merges(
+        self, shared: FloatArray, owner: IntArray, centroids: FloatArray, voices: Mapping[int, str]
+    ) -> tuple[list[Merge], list[int]]:
         """Session speakers without a cluster, most of whose speech lies in another's: from (K, C); mends owner (C,).
 
-        Returns the merges, and those who are left apart since their centroids (K, D) say otherwise: little evidence
-        favours few speakers, and a merge cannot be taken back.
+        Returns the merges, and those who are left apart since their centroids (K, D) or the voices that they are
+        recognised as say otherwise: little evidence favours few speakers, and a merge cannot be taken back.
         """
         merges: list[Merge] = []
         apart: list[int] = []
@@ -255,7 +268,9 @@ class SessionClustering:
             other = int(owner[home])
             if other == NOBODY or shared[row, home] <= 0.6 * held:
                 continue
-            if centroids[row] @ centroids[self.indices.index(other)] < self._params.merge_cosine:
+            two_voices = index in voices and other in voices and voices[index] != voices[other]
+            alike = float(centroids[row] @ centroids[self.indices.index(other)])
+            if two_voices or alike < self._params.merge_cosine:
                 apart.append(index)
                 continue
             merge = Merge(source=max(index, other), target=min(index, other))

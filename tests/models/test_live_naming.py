@@ -66,6 +66,7 @@ def test_a_name_known_before_the_first_turn_needs_no_relabel() -> None:
     told = step(naming, {0: [0.8]}, ["ann"], turns=[(0, 1, 3)])
     assert labels(told.turns) == [(0, "ann")]
     assert told.relabels == []
+    assert naming.voices == {0: "ann"}
     assert told.turns[0].probability == pytest.approx(1 / (1 + np.exp(-4.8)), abs=1e-4)
 
 

@@ -221,25 +221,38 @@ def test_no_more_session_speakers_than_allowed_and_the_rest_join_the_nearest() -
     assert joined(turns)[-1][2] == 29.0
 
 
-def test_two_session_speakers_who_prove_to_be_one_are_merged_with_an_announcement() -> None:
+def hoarse_windows() -> Iterator[tuple[int, WindowAnalysis]]:
+    """Somebody whose voice is first itself, then hoarse, then in between, with the end of each window."""
     near, far = voice_of(0), voice_of(1)
     far = far - (far @ near) * near
     hoarse = np.asarray(0.6 * near + 0.8 * far / np.linalg.norm(far), np.float32)
     between = ((near + hoarse) / np.linalg.norm(near + hoarse)).astype(np.float32)
+    for window in windows_of([Speech(0, 0.0, 6.0), Speech(0, 12.0, 18.0), Speech(0, 24.0, 60.0)], 60.0):
+        end_samples = window.start_samples + GRID.window_samples
+        voice = (near, hoarse, between)[min(2, end_samples // 192_000)]
+        embeddings = np.where(window.embeddings.any(axis=1, keepdims=True), voice, 0).astype(np.float32)
+        yield end_samples, WindowAnalysis(window.start_samples, window.activity, embeddings, window.clean_frames)
+
+
+def test_two_session_speakers_who_prove_to_be_one_are_merged_with_an_announcement() -> None:
     stream = open_stream()
     merges: list[Merge] = []
     speakers: list[set[int]] = []
-    for window in windows_of([Speech(0, 0.0, 6.0), Speech(0, 12.0, 18.0), Speech(0, 24.0, 60.0)], 60.0):
-        voice = (near, hoarse, between, between, between)[min(4, (window.start_samples + 80_000) // 192_000)]
-        embeddings = np.where(window.embeddings.any(axis=1, keepdims=True), voice, 0).astype(np.float32)
-        heard = WindowAnalysis(window.start_samples, window.activity, embeddings, window.clean_frames)
-        merges += stream.step(heard).merges
+    for _, window in hoarse_windows():
+        merges += stream.step(window).merges
         speakers.append({speaker.index for speaker in stream.session_speakers()})
     assert {0, 1} in speakers
     assert merges[0] == Merge(source=1, target=0)
     assert {merge.target for merge in merges} == {0}
     assert speakers[-1] == {0}
     assert stream.session_speakers()[0].clean_samples > 44 * 16_000
+
+
+def test_session_speakers_recognised_as_different_voices_are_never_merged() -> None:
+    stream = open_stream()
+    for _, window in hoarse_windows():
+        assert stream.step(window, {0: "ann", 1: "bob"}).merges == []
+    assert {speaker.index for speaker in stream.session_speakers()} >= {0, 1}
 
 
 @pytest.mark.parametrize("num_steps", [4_000, pytest.param(20_000, marks=pytest.mark.deep)])
