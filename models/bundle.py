@@ -20,6 +20,7 @@ from models.backend import Backend, load_backend
 from models.clustering import ClusteringParameters
 from models.local_speakers import LocalParameters
 from models.naming import NamingParameters
+from models.slot_repair import RepairParameters
 from runtime.errors import InvalidRequest, NotFound, Unavailable
 
 BUNDLES = Path(__file__).parent / "bundles"
@@ -95,7 +96,7 @@ def _bundle_from_table(table: dict[str, Any], folder: Path) -> Bundle:
             embedding_dim=backend.projection.shape[1],
             **grid,
         ),
-        local=LocalParameters(**table["local"]),
+        local=LocalParameters(repair=RepairParameters(**table["repair"]), **table["local"]),
         backend=backend,
         clustering=ClusteringParameters(
             within_variance=backend.within_variance, between_variance=backend.between_variance, **table["clustering"]

@@ -37,7 +37,11 @@ class SpeakerTurn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FileSpeaker:
-    """A speaker of a file. embedding: (D,) unit centroid. net_speech_samples: speech in which nobody else spoke."""
+    """A speaker of a file.
+
+    embedding: (D,) unit centroid; zeros where no clean speech was long enough for one. net_speech_samples: speech in
+    which nobody else spoke.
+    """
 
     embedding: FloatArray
     net_speech_samples: int
@@ -97,7 +101,8 @@ class FileDiarization:
         if not chosen.any():
             chosen = heard  # a file with nothing but short words is clustered on those
         if not chosen.any():
-            return np.zeros((0, self._grid.embedding_dim), np.float32)
+            # Whatever speech there is has no voice to tell by: it is one speaker, whom nothing will match.
+            return np.zeros((1, self._grid.embedding_dim), np.float32)
         items, weight = embeddings[chosen], clean[chosen]
         # Speech is heard by every window that covers it: its evidence counts once all the same.
         covering = self._grid.window_samples / self._grid.hop_samples
@@ -204,8 +209,9 @@ def analyze_samples(
     The slot's ring holds one batch, not the file. The tail is padded with silence to a whole hop.
     """
     grid = device.grid
-    length = max(grid.window_samples, -(-len(samples) // grid.hop_samples) * grid.hop_samples)
-    ends = list(range(grid.window_samples, length + 1, grid.hop_samples)) if len(samples) else []
+    length = -(-len(samples) // grid.hop_samples) * grid.hop_samples
+    # A file shorter than a window is one window that begins before it.
+    ends = list(range(min(grid.window_samples, length), length + 1, grid.hop_samples)) if length else []
     device.open(slot, grid.window_samples + WINDOWS_A_BATCH * grid.hop_samples)
     written = 0
     for at in range(0, len(ends), WINDOWS_A_BATCH):

@@ -34,6 +34,7 @@ class NamingParameters:
 
     The log odds of a match are `bias + cosine_weight * cosine + margin_weight * margin + speech_weight * log(net speech
     in seconds)`, where the margin is to the next voice, or to `background_cosine` where no other voice comes nearer.
+    Net speech counts up to `net_speech_samples_max`: beyond, more of it does not bring the cosine any nearer.
     """
 
     bias: float
@@ -44,6 +45,7 @@ class NamingParameters:
     probability_min: float
     margin_min: float
     net_speech_samples_min: int
+    net_speech_samples_max: int = 64_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ class Verdict:
 
 def match_probabilities(cosines: FloatArray, net_speech_samples: np.ndarray, naming: NamingParameters) -> FloatArray:
     """Probability of each speaker being each voice, taken alone: cosines (P, V), net_speech_samples (P,) → (P, V)."""
-    seconds = np.array([seconds_from_samples(int(n)) for n in net_speech_samples])
+    counted = np.minimum(net_speech_samples, naming.net_speech_samples_max)
+    seconds = np.array([seconds_from_samples(int(n)) for n in counted])
     odds = (
         naming.bias
         + naming.cosine_weight * cosines

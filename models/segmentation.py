@@ -57,7 +57,7 @@ class PyanNet(nn.Module):
 def frame_positions(num_grid_frames: int, step_samples: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Where the centres of grid frames fall among PyanNet's frames: (index of the frame before, weight of the next)."""
     centres = (np.arange(num_grid_frames) + 0.5) * step_samples
-    position = np.clip((centres - FRAME_FIELD_SAMPLES / 2) / FRAME_STEP_SAMPLES, 0, num_frames - 1.000001)
+    position = np.clip((centres - FRAME_FIELD_SAMPLES / 2) / FRAME_STEP_SAMPLES, 0, num_frames - 1)
     before = position.astype(np.int64)
     return before, (position - before).astype(np.float32)
 

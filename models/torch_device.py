@@ -23,6 +23,7 @@ from models import segmentation as seg
 from models import vad
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.bundle import Bundle
+from models.enrolment import hear_voice
 from models.local_speakers import find_local_speakers
 from models.ring import Ring
 from models.seams import DueWindow, VoiceSample
@@ -30,6 +31,8 @@ from runtime.errors import Unavailable
 
 MAX_PARTIALS_A_BATCH = 256
 MAX_WINDOWS_A_BATCH = 64
+# A partial with less sound in it than this says nothing of a voice.
+EARLY_PARTIAL_SAMPLES_MIN = 4_800
 
 
 @dataclass(slots=True)
@@ -110,9 +113,7 @@ class TorchDevice:
 
     def analyze_voice(self, samples: FloatArray) -> VoiceSample:
         """What an enrolment clip (N,) float32 at 16 kHz holds."""
-        from models.enrolment import hear_voice
-
-        return hear_voice(self, samples, self._bundle)
+        return hear_voice(self, samples, self._bundle.clustering)
 
     def mel_frames(self, samples: Tensor) -> Tensor:
         """Mel power of (N,) samples: (T, 40). For fitting; streams keep theirs in their slots."""
@@ -130,20 +131,17 @@ class TorchDevice:
 
     def _analyze_batch(self, windows: Sequence[DueWindow]) -> list[WindowAnalysis]:
         grid, hop = self._grid, self._bundle.local.partial_hop_samples
-        sound = torch.stack(
-            [self._slots[w.slot].samples.read(w.end_samples - grid.window_samples, w.end_samples) for w in windows]
-        )  # (B, N)
-        classes = self._segmentation(sound).exp()  # (B, F', K)
-        before, weight = seg.frame_positions(grid.num_frames, grid.step_samples, classes.shape[1])
-        mix = torch.from_numpy(weight).to(self._device)[:, None]
-        classes = classes[:, before] * (1 - mix) + classes[:, before + 1] * mix  # (B, F, K)
-        posteriors = classes.cpu().numpy()
+        posteriors = self._posteriors(windows)
         found = []
         for window, posterior in zip(windows, posteriors, strict=True):
             held, start = self._slots[window.slot], window.end_samples - grid.window_samples
             last = window.end_samples // hop
-            # Only partials that lie in the window whole: older ones may have fallen out of the ring.
-            first = min(last, max(0, -(-(max(start, 0) + ge2e.PARTIAL_SAMPLES) // hop) - 1))
+            # Only partials that lie in the window whole: older ones may have fallen out of the ring. Where there is none
+            # yet, in the first seconds of a stream, those that begin in the silence before it.
+            first = -(-(max(start, 0) + ge2e.PARTIAL_SAMPLES) // hop) - 1
+            if first >= last:
+                first = max(0, -(-EARLY_PARTIAL_SAMPLES_MIN // hop) - 1)
+            first = min(first, last)
             chunks = window.end_samples // vad.CHUNK_SAMPLES
             centres = start + (np.arange(grid.num_frames) + 0.5) * grid.step_samples
             index = np.minimum(centres // vad.CHUNK_SAMPLES, chunks - 1).astype(np.int64)
@@ -162,6 +160,33 @@ class TorchDevice:
                     local=self._bundle.local,
                 )
             )
+        return found
+
+    def _posteriors(self, windows: Sequence[DueWindow]) -> FloatArray:
+        """Probabilities (B, F, K) of the powerset classes; nobody speaks before position 0.
+
+        The network hears only sound that is there: it scales its input by what is in it, and silence put in front of a
+        stream's first seconds would shift all it says of them. So windows are batched by how much of them there is.
+        """
+        grid = self._grid
+        found = np.zeros((len(windows), grid.num_frames, seg.NUM_CLASSES), np.float32)
+        found[:, :, 0] = 1.0
+        by_length: dict[int, list[int]] = {}
+        for index, window in enumerate(windows):
+            length = min(grid.window_samples, window.end_samples // grid.step_samples * grid.step_samples)
+            by_length.setdefault(length, []).append(index)
+        for length, indices in by_length.items():
+            if length < seg.FRAME_FIELD_SAMPLES:
+                continue
+            ends = [(self._slots[windows[i].slot].samples, windows[i].end_samples) for i in indices]
+            sound = torch.stack([samples.read(end - length, end) for samples, end in ends])  # (B, N)
+            classes = self._segmentation(sound).exp()  # (B, F', K)
+            num_frames = length // grid.step_samples
+            before, weight = seg.frame_positions(num_frames, grid.step_samples, classes.shape[1])
+            after = np.minimum(before + 1, classes.shape[1] - 1)
+            mix = torch.from_numpy(weight).to(self._device)[:, None]
+            on_grid = classes[:, before] * (1 - mix) + classes[:, after] * mix  # (B, F, K)
+            found[indices, grid.num_frames - num_frames :] = on_grid.cpu().numpy()
         return found
 
     @torch.inference_mode()

@@ -32,6 +32,9 @@ SHRINKAGE = 0.2  # of the covariance within speakers, towards its mean variance
 NUM_FOLDS = 3
 ENROLMENT_FRAMES = 700
 FRAMES_PER_SECOND = 100
+# The bundle's net_speech_samples_max. One utterance a speaker cannot show how far other days' voices lie from it, and
+# would have long sessions match more closely than they do.
+SESSION_SECONDS_MAX = 4.0
 
 
 def fit_backend(voices: Sequence[VoicePartials]) -> Backend:
@@ -78,7 +81,7 @@ def trials(voices: Sequence[VoicePartials], backend: Backend, seed: int) -> Floa
             if len(parts):
                 count = int(rng.integers(1, len(parts) + 1))
                 mean = parts[:count].mean(axis=0)
-                seconds = (ends[count - 1] - ends[0] + 160) / FRAMES_PER_SECOND
+                seconds = min(SESSION_SECONDS_MAX, (ends[count - 1] - ends[0] + 160) / FRAMES_PER_SECOND)
                 sessions.append((len(names) - 1, mean / np.linalg.norm(mean), seconds))
     gallery = np.stack(enrolled)
     rows = []

@@ -1,7 +1,7 @@
 """The same voices under many conditions: partial embeddings to fit a backend and a calibration on.
 
 In come folders with one sub-folder of recordings a speaker; out come GE2E's vectors of 1.6 s partials of each speaker,
-as recorded and in simulated rooms with noise. The members, kept for tests, are refused.
+as recorded, in simulated rooms with noise, and by other microphones. The members, kept for tests, are refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.signal import fftconvolve, lfilter
+from scipy.signal import fftconvolve, firwin2, lfilter
 
 from models.embedding import FRAME_SAMPLES, FRAME_STEP_SAMPLES, PARTIAL_FRAMES
 from models.torch_device import TorchDevice
@@ -21,7 +21,8 @@ from scripts.simulate_mixtures import RATE, SPEECH_LEVEL, load_voices, room_resp
 
 FloatArray = npt.NDArray[np.float32]
 HOP_FRAMES = 50
-NUM_CONDITIONS = 5  # as recorded, and four rooms
+MICROPHONE_TAPS = 257
+NUM_CONDITIONS = 10  # as recorded; by another microphone; four rooms; four rooms by another microphone
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ def load_partials(folders: Sequence[Path], device: TorchDevice, seed: int) -> li
         speech = np.concatenate([part for chunk in voices.chunks[name] for part in (chunk, gap)])
         vectors, conditions, ends = [], [], []
         for condition in range(NUM_CONDITIONS):
-            heard = speech if condition == 0 else in_a_room(speech, rng)
+            heard = speech if condition < 2 else in_a_room(speech, rng)
+            heard = through_a_microphone(heard, rng) if condition % 2 else heard
             batch, last = _partials(heard, device, int(rng.integers(HOP_FRAMES)))
             vectors.append(batch)
             ends.append(last)
@@ -61,6 +63,16 @@ def in_a_room(speech: FloatArray, rng: np.random.Generator) -> FloatArray:
     noise = lfilter(b, [1, -2.494956002, 2.017265875, -0.522189400], rng.standard_normal(len(speech)))
     noise *= wet.std() * 10 ** (-rng.uniform(12, 32) / 20) / noise.std()
     return (wet + noise).astype(np.float32)
+
+
+def through_a_microphone(speech: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """The same with another frequency response: up to 5 dB either way in each of eight bands, and a tilt."""
+    hertz = np.array([0.0, 100, 300, 700, 1500, 3000, 5000, RATE / 2])
+    octaves = np.log2(np.maximum(hertz, 60.0) / 1000.0)
+    gain_db = rng.uniform(-5, 5, len(hertz)) + rng.uniform(-4 / 3, 4 / 3) * octaves
+    taps = firwin2(MICROPHONE_TAPS, hertz / (RATE / 2), 10 ** (gain_db / 20))
+    heard: FloatArray = fftconvolve(speech, taps, mode="same").astype(np.float32)
+    return heard
 
 
 def _partials(samples: FloatArray, device: TorchDevice, first: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:

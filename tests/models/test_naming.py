@@ -1,0 +1,74 @@
+"""Naming: calibrated, exclusive, and never without enough speech."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.naming import Reason, margins, match_probabilities, name_speakers
+from tests.models.builtin_engine import bundle
+
+NAMING = bundle().naming
+LONG = 30 * 16_000
+
+
+def _named(cosines, seconds=None):
+    cosines = np.array(cosines, np.float32)
+    net_speech = np.full(len(cosines), LONG) if seconds is None else np.array(seconds) * 16_000
+    return name_speakers(cosines, net_speech, NAMING)
+
+
+def test_two_speakers_never_get_one_name():
+    verdicts = _named([[0.9, 0.1], [0.8, 0.1]])
+    assert [verdict.voice for verdict in verdicts] == [0, None]
+    assert verdicts[1].reason is Reason.TAKEN
+
+
+def test_the_best_pairing_of_all_wins_over_the_first_come():
+    verdicts = _named([[0.75, 0.70], [0.72, 0.1]])
+    assert [verdict.voice for verdict in verdicts] in ([1, 0], [0, None])
+    assert len({v.voice for v in verdicts if v.voice is not None}) == sum(v.voice is not None for v in verdicts)
+
+
+def test_a_stranger_and_a_whisper_of_speech_are_not_named():
+    assert _named([[0.15, 0.1]])[0].reason is Reason.BELOW_THRESHOLD
+    assert _named([[0.9, 0.1]], seconds=[1])[0].reason is Reason.TOO_LITTLE_SPEECH
+    assert _named([[0.9, 0.89]])[0].reason is Reason.THIN_MARGIN
+
+
+def test_without_voices_or_without_speakers_nobody_is_named():
+    assert [v.reason for v in name_speakers(np.zeros((2, 0), np.float32), np.full(2, LONG), NAMING)] == [
+        Reason.NO_VOICES,
+        Reason.NO_VOICES,
+    ]
+    assert name_speakers(np.zeros((0, 3), np.float32), np.zeros(0), NAMING) == []
+
+
+def test_a_match_grows_likelier_with_the_cosine_and_with_the_margin():
+    cosines = np.array([[0.3, 0.1], [0.5, 0.1], [0.5, 0.45], [0.7, 0.1]], np.float32)
+    low, middle, contested, high = match_probabilities(cosines, np.full(4, LONG), NAMING)[:, 0]
+    assert low < middle < high
+    assert contested < middle
+
+
+def test_margins_are_to_the_best_other_voice_or_to_the_background():
+    found = margins(np.array([[0.6, 0.4, 0.1]], np.float32), 0.0)
+    np.testing.assert_allclose(found, [[0.2, -0.2, -0.5]], atol=1e-6)
+    np.testing.assert_allclose(margins(np.array([[0.6]], np.float32), 0.1), [[0.5]], atol=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 8))
+def test_a_name_is_given_once_and_only_above_every_bound(seed, num_speakers, num_voices):
+    rng = np.random.default_rng(seed)
+    cosines = rng.uniform(-0.2, 1.0, (num_speakers, num_voices)).astype(np.float32)
+    net_speech = rng.integers(0, LONG, num_speakers)
+    verdicts = name_speakers(cosines, net_speech, NAMING)
+    given_names = [verdict.voice for verdict in verdicts if verdict.voice is not None]
+    assert len(given_names) == len(set(given_names))
+    for verdict, net in zip(verdicts, net_speech, strict=True):
+        assert (verdict.reason is Reason.MATCHED) == (verdict.voice is not None)
+        if verdict.voice is not None:
+            assert verdict.probability >= NAMING.probability_min
+            assert verdict.margin >= NAMING.margin_min
+            assert net >= NAMING.net_speech_samples_min
