@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import signal
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import structlog
 import typer
 from typer.testing import CliRunner
 
@@ -129,6 +131,17 @@ async def test_what_was_answered_survives_kill_9(tmp_path: Path) -> None:
         assert [voice.label for voice in (await client.list()).voices] == ["Ada"]
 
 
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """The command configures the process's logging, onto a stream that ends with the test."""
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().handlers[:] = handlers
+    logging.getLogger().setLevel(level)
+
+
+@pytest.mark.usefixtures("logging_restored")
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -148,6 +161,7 @@ def test_a_mistake_in_the_settings_is_named(tmp_path: Path, flags: list[str], sa
     assert "ready" not in result.stdout
 
 
+@pytest.mark.usefixtures("logging_restored")
 def test_a_data_folder_that_another_process_has_is_refused_with_a_reason(tmp_path: Path) -> None:
     app = typer.Typer()
     register(app)
