@@ -1,8 +1,8 @@
 """Builds every object of a node and hands it on; starts, drains and stops what it built.
 
-In: settings. Out: a daemon's exit code. What always holds: nothing is served before the engine is loaded and warmed, and
-readiness is told only while the node serves; on the way down streams are refused first, then drained, then handed over
-with their last turns, and only then is anything closed.
+In: settings. Out: a daemon's exit code. What always holds: nothing is served before the engine is loaded and warmed,
+and readiness is told only while the node serves; on the way down streams are refused first, then drained, then handed
+over with their last turns, and only then is anything closed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from grpc import aio
+from prometheus_client import CollectorRegistry
 
 from node.access import Access
 from node.batcher import Batcher
@@ -35,7 +36,6 @@ from node.slots import SlotTable
 from node.standing import NodeState, Standing
 from node.streams import LiveStreams
 from node.voice_store import VoiceStore
-from prometheus_client import CollectorRegistry
 from runtime.clock import Clock, SystemClock
 from runtime.errors import InvalidRequest
 from runtime.grpc_server import add_health_and_reflection, bind, is_loopback, new_server, set_ready

@@ -1,9 +1,10 @@
 """The one batcher: when the device is free it takes the windows that are due, live ones first, files fill what is left.
 
 In: samples, pushed into a Source by each stream and file. Out: the analyses of its windows, in order. What always
-holds: one batch is on the device at a time and there are no timers; a source's sound waits in a bounded backlog, and who
-pushes more than that waits; a source whose results are not collected gets no further windows; results of a slot that was
-closed are dropped. A batch that fails is tried again slot by slot, so that a fault costs only the streams that cause it.
+holds: one batch is on the device at a time and there are no timers; a source's sound waits in a bounded backlog, and
+who pushes more than that waits; a source whose results are not collected gets no further windows; results of a slot
+that was closed are dropped. A batch that fails is tried again slot by slot, so that a fault costs only the streams
+that cause it.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class _Work:
 
 
 class Source:
-    """One slot's sound on its way to the device, and its analyses on their way back. Positions count from the slot's 0."""
+    """One slot's sound on its way to the device, its analyses on their way back. Positions count from the slot's 0."""
 
     def __init__(
         self, slot: Slot, *, live: bool, grid: FrameGrid, first_end: int, heard: int, wake: asyncio.Event
@@ -332,5 +333,5 @@ def _analyze(device: AnalysisDevice, works: Sequence[_Work]) -> dict[int, list[W
 def _fault(error: Exception, work: _Work) -> DeviceFault:
     get_logger().error("device.fault", slot=work.slot, error_type=type(error).__name__, exc_info=error)
     return DeviceFault(
-        f"the device failed on the audio up to {ms_from_samples(work.ends[-1])} ms; place the stream again and resume there"
+        f"the device failed on the audio up to {ms_from_samples(work.ends[-1])} ms: place the stream again and resume"
     )

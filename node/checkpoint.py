@@ -1,7 +1,8 @@
 """Checkpoints: the state of a stream, sealed so that its client can carry it without reading or changing it.
 
-In: bytes. Out: bytes under AES-256-GCM, bound to tenant, stream and model, good for CHECKPOINT_S. What always holds: what
-`unseal` returns was sealed by this fleet (its key is derived from the fleet's), or by this very process when standalone.
+In: bytes. Out: bytes under AES-256-GCM, bound to tenant, stream and model, good for CHECKPOINT_S. What always holds:
+what `unseal` returns was sealed by this fleet (its key is derived from the fleet's), or by this very process when
+standalone.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _VERSION = 1
 class StreamState:
     """What a session remembers beside its diarization's snapshot.
 
-    analysed_samples: end of the last window that was analysed. sequence: of the last final turn. speech: final speech of
-    each speaker shown, samples. shown_as: speakers found to be another. numbers: session speaker → number shown.
+    analysed_samples: end of the last window that was analysed. sequence: of the last final turn. speech: final speech
+    of each speaker shown, samples. shown_as: speakers found to be another. numbers: session speaker → number shown.
     """
 
     analysed_samples: int = 0
@@ -83,13 +84,13 @@ class CheckpointSeal:
         header, sealed = data[: _HEADER.size], data[_HEADER.size :]
         version, expires_at_s, nonce = _HEADER.unpack(header)
         try:
-            if version != _VERSION:
-                raise InvalidTag
             state = self._cipher.decrypt(nonce, sealed, self._bound(header, tenant_id, stream_id))
         except InvalidTag:
             raise InvalidRequest(
                 "the checkpoint is not of this stream, tenant, fleet and model: open a new stream without it"
             ) from None
+        if version != _VERSION:
+            raise InvalidRequest("the checkpoint is of another version: open a new stream without it")
         if self._clock.wall_s() >= expires_at_s:
             raise InvalidRequest("the checkpoint has expired: open a new stream without it")
         return state

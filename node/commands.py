@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def node(
+    *,
     listen: Annotated[str | None, typer.Option(help="HOST:PORT of gRPC; port 0 takes a free one.")] = None,
     metrics: Annotated[str | None, typer.Option(help="HOST:PORT of /metrics.")] = None,
     advertise: Annotated[str | None, typer.Option(help="HOST:PORT at which others reach this node.")] = None,
@@ -69,4 +70,4 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _announce(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - the one line that whoever started the daemon waits for
+    print(line, flush=True)

@@ -1,7 +1,7 @@
 """What the engine hears in a clip, and whether one person can be enrolled from it.
 
-In: a clip as it came. Out: a HeardVoice, or BadAudio that says what to record instead. What always holds: containers are
-decoded in the sandbox, and few clips are decoded at once; nothing of a clip is kept.
+In: a clip as it came. Out: a HeardVoice, or BadAudio that says what to record instead. What always holds: containers
+are decoded in the sandbox, and few clips are decoded at once; nothing of a clip is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONTAINER = 5
 CLIPS_AT_ONCE = 2
 CLIPS_WAITING_MAX = 16
 CLIP_S_MAX = 120.0
-"""A clip is heard in one call of the device, before which live streams wait; so it is bounded more tightly than files."""
+"""A clip is heard in one call of the device, while live streams wait; so it is bounded more tightly than files."""
 NET_SPEECH_MIN = SAMPLE_RATE_HZ
 NET_SPEECH_GOOD = 5 * SAMPLE_RATE_HZ
 COHESION_LOW = 0.6
@@ -82,7 +82,7 @@ def require_enrollable(heard: HeardVoice) -> None:
         raise BadAudio("no speech was heard in the clip: record 5 to 30 s of one person speaking")
     if sample.num_speakers > 1:
         raise BadAudio(
-            f"{sample.num_speakers} speakers were heard in the clip: cut it down to the one person who is to be enrolled"
+            f"{sample.num_speakers} speakers were heard in the clip: cut it down to the one person to be enrolled"
         )
     if sample.net_speech_samples < NET_SPEECH_MIN:
         raise BadAudio(

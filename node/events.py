@@ -73,7 +73,7 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class Relabel:
-    """A speaker is called something else from since_samples on. shown_as: its number, or that of whom it was found to be."""
+    """A speaker is called something else from since_samples on. shown_as: its number, or whose it was found to be."""
 
     speaker: int
     name: Name | None

@@ -1,8 +1,8 @@
-"""A node's membership in its fleet: takes the lease, keeps it, reads the log, and lets go of every voice when it lapses.
+"""A node's membership in its fleet: takes the lease, keeps it, reads the log, and lets go of all voices when it lapses.
 
-In: answers of the control plane, and time. Out: calls on the lease, the log and the store. What always holds: an answer
-counts only for the incarnation that asked; every voice is wiped, on the device too, before a new incarnation is asked
-for; waits between attempts are bounded, and nothing but the end of the process ends the attempts.
+In: answers of the control plane, and time. Out: calls on the lease, the log and the store. What always holds: an
+answer counts only for the incarnation that asked; every voice is wiped, on the device too, before a new incarnation
+is asked for; waits between attempts are bounded, and nothing but the end of the process ends the attempts.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class LogReader(Protocol):
     """Reads the log from the control plane."""
 
     def read(self, incarnation: int, cursor: int) -> AsyncIterator[Entry | SnapshotBegin | SnapshotEnd]:
-        """Everything after a cursor, to the head of the log; an async generator. Raises Unavailable when it breaks off."""
+        """Everything after a cursor, to the head of the log; an async generator. Unavailable when it breaks off."""
         ...
 
 
@@ -207,8 +207,8 @@ class FleetLog:
             change.tenant_id,
             change.voice_id,
             change.generation,
-            change.label,
-            change.embedding,
-            change.net_speech_samples,
+            label=change.label,
+            embedding=change.embedding,
+            net_speech_samples=change.net_speech_samples,
         )
         return voice.generation

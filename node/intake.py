@@ -1,8 +1,8 @@
-"""The incoming side of a stream or file: messages become samples, and samples go to the device as fast as it takes them.
+"""The incoming side of a stream or file: messages become samples, which go to the device as fast as it takes them.
 
-In: a peer's messages. Out: 16 kHz samples, pushed into a source, which is ended with them. What always holds: a message
-is read only when the sound of the one before has found its place; nothing that was read is lost when the stream is
-handed over, but for the rest of a container, which cannot be decoded before it is whole.
+In: a peer's messages. Out: 16 kHz samples, pushed into a source, which is ended with them. What always holds: a
+message is read only when the sound of the one before has found its place; nothing that was read is lost when the
+stream is handed over, but for the rest of a container, which cannot be decoded before it is whole.
 """
 
 from __future__ import annotations

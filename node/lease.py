@@ -1,9 +1,9 @@
 """The node's lease: whether it may name people now, and what it has to do next. No I/O; the clock is injected.
 
-In: when renewals were sent and what they were answered with, commands' positions, cursors. Out: what to do. What always
-holds: names are allowed only in SERVING and before the lease runs out, counted from the SENDING of the renewal on a clock
-that goes on while the machine sleeps; a node that lost its lease serves again only under a new incarnation, after it
-reconciled from an empty store.
+In: when renewals were sent and what they were answered with, commands' positions, cursors. Out: what to do. What
+always holds: names are allowed only in SERVING and before the lease runs out, counted from the SENDING of the renewal
+on a clock that goes on while the machine sleeps; a node that lost its lease serves again only under a new
+incarnation, after it reconciled from an empty store.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Lease:
         self.cursor = 0
 
     def __repr__(self) -> str:
-        return f"Lease({self.state.name}, incarnation {self.incarnation}, cursor {self.cursor}, {self.remaining_s():.1f} s)"
+        left_s = self.remaining_s()
+        return f"Lease({self.state.name}, incarnation {self.incarnation}, cursor {self.cursor}, {left_s:.1f} s left)"
 
     def allows(self) -> bool:
         """Whether anybody may be named at this moment."""
@@ -105,7 +106,7 @@ class Lease:
         self.cursor = max(self.cursor, revision)
 
     def reconciled(self, incarnation: int) -> None:
-        """The store holds what it should, up to the head of the log. Raises Stale if the incarnation ended meanwhile."""
+        """The store holds what it should, up to the head of the log. Raises Stale if the incarnation ended."""
         self.require(incarnation)
         if self.state is LeaseState.JOINING and self.remaining_s() > 0:
             self._move(LeaseState.SERVING)

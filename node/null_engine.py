@@ -1,8 +1,8 @@
 """Deterministic twins of the engine's seams in NumPy, so that a whole node runs, and is tested, without torch.
 
-In: sound. Out: analyses that depend on nothing but the window's samples. A "voice" is a mix of tones: frames louder than
-a floor are grouped by the shape of their spectrum, each group is a local speaker, and its embedding is that shape. So a
-tone mix sounds like itself in every window and clip, and other mixes sound like somebody else.
+In: sound. Out: analyses that depend on nothing but the window's samples. A "voice" is a mix of tones: frames louder
+than a floor are grouped by the shape of their spectrum, each group is a local speaker, and its embedding is that
+shape. So a tone mix sounds like itself in every window and clip, and other mixes sound like somebody else.
 """
 
 from __future__ import annotations

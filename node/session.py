@@ -1,8 +1,8 @@
 """One live stream: sound comes in, turns with names go out, and the stream can be carried on elsewhere.
 
-In: messages of a peer, through an Intake. Out: events to it. What always holds: results wait in a bounded queue, and a
-client that does not read for WRITE_BOUND_S is cut; names are looked up as a result is written, never before; final turns
-are numbered without gaps, across resumption too; whatever ends the stream, its tasks end with it.
+In: messages of a peer, through an Intake. Out: events to it. What always holds: results wait in a bounded queue, and
+a client that does not read for WRITE_BOUND_S is cut; names are looked up as a result is written, never before; final
+turns are numbered without gaps, across resumption too; whatever ends the stream, its tasks end with it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class LiveSession:
         metrics: NodeMetrics,
         clock: Clock,
     ) -> None:
-        """resumed: the state of the checkpoint that the stream goes on from; `online` and `naming` hold theirs already."""
+        """resumed: the state that a checkpoint brought; `online` and `naming` hold their parts of it already."""
         self._request = request
         self._peer = peer
         self._source = source

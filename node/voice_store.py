@@ -1,9 +1,10 @@
 """The voices that this node holds: who owns which row of the gallery on the device, under which generation and label.
 
-In: enrolments and evictions, each with a generation. Out: candidates of a tenant, and their scores. What always holds: a
-voice that is forgotten cannot be named from the moment `evict` or `wipe` is called, and its row is zeroed on the device
-before they return; a row is given to another voice only after it was zeroed; an older generation never replaces a newer
-one, nor an eviction; and nothing of one tenant is seen in the name of another. Labels live here, in memory, alone.
+In: enrolments and evictions, each with a generation. Out: candidates of a tenant, and their scores. What always
+holds: a voice that is forgotten cannot be named from the moment `evict` or `wipe` is called, and its row is zeroed on
+the device before they return; a row is given to another voice only after it was zeroed; an older generation never
+replaces a newer one, nor an eviction; and nothing of one tenant is seen in the name of another. Labels live here, in
+memory, alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TOMBSTONES_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """A voice that is held. row: its place in the gallery. net_speech_samples: clean speech that its print stands on."""
+    """A voice that is held. row: its place in the gallery. net_speech_samples: clean speech that it stands on."""
 
     tenant_id: str
     voice_id: str
@@ -86,7 +87,14 @@ class VoiceStore:
         return self._tenants.get(tenant_id, {}).get(voice_id)
 
     async def put(
-        self, tenant_id: str, voice_id: str, generation: int, label: str, embedding: FloatArray, net_speech_samples: int
+        self,
+        tenant_id: str,
+        voice_id: str,
+        generation: int,
+        *,
+        label: str,
+        embedding: FloatArray,
+        net_speech_samples: int,
     ) -> Voice:
         """Hold a voice. generation 0 takes the next one. Repeating a generation changes nothing.
 

@@ -23,7 +23,7 @@ CHUNK_BYTES = 3_200  # 100 ms
 
 
 def tones(seconds: float, *frequencies: float) -> np.ndarray:
-    """A voice to the null engine: (N,) float32. It pauses for 0.15 s in every second, as speech does and hum does not."""
+    """A voice to the null engine: (N,) float32. It pauses for 0.15 s a second, as speech does and hum does not."""
     at = np.arange(round(seconds * RATE)) / RATE
     mixed = np.sum([np.sin(2 * np.pi * frequency * at) for frequency in frequencies], axis=0)
     return (0.3 * mixed / len(frequencies) * (at % 1.0 < 0.85)).astype(np.float32)

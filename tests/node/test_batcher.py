@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
-from tests.node.conftest import ADA, tones
 
 from models.analysis import FloatArray, WindowAnalysis
 from models.online import OnlineParams
@@ -23,6 +22,7 @@ from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery
 from node.slots import Slot
 from runtime.clock import SystemClock
 from runtime.errors import Overloaded, Unavailable
+from tests.node.conftest import ADA, tones
 
 
 class WatchedDevice(NullDevice):

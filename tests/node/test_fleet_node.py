@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc import aio
-from tests.node.conftest import ADA, BOB, Heard, RunningNode, pcm, requests, rest, running_node, tones
 
 from node.null_engine import NullDevice
 from runtime.clock import SystemClock
@@ -21,6 +20,7 @@ from runtime.grpc_server import bearer, new_server
 from runtime.tickets import Ticket, sign_ticket
 from runtime.voice_digest import VoiceDigest
 from speakerd.v1 import common_pb2, fleet_pb2, fleet_pb2_grpc, node_pb2
+from tests.node.conftest import ADA, BOB, Heard, RunningNode, pcm, requests, rest, running_node, tones
 
 FLEET_KEY = secrets.token_hex(16)
 METADATA = (("authorization", f"Bearer {FLEET_KEY}"),)

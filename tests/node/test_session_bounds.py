@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client import CollectorRegistry
-from tests.node.conftest import ADA, pcm, tones
 
 import node.intake
 import node.session
@@ -29,6 +28,7 @@ from node.streams import LiveStreams
 from node.voice_store import VoiceStore
 from runtime.clock import SteppedClock, SystemClock
 from runtime.errors import InvalidRequest, SpeakerdError, TimedOut, TooLarge
+from tests.node.conftest import ADA, pcm, tones
 
 REQUEST = events.StreamRequest(
     stream_id="s",
@@ -185,7 +185,7 @@ async def test_a_stream_goes_on_without_names_when_the_lease_lapses_and_is_told_
 ) -> None:
     monkeypatch.setattr(node.session, "TICK_S", 0.05)
     voice = NullDevice().analyze_voice(tones(4, *ADA))
-    await in_fleet.store.put("default", "ada", 1, "Ada", voice.embedding, 64_000)
+    await in_fleet.store.put("default", "ada", 1, label="Ada", embedding=voice.embedding, net_speech_samples=64_000)
     peer = ScriptedPeer(REQUEST, pcm(tones(6, *ADA)))
     serving = asyncio.create_task(in_fleet.streams.serve(peer, None))  # type: ignore[arg-type]
 

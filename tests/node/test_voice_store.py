@@ -57,7 +57,11 @@ def store(device: DeviceThread) -> VoiceStore:
 
 
 async def put(store: VoiceStore, voice_id: str, seed: int, *, generation: int = 0, tenant_id: str = "t") -> int:
-    return (await store.put(tenant_id, voice_id, generation, voice_id.upper(), unit(seed), 16_000)).generation
+    return (
+        await store.put(
+            tenant_id, voice_id, generation, label=voice_id.upper(), embedding=unit(seed), net_speech_samples=16_000
+        )
+    ).generation
 
 
 async def best(store: VoiceStore, seed: int, *, tenant_id: str = "t") -> str | None:
@@ -166,7 +170,7 @@ async def test_what_is_no_unit_vector_of_this_model_is_refused(
     store: VoiceStore, spoil: Callable[[FloatArray], FloatArray]
 ) -> None:
     with pytest.raises(InvalidRequest):
-        await store.put("t", "ada", 0, "Ada", spoil(unit(1)), 16_000)
+        await store.put("t", "ada", 0, label="Ada", embedding=spoil(unit(1)), net_speech_samples=16_000)
     assert len(store) == 0
 
 
