@@ -119,12 +119,21 @@ def test_odd_but_good_formats_are_taken(up: RunningUp, recordings: Path, tmp_pat
     assert [file["speakers"] for file in streamed["files"]] == [["spk_0"], ["spk_0"]]
 
 
-def test_a_node_that_dies_is_started_again(up: RunningUp, recordings: Path) -> None:
-    node = up.daemon("node")
-    node.kill()
+@pytest.mark.parametrize("daemon", ["node", "controlplane"])
+def test_a_daemon_that_dies_is_started_again_and_knows_who_was_enrolled(
+    up: RunningUp, recordings: Path, daemon: str
+) -> None:
+    name = f"ada at the {daemon}"
+    value(speakerd("enroll", name, recordings / "ada.wav", "--json", data=up.data))
+    up.daemon(daemon).kill()
     stream = ("stream", recordings / "ada.wav", "--no-realtime", "--json")
-    assert eventually(lambda: speakerd(*stream, data=up.data).returncode == 0, 40.0)
-    up.family.append(up.daemon("node"))
+
+    def named() -> bool:
+        ran = speakerd(*stream, data=up.data)
+        return ran.returncode == 0 and labels(ran) == [name]
+
+    assert eventually(named, 40.0)
+    value(speakerd("erase", name, "--json", data=up.data))
 
 
 def test_killing_it_leaves_nothing_behind_and_loses_nobody(tmp_path: Path, recordings: Path) -> None:
