@@ -1,7 +1,7 @@
 """A bundle: everything that decides a result, named, pinned and verified.
 
-In comes the name of a bundle that ships with the package, or the path of a TOML file; out comes a frozen Bundle. Weights
-are named by digest, and a file that does not match its digest is refused before anything reads it.
+In comes the name of a bundle that ships with the package, or the path of a TOML file; out comes a frozen Bundle.
+Weights are named by digest, and a file that does not match its digest is refused before anything reads it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 In come embeddings of local speakers with the clean speech behind each; out comes a cluster index for each. Clusters
 merge while the evidence says that one speaker explains both better than two (log likelihood ratio of the two-covariance
-model), so that no threshold on a cosine has to fit every recording. Memory and time are bounded by first merging what is
-all but identical, within blocks.
+model), so that no threshold on a cosine has to fit every recording. Memory and time are bounded by first merging what
+is all but identical, within blocks.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class FileDiarization:
         clean = np.stack([window.clean_frames for window in self._windows])  # (W, S)
         embeddings = np.stack([window.embeddings for window in self._windows])  # (W, S, D)
         heard = embeddings.any(axis=2)
-        chosen = heard & (clean >= self._clustering.train_clean_frames)
+        chosen: BoolArray = heard & np.asarray(clean >= self._clustering.train_clean_frames)
         if not chosen.any():
             chosen = heard  # a file with nothing but short words is clustered on those
         if not chosen.any():

@@ -63,14 +63,15 @@ def find_local_speakers(
 ) -> WindowAnalysis:
     """The local speakers of one window.
 
-    posteriors: (F, K) probabilities of the powerset classes. voice: (F,) speech probability by the voice activity model.
-    partials: (P, D) unit vectors of sound at `partial_spans`, (P, 2) samples [from, to) counted from the window's start.
+    posteriors: (F, K) probabilities of the powerset classes. voice: (F,) speech probability by the voice activity
+    model. partials: (P, D) unit vectors of sound at `partial_spans`, (P, 2) samples [from, to) counted from the
+    window's start.
     """
     speech = local.vad_weight * voice + (1.0 - local.vad_weight) * (1.0 - posteriors[:, 0])  # (F,)
     share = posteriors[:, 1:] @ POWERSET[1:] / np.maximum(posteriors[:, 1:].sum(axis=1, keepdims=True), 1e-6)
     spans = partial_spans // grid.step_samples
     for slot in range(share.shape[1]):
-        share = _one_voice_a_slot(share, slot, speech, partials, spans, local)
+        share = _one_voice_a_slot(share, slot, speech, partials=partials, spans=spans, local=local)
     active, clean = _masks(share, speech, local)
     clean_frames = clean.sum(axis=0).astype(np.float32)
     embeddings = np.zeros((grid.num_local_speakers, grid.embedding_dim), np.float32)
@@ -90,7 +91,7 @@ def find_local_speakers(
 
 
 def _one_voice_a_slot(
-    share: FloatArray, slot: int, speech: FloatArray, partials: FloatArray, spans: np.ndarray, local: LocalParameters
+    share: FloatArray, slot: int, speech: FloatArray, *, partials: FloatArray, spans: np.ndarray, local: LocalParameters
 ) -> FloatArray:
     """Shares (F, S) in which the slot holds one voice: a second one is given a free slot."""
     active, clean = _masks(share, speech, local)

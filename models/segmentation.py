@@ -26,7 +26,7 @@ class PyanNet(nn.Module):
     """SincNet, bidirectional LSTM, two linear layers, powerset classifier (Bredin, "pyannote.audio 2.1", 2023)."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        """Build from a checkpoint's tensors, which say how deep and wide the net is; RuntimeError if they do not fit."""
+        """Build from a checkpoint's tensors, which say how deep and wide it is; RuntimeError if they do not fit."""
         super().__init__()
         layers = sum(1 for name in weights if name.startswith("lstm.weight_hh") and not name.endswith("reverse"))
         hidden = weights["lstm.weight_hh_l0"].shape[1]

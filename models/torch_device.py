@@ -61,7 +61,9 @@ class TorchDevice:
         with warnings.catch_warnings():
             # The package ships TorchScript, whose loader is deprecated; we take its tensors and run none of it.
             warnings.simplefilter("ignore", DeprecationWarning)
-            voice_activity = torch.jit.load(weights["voice_activity"], map_location="cpu").state_dict()
+            voice_activity = torch.jit.load(  # type: ignore[no-untyped-call]
+                weights["voice_activity"], map_location="cpu"
+            ).state_dict()
         self._vad = vad.SileroVad(voice_activity)
         self._vad.to(self._device)
         self._backend_mean = torch.from_numpy(bundle.backend.mean).to(self._device)
@@ -136,8 +138,8 @@ class TorchDevice:
         for window, posterior in zip(windows, posteriors, strict=True):
             held, start = self._slots[window.slot], window.end_samples - grid.window_samples
             last = window.end_samples // hop
-            # Only partials that lie in the window whole: older ones may have fallen out of the ring. Where there is none
-            # yet, in the first seconds of a stream, those that begin in the silence before it.
+            # Only partials that lie in the window whole: older ones may have fallen out of the ring. Where there is
+            # none yet, in the first seconds of a stream, those that begin in the silence before it.
             first = -(-(max(start, 0) + ge2e.PARTIAL_SAMPLES) // hop) - 1
             if first >= last:
                 first = max(0, -(-EARLY_PARTIAL_SAMPLES_MIN // hop) - 1)

@@ -1,7 +1,8 @@
 """The same voices under many conditions: partial embeddings to fit a backend and a calibration on.
 
 In come folders with one sub-folder of recordings a speaker; out come GE2E's vectors of 1.6 s partials of each speaker,
-as recorded, in simulated rooms with noise, and by other microphones. The members, kept for tests, are refused.
+as recorded, in simulated rooms with noise, by other microphones and over telephones. The members, kept for tests, are
+refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.signal import fftconvolve, firwin2, lfilter
+from scipy.signal import butter, fftconvolve, firwin2, lfilter, sosfilt
 
 from models.embedding import FRAME_SAMPLES, FRAME_STEP_SAMPLES, PARTIAL_FRAMES
 from models.torch_device import TorchDevice
@@ -22,7 +23,8 @@ from scripts.simulate_mixtures import RATE, SPEECH_LEVEL, load_voices, room_resp
 FloatArray = npt.NDArray[np.float32]
 HOP_FRAMES = 50
 MICROPHONE_TAPS = 257
-NUM_CONDITIONS = 10  # as recorded; by another microphone; four rooms; four rooms by another microphone
+NUM_CONDITIONS = 14
+FIRST_ROOM, FIRST_TELEPHONE = 2, 10  # before them: as recorded, and by another microphone
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +47,31 @@ def load_partials(folders: Sequence[Path], device: TorchDevice, seed: int) -> li
         speech = np.concatenate([part for chunk in voices.chunks[name] for part in (chunk, gap)])
         vectors, conditions, ends = [], [], []
         for condition in range(NUM_CONDITIONS):
-            heard = speech if condition < 2 else in_a_room(speech, rng)
-            heard = through_a_microphone(heard, rng) if condition % 2 else heard
+            heard = in_condition(speech, condition, rng)
             batch, last = _partials(heard, device, int(rng.integers(HOP_FRAMES)))
             vectors.append(batch)
             ends.append(last)
             conditions.append(np.full(len(batch), condition))
         found.append(VoicePartials(name, np.concatenate(vectors), np.concatenate(conditions), np.concatenate(ends)))
     return found
+
+
+def in_condition(speech: FloatArray, condition: int, rng: np.random.Generator) -> FloatArray:
+    """As recorded, in eight rooms, over four telephones; every second of them by another microphone."""
+    telephone = condition >= FIRST_TELEPHONE
+    heard = speech
+    if condition >= FIRST_ROOM and (not telephone or condition >= FIRST_TELEPHONE + 2):
+        heard = in_a_room(heard, rng)
+    if condition % 2:
+        heard = through_a_microphone(heard, rng)
+    return over_a_telephone(heard, rng) if telephone else heard
+
+
+def over_a_telephone(speech: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """The same in a band of about 250 to 3,400 Hz."""
+    band_hz = (rng.uniform(150, 350), rng.uniform(3_200, 3_700))
+    heard: FloatArray = sosfilt(butter(4, band_hz, "band", fs=RATE, output="sos"), speech).astype(np.float32)
+    return heard
 
 
 def in_a_room(speech: FloatArray, rng: np.random.Generator) -> FloatArray:
