@@ -33,11 +33,11 @@ function listServices() {
   return new Promise((resolve, reject) => {
     const stream = new ServerReflection(address, plain).ServerReflectionInfo();
     stream.on("data", (message) => {
-      resolve(message.listServicesResponse.service.map((service) => service.name));
+      resolve(message.list_services_response.service.map((service) => service.name));
       stream.end();
     });
     stream.on("error", reject);
-    stream.write({ listServices: "" });
+    stream.write({ list_services: "" }); // a descriptor set keeps the names of the .proto file
   });
 }
 

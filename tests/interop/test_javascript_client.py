@@ -61,22 +61,13 @@ def test_a_client_generated_from_the_proto_enrols_streams_evicts_and_streams_aga
     node_modules: Path, recordings: tuple[Path, Path], tmp_path: Path
 ) -> None:
     clip, speech = recordings
-    node = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "speakerd",
-            "node",
-            "--standalone",
-            "--listen",
-            "127.0.0.1:0",
-            "--metrics",
-            "127.0.0.1:0",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=(tmp_path / "node.log").open("w"),
-        text=True,
-    )
+    with (tmp_path / "node.log").open("w") as log:
+        node = subprocess.Popen(
+            [sys.executable, "-m", "speakerd", "node", "--standalone", "--listen", "127.0.0.1:0"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
     try:
         assert node.stdout is not None
         ready = node.stdout.readline()
@@ -91,7 +82,8 @@ def test_a_client_generated_from_the_proto_enrols_streams_evicts_and_streams_aga
         seen = json.loads(ran.stdout)
     finally:
         node.terminate()
-        assert node.wait(timeout=30) == 0
+        node.communicate(timeout=30)
+    assert node.returncode == 0
 
     assert seen["health"] == seen["ready"] == "SERVING"
     assert "speakerd.v1.Node" in seen["services"]
