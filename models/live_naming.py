@@ -19,7 +19,7 @@ from models.naming import NamingParameters, match_probabilities, name_speakers
 from models.online import SessionSpeaker, StepOutcome, Turn
 
 # What a name in place is worth, as a cosine, against one that would replace it or against none: names do not flicker.
-STAY_COSINE = 0.03
+STAY_COSINE = 0.06
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ class OnlineClusteringParams:
     short_slack: float = 0.2
     full_weight_frames: float = 150.0
     same_cosine: float = 0.75
-    new_clean_frames: float = 60.0
+    new_clean_frames: float = 80.0
     agreement_weight: float = 0.2
     merge_cosine: float = 0.4
     split_clean_frames: float = 400.0
