@@ -97,9 +97,9 @@ class FileDiarization:
         clean = np.stack([window.clean_frames for window in self._windows])  # (W, S)
         embeddings = np.stack([window.embeddings for window in self._windows])  # (W, S, D)
         heard = embeddings.any(axis=2)
-        chosen: BoolArray = heard & np.asarray(clean >= self._clustering.train_clean_frames)
+        chosen = np.logical_and(heard, clean >= self._clustering.train_clean_frames)
         if not chosen.any():
-            chosen = heard  # a file with nothing but short words is clustered on those
+            chosen = np.asarray(heard)  # a file with nothing but short words is clustered on those
         if not chosen.any():
             # Whatever speech there is has no voice to tell by: it is one speaker, whom nothing will match.
             return np.zeros((1, self._grid.embedding_dim), np.float32)
