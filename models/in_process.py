@@ -54,6 +54,8 @@ class InProcessDiarizer:
         total = np.zeros(self._device.grid.embedding_dim, np.float32)
         for file in files:
             heard = self._device.analyze_voice(_sound(file))
+            if heard.num_speakers == 0 or not heard.net_speech_samples:
+                raise BadAudio(f"{file}: no speech is heard in it; record {name} alone for 5 to 30 s")
             if heard.num_speakers > 1:
                 raise BadAudio(f"{file}: {heard.num_speakers} people are heard; cut it down to {name} alone")
             if heard.net_speech_samples < NET_SPEECH_MIN:
