@@ -137,21 +137,23 @@ class ControlPlane:
             await self._server.stop(deadline_s)
 
     async def stop(self) -> None:
-        """Close everything that was opened."""
-        if self._server is not None:
-            await self._server.stop(0)
+        """Close everything that was opened, and let go of it."""
+        server, core, redis = self._server, self._core, self._redis
+        self._server = self._core = self._redis = self._health = None
+        if server is not None:
+            await server.stop(0)
         # The workers go before what they work with: a connection in use is not closed with its pool.
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        if self._core is not None:
-            await self._core.erasures.close()
-            await self._core.nodes.close()
-            await self._core.registry.close()
-        if self._redis is not None:
-            await self._redis.stop()
-        if self._core is not None:
-            await self._core.database.close()
+        if core is not None:
+            await core.erasures.close()
+            await core.nodes.close()
+            await core.registry.close()
+        if redis is not None:
+            await redis.stop()
+        if core is not None:
+            await core.database.close()
 
     def _build(
         self, database: Database, registry: Registry, keys: KeyRing, fleet_key: str, ticket_key: Ed25519PrivateKey

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import os
 import pwd
@@ -174,6 +175,13 @@ async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
             if found:
                 return
             await asyncio.sleep(0.02)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def collected() -> Iterator[None]:
+    """gRPC's polling thread complains when the interpreter ends while servers and channels wait to be collected."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

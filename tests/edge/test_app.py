@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -17,15 +15,9 @@ from edge.envelope import install_error_envelope
 from edge.serving import HttpServer
 from runtime.errors import HTTP_STATUS, InvalidRequest, Overloaded, SpeakerdError, Unavailable
 from runtime.lifecycle import Tasks
-from tests.controlplane.conftest import World, until
+from tests.controlplane.conftest import World, collected, until, world
 
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    from contextlib import AsyncExitStack
-
-    async with AsyncExitStack() as stack:
-        yield World(tmp_path / "data", stack, None)
+__all__ = ["collected", "world"]  # fixtures
 
 
 def over(app: FastAPI) -> httpx.AsyncClient:
@@ -63,11 +55,11 @@ async def test_metrics_count_requests_by_route_and_never_by_path(world: World) -
     plane = await world.plane()
     async with over(application(plane)) as http:
         await http.get("/health/live")
-        await http.get("/never/heard/of/4711")
+        await http.get("/never/heard/of/zanzibar")
         text = (await http.get("/metrics")).text
     assert 'http_request_duration_seconds_count{code="200",method="GET",route="/health/live"} 1.0' in text
     assert 'route="none"' in text
-    assert "4711" not in text
+    assert "zanzibar" not in text
     for name in ("cp_erasure_seconds", "cp_erasures_pending", "cp_head_seq", "cp_redis_up", "cp_nodes"):
         assert name in text
 
