@@ -163,8 +163,8 @@ class FileRuns:
             SessionSpeaker(index, heard.embedding, heard.net_speech_samples)
             for index, heard in enumerate(found.speakers)
         ]
-        cosines, voices = await score(self._store, self._standing, scope, speakers)
-        decided = matches(speakers, cosines, voices, self._engine.naming)
+        cosines, roster = await score(self._store, self._standing, scope, speakers)
+        decided = matches(speakers, cosines, roster.voices, self._engine.naming)
         names = {index: self._name(match) for index, match in decided.items()}
         speech: dict[int, int] = {}
         for turn in found.turns:

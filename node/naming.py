@@ -17,7 +17,7 @@ from models.analysis import FloatArray
 from models.live_naming import LiveNaming, NamingOutcome
 from models.naming import NamingParameters, Reason, Verdict, name_speakers
 from models.online import SessionSpeaker, StepOutcome
-from node.voice_store import Voice, VoiceStore
+from node.voice_store import Roster, Voice, VoiceStore
 
 
 class NamingGuard(Protocol):
@@ -26,6 +26,10 @@ class NamingGuard(Protocol):
     def allows(self) -> bool:
         """True while the lease is good, or always on a standalone node."""
         ...
+
+
+NOBODY = Roster("", 0, (), np.zeros(0, np.int64), {})
+"""The candidates while nobody may be named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +67,12 @@ class Scope:
 
 async def score(
     store: VoiceStore, guard: NamingGuard, scope: Scope, speakers: Sequence[SessionSpeaker]
-) -> tuple[FloatArray, list[Voice]]:
+) -> tuple[FloatArray, Roster]:
     """Cosines (K, V) of session speakers against the voices in scope now, and those voices."""
-    voices = store.candidates(scope.tenant_id, scope.voice_ids) if guard.allows() else []
-    if not voices or not speakers:
-        return np.zeros((len(speakers), 0), np.float32), []
-    return await store.scores(np.stack([speaker.centroid for speaker in speakers]), voices)
+    roster = store.candidates(scope.tenant_id, scope.voice_ids) if guard.allows() else NOBODY
+    if not len(roster) or not speakers:
+        return np.zeros((len(speakers), len(roster)), np.float32), roster
+    return await store.scores(np.stack([speaker.centroid for speaker in speakers]), roster)
 
 
 def matches(
@@ -91,8 +95,7 @@ class SessionNaming:
         self._parameters = parameters
         self._scope = scope
         self._live = LiveNaming(parameters)
-        self._generations: dict[str, int] = {}  # of the voices that the last step was scored against
-        self._last: tuple[list[SessionSpeaker], FloatArray, list[Voice]] = ([], np.zeros((0, 0), np.float32), [])
+        self._last: tuple[list[SessionSpeaker], FloatArray, Roster] = ([], np.zeros((0, 0), np.float32), NOBODY)
 
     def __repr__(self) -> str:
         return f"SessionNaming({self._scope.tenant_id}, {self._live!r})"
@@ -104,10 +107,9 @@ class SessionNaming:
 
     async def step(self, outcomes: Sequence[StepOutcome], speakers: Sequence[SessionSpeaker]) -> list[NamingOutcome]:
         """What to show of steps, with what is known of each speaker after the last of them."""
-        cosines, voices = await score(self._store, self._guard, self._scope, speakers)
-        self._generations = {voice.voice_id: voice.generation for voice in voices}
-        self._last = (list(speakers), cosines, voices)
-        voice_ids = [voice.voice_id for voice in voices]
+        cosines, roster = await score(self._store, self._guard, self._scope, speakers)
+        self._last = (list(speakers), cosines, roster)
+        voice_ids = list(roster.generations)
         return [self._live.step(outcome, speakers, voice_ids, cosines) for outcome in outcomes]
 
     def name(self, voice_id: str | None, probability: float) -> Name | None:
@@ -115,16 +117,16 @@ class SessionNaming:
         if voice_id is None or not self._guard.allows():
             return None
         held = self._store.find(self._scope.tenant_id, voice_id)
-        if held is None or held.generation != self._generations.get(voice_id):
+        if held is None or held.generation != self._last[2].generations.get(voice_id):
             return None
         return Name(held.voice_id, held.label, probability)
 
     def reports(self) -> dict[int, Match]:
         """The last step's decisions by session speaker; none while the guard forbids, or about voices not held now."""
-        speakers, cosines, voices = self._last
+        speakers, cosines, roster = self._last
         if not speakers or not self._guard.allows():
             return {}
-        found = matches(speakers, cosines, voices, self._parameters)
+        found = matches(speakers, cosines, roster.voices, self._parameters)
         return {index: match for index, match in found.items() if self._is_held(match.best, match.runner_up)}
 
     def voices(self) -> dict[int, tuple[str | None, float]]:

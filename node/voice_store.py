@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -42,6 +42,23 @@ class Voice:
         return f"Voice({self.tenant_id}/{self.voice_id}, generation {self.generation}, row {self.row})"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Roster:
+    """Candidates as they were at one moment: shared by all streams of a tenant until one of its voices changes.
+
+    revision: of the tenant's voices. rows: (V,) int64, their rows in the gallery. generations: by voice id.
+    """
+
+    tenant_id: str
+    revision: int
+    voices: tuple[Voice, ...]
+    rows: np.ndarray
+    generations: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.voices)
+
+
 class VoiceStore:
     """Voices by tenant, and rows of the gallery. Changes are made one after another."""
 
@@ -56,8 +73,8 @@ class VoiceStore:
         self._order = asyncio.Lock()
         self._acts: set[asyncio.Task[Any]] = set()
         self._epoch = 0  # grows with each wipe
-        self.revision = 0
-        """Grows with every change, so that what was derived from the store can be told to be old."""
+        self._rosters: dict[str, Roster] = {}
+        self._revisions: dict[str, int] = {}  # of each tenant: grows with every change of its voices
 
     def __repr__(self) -> str:
         return f"VoiceStore({len(self)} voices of {len(self._tenants)} tenants, {self._num_rows} rows)"
@@ -75,12 +92,17 @@ class VoiceStore:
             return list(self._tenants.get(tenant_id, {}).values())
         return [voice for voices in self._tenants.values() for voice in voices.values()]
 
-    def candidates(self, tenant_id: str, allowed: frozenset[str]) -> list[Voice]:
+    def candidates(self, tenant_id: str, allowed: frozenset[str] = frozenset()) -> Roster:
         """The voices of a tenant that may be named; allowed: empty for all of them."""
-        voices = self._tenants.get(tenant_id, {})
-        if not allowed:
-            return list(voices.values())
-        return [voices[voice_id] for voice_id in sorted(allowed & voices.keys())]
+        if allowed:
+            voices = self._tenants.get(tenant_id, {})
+            return self._roster(tenant_id, [voices[voice_id] for voice_id in sorted(allowed & voices.keys())])
+        known = self._rosters.get(tenant_id)
+        if known is None:
+            known = self._roster(tenant_id, self.voices(tenant_id))
+            if len(known):
+                self._rosters[tenant_id] = known
+        return known
 
     def find(self, tenant_id: str, voice_id: str) -> Voice | None:
         """The voice as it is held now."""
@@ -132,15 +154,27 @@ class VoiceStore:
         await self._act(self._zero([voice.row for voice in held]))
         return len(held)
 
-    async def scores(self, queries: FloatArray, voices: list[Voice]) -> tuple[FloatArray, list[Voice]]:
+    async def scores(self, queries: FloatArray, roster: Roster) -> tuple[FloatArray, Roster]:
         """Cosines (Q, V) of (Q, D) unit queries, and the voices of the columns: those that are still held as they were.
 
         A row may have changed hands while the call waited; a column of which that is so is left out.
         """
-        rows = np.array([voice.row for voice in voices], np.int64)
-        found = await self._device.call(lambda engine: engine.gallery.scores(queries, rows))
-        kept = [index for index, voice in enumerate(voices) if self.find(voice.tenant_id, voice.voice_id) == voice]
-        return found[:, kept], [voices[index] for index in kept]
+        found = await self._device.call(lambda engine: engine.gallery.scores(queries, roster.rows))
+        if roster.revision == self._revisions.get(roster.tenant_id, 0):
+            return found, roster
+        kept = [
+            index for index, voice in enumerate(roster.voices) if self.find(voice.tenant_id, voice.voice_id) == voice
+        ]
+        return found[:, kept], self._roster(roster.tenant_id, [roster.voices[index] for index in kept])
+
+    def _roster(self, tenant_id: str, voices: Sequence[Voice]) -> Roster:
+        return Roster(
+            tenant_id,
+            self._revisions.get(tenant_id, 0),
+            tuple(voices),
+            np.array([voice.row for voice in voices], np.int64),
+            {voice.voice_id: voice.generation for voice in voices},
+        )
 
     async def _put(self, wanted: Voice, embedding: FloatArray, epoch: int) -> Voice:
         tenant_id, voice_id = wanted.tenant_id, wanted.voice_id
@@ -169,7 +203,7 @@ class VoiceStore:
             voice = replace(wanted, generation=generation, row=row)
             self._tenants.setdefault(tenant_id, {})[voice_id] = voice
             self._digest.add(tenant_id, voice_id, generation)
-            self.revision += 1
+            self._changed(tenant_id)
             if held is not None:
                 await self._zero_rows([held.row])
             return voice
@@ -206,7 +240,11 @@ class VoiceStore:
         if not voices:
             del self._tenants[voice.tenant_id]
         self._digest.remove(voice.tenant_id, voice.voice_id, voice.generation)
-        self.revision += 1
+        self._changed(voice.tenant_id)
+
+    def _changed(self, tenant_id: str) -> None:
+        self._rosters.pop(tenant_id, None)
+        self._revisions[tenant_id] = self._revisions.get(tenant_id, 0) + 1
 
     def _bury(self, tenant_id: str, voice_id: str, generation: int) -> None:
         if not generation:

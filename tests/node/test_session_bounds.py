@@ -53,6 +53,8 @@ class ScriptedPeer:
             self.messages.put_nowait(message)
         self.told: list[events.Event] = []
         self._is_deaf = is_deaf
+        self.listens = asyncio.Event()
+        self.listens.set()
 
     async def receive(self) -> object:
         return await self.messages.get()
@@ -60,6 +62,7 @@ class ScriptedPeer:
     async def send(self, event: events.Event) -> None:
         if self._is_deaf and not isinstance(event, events.Opened):
             await asyncio.Event().wait()
+        await self.listens.wait()
         self.told.append(event)
 
     def of(self, kind: type) -> list[events.Event]:
@@ -178,6 +181,28 @@ async def test_a_cancelled_stream_gives_its_slot_back(alone: Desk) -> None:
     with pytest.raises(asyncio.CancelledError):
         await serving
     assert alone.slots.num_taken == 0
+
+
+async def test_a_result_that_waits_to_be_written_loses_its_name_when_the_voice_is_evicted(alone: Desk) -> None:
+    voice = NullDevice().analyze_voice(tones(4, *ADA))
+    await alone.store.put("default", "ada", 1, label="Ada", embedding=voice.embedding, net_speech_samples=64_000)
+    peer = ScriptedPeer(REQUEST)
+    serving = asyncio.create_task(alone.streams.serve(peer, None))  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        while not peer.told:
+            await asyncio.sleep(0.01)
+    peer.listens.clear()
+    peer.messages.put_nowait(pcm(tones(4, *ADA)))
+    peer.messages.put_nowait(events.Finish())
+    await asyncio.sleep(0.5)  # everything is decided, named Ada, and waits for the peer
+    await alone.store.evict("default", "ada", 1)
+    written = len(peer.told)
+    peer.listens.set()
+    await serving
+    said = [event for event in peer.told[written + 1 :] if isinstance(event, events.Turns)]
+    assert said and all(piece.name is None for turns in said for piece in turns.pieces)
+    closed = peer.told[-1]
+    assert isinstance(closed, events.Closed) and closed.speakers[0].name is None
 
 
 async def test_a_stream_goes_on_without_names_when_the_lease_lapses_and_is_told_so(

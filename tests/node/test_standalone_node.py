@@ -252,7 +252,7 @@ async def test_a_full_node_refuses_with_a_retry_hint_and_serves_those_it_admitte
     for call in held:
         assert (await call.read()).HasField("opened")
 
-    code, text, info = await refusal(null_node.stub.Diarize(requests(pcm(tones(1, *ADA)))))
+    code, text, info = await refusal(null_node.stub.Diarize(requests(b"", pace_s=0.2)))
 
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and "2 stream slots" in text
     assert info.cause == "overloaded" and info.retry_after_ms > 0
@@ -314,7 +314,7 @@ async def test_a_draining_node_refuses_new_streams_and_says_so_in_its_health(own
     running = own_node.stub.Diarize(requests(pcm(tones(2, *ADA)), pace_s=0.02))
     assert (await running.read()).HasField("opened")
     drained = await own_node.stub.Drain(node_pb2.DrainRequest(deadline_ms=10_000))
-    code, _, _ = await refusal(own_node.stub.Diarize(requests(pcm(tones(1, *ADA)))))
+    code, _, _ = await refusal(own_node.stub.Diarize(requests(b"", pace_s=0.2)))
     described = await own_node.stub.Describe(node_pb2.DescribeRequest())
 
     assert drained.streams == 1
