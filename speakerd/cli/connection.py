@@ -42,6 +42,12 @@ DataOption = Annotated[
     ),
 ]
 
+# For commands that run a server of their own unless they are told to use another: a variable is no such word.
+ServersDataOption = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Use the server that runs for this data folder.", show_default=False),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
@@ -65,8 +71,9 @@ class Connection:
 
 
 def data_folder(data: Path | None) -> Path:
-    """The data folder that was named, or the default one."""
-    return data.expanduser() if data is not None else Path.home() / ".local" / "share" / "speakerd"
+    """The data folder that was named, by flag or variable, or the default one."""
+    named = data or os.environ.get("SPEAKERD_DATA")
+    return Path(named).expanduser() if named else Path.home() / ".local" / "share" / "speakerd"
 
 
 def find_connection(server: str | None, key: str | None, data: Path | None) -> Connection:

@@ -31,6 +31,7 @@ STOP_BEYOND_DRAIN_S = 10.0
 RESTARTS_MAX = 5
 RESTARTS_WINDOW_S = 60.0
 BACKOFF_FIRST_S = 0.5
+UNSPECIFIED = ("", "0.0.0.0", "[::]", "*")  # noqa: S104 - refused, not bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,10 @@ class Fleet:
         return self._endpoints
 
     async def __aenter__(self) -> Self:
+        if self._plan.grpc.rpartition(":")[0] in UNSPECIFIED:
+            raise SpeakerdError(
+                "invalid", f"--grpc {self._plan.grpc}: name an address of this machine that clients can dial"
+            )
         self._lock = _lock_data(self._plan.data)
         try:
             self._say("starting the control plane")
@@ -118,7 +123,10 @@ class Fleet:
         self._endpoints = Endpoints(http=ready["http"], grpc=ready["grpc"], pid=os.getpid())
 
     async def _start_node(self, number: int) -> None:
-        arguments = ["node", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--node-id", f"node-{number}"]
+        # Clients dial nodes where they dial the control plane: streams go straight to them.
+        host = self.endpoints.grpc.rpartition(":")[0]
+        arguments = ["node", "--listen", f"{host}:0", "--metrics", "127.0.0.1:0", "--node-id", f"node-{number}"]
+        arguments += ["--insecure"] if self._plan.insecure else []
         arguments += ["--controlplane", self.endpoints.grpc, "--fleet-key-file", str(self._plan.data / "fleet.key")]
         arguments += ["--drain-s", str(self._plan.drain_s)]
         for flag, value in (

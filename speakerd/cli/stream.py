@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from speakerd.cli.connection import Connection, DataOption, KeyOption, ServerOption, find_connection
+from speakerd.cli.connection import Connection, KeyOption, ServerOption, ServersDataOption, find_connection
 from speakerd.cli.failures import failure_of
 from speakerd.cli.live import matches_as_json, own_server, stream_sound
 from speakerd.cli.output import JsonFlag, Output
@@ -41,7 +41,7 @@ def stream(
     exclusive: Annotated[bool, typer.Option("--exclusive", help="One speaker at a time.")] = False,
     server: ServerOption = None,
     key: KeyOption = None,
-    data: DataOption = None,
+    data: ServersDataOption = None,
     device: Annotated[str | None, typer.Option(help="Of a server of our own: cpu, cuda or null.")] = None,
     bundle: Annotated[str | None, typer.Option(help="Of a server of our own. Default: builtin.")] = None,
     as_json: JsonFlag = False,

@@ -90,3 +90,9 @@ async def test_a_grown_log_is_put_aside_when_a_daemon_starts(tmp_path: Path, mon
         await Child("node 0", log).start(["no-such-command"], bound_s=60.0)
     assert "long ago" in (tmp_path / "node.log.1").read_text()
     assert "long ago" not in log.read_text()
+
+
+@pytest.mark.parametrize("grpc", ["0.0.0.0:7600", "[::]:7600", "7600"])
+async def test_an_address_that_no_client_can_dial_is_refused(tmp_path: Path, grpc: str) -> None:
+    with pytest.raises(SpeakerdError, match="that clients can dial"):
+        await Fleet(FleetPlan(data=tmp_path, grpc=grpc)).__aenter__()
