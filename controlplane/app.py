@@ -30,6 +30,7 @@ from controlplane.metrics import Metrics, declare
 from controlplane.nodes import Nodes
 from controlplane.orphans import sweep_orphans
 from controlplane.placement import Placing
+from controlplane.pulse import Pulse
 from controlplane.registry import Registry
 from controlplane.relay import Relay
 from controlplane.rpc_fleet import FleetServicer
@@ -172,6 +173,7 @@ class ControlPlane:
         )
         library = Voices(database, keys, fleet, nodes)
         intake = Intake(fleet, nodes)
+        waiting_voices = Pulse()
         return Core(
             database=database,
             identity=Identity(database, fleet_key),
@@ -187,6 +189,7 @@ class ControlPlane:
                 library=library,
                 clock=clock,
                 metrics=metrics,
+                waiting_voices=waiting_voices,
             ),
             erasures=Erasures(
                 database=database,
@@ -205,6 +208,7 @@ class ControlPlane:
                 intake=intake,
                 library=library,
                 clock=clock,
+                waiting_voices=waiting_voices,
             ),
             placing=Placing(
                 settings=settings,

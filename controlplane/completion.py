@@ -7,6 +7,7 @@ deleted.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Table, and_, delete, exists, select, update
@@ -14,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane import audit
 from controlplane.blobs import Blobs
-from controlplane.database.engine import Database
+from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import data_keys, samples, voiceprints, voices
 from controlplane.enrolment import place_voiceprint
 from controlplane.fleet import Fleet
@@ -22,10 +23,10 @@ from controlplane.holdings import LIVE_STATES
 from controlplane.intake import Clip, Intake, judge
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.nodes import Analysis
-from controlplane.pulse import wait_s
+from controlplane.pulse import Pulse, wait_for_any
 from controlplane.voices import Voices
 from runtime.clock import Clock
-from runtime.errors import Cause, SpeakerdError
+from runtime.errors import Cause, SpeakerdError, Unavailable
 from runtime.logs import get_logger
 
 PAGE_VOICES = 100
@@ -54,6 +55,7 @@ class Completion:
         intake: Intake,
         library: Voices,
         clock: Clock,
+        waiting_voices: Pulse,
     ) -> None:
         self._database = database
         self._keys = keys
@@ -62,6 +64,7 @@ class Completion:
         self._intake = intake
         self._library = library
         self._clock = clock
+        self._waiting_voices = waiting_voices
         # Good for one model's ears and not for another's: not tried again until this process starts anew.
         self._unfit: set[tuple[_Waiting, str]] = set()
 
@@ -69,19 +72,30 @@ class Completion:
         return "Completion()"
 
     async def run(self) -> None:
-        """Work for ever: whenever the fleet changes, see whether a voice can be completed."""
-        known: frozenset[str] = frozenset()
+        """Work for ever: when models come or go, when a voice begins to wait, and now and then."""
         while True:
+            news = self._waiting_voices.next()
+            models: frozenset[str] = frozenset()
+            done = False
+            try:
+                models = await self._models()
+                done = all([await self._complete_for(model) for model in sorted(models)])
+                await self._until_worthwhile(news, models, IDLE_S if done else RETRY_S)
+            except Unavailable as error:
+                get_logger().warning("voices.not_completed", reason=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    async def _until_worthwhile(self, news: asyncio.Event, models: frozenset[str], seconds: float) -> None:
+        # Renewals wake the fleet many times a second; only another set of models is a reason to look at all voices.
+        until_s = self._clock.monotonic_s() + seconds
+        while not news.is_set() and (left_s := until_s - self._clock.monotonic_s()) > 0:
             woken = self._fleet.changed.next()
-            models = frozenset(lease.model for lease in await self._fleet.serving())
-            all_done = True
-            for model in models:
-                all_done = await self._complete_for(model) and all_done
-            if not all_done:
-                await wait_s(woken, RETRY_S)
-            elif models == known:
-                await wait_s(woken, IDLE_S)
-            known = models
+            if await self._models() != models:
+                return
+            await wait_for_any((woken, news), left_s)
+
+    async def _models(self) -> frozenset[str]:
+        return frozenset(lease.model for lease in await self._fleet.serving())
 
     async def _complete_for(self, model: str) -> bool:
         """Make voiceprints of a model; whether nothing is left to do."""
@@ -140,6 +154,7 @@ class Completion:
     async def _place(self, item: _Waiting, analysis: Analysis) -> bool:
         """Keep the voiceprint, unless the voice has changed since it was read."""
         async with self._database.write() as connection:
+            await locked_head(connection)
             if not await _is_as_it_was(connection, item):
                 return False
             wrapped = (await connection.execute(select(data_keys.c.wrapped).where(*_is(data_keys, item)))).scalar_one()
@@ -156,6 +171,7 @@ class Completion:
 
     async def _fail(self, item: _Waiting, reason: str) -> None:
         async with self._database.write() as connection:
+            await locked_head(connection)
             if not await _is_as_it_was(connection, item):
                 return
             found = await connection.execute(select(samples.c.blob_key).where(*_is(samples, item)))

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane import audit, fleet_log
 from controlplane.blobs import Blobs
-from controlplane.database.engine import Database
+from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import consents, data_keys, idempotency, samples, voiceprints, voices
 from controlplane.fleet_log import Change
 from controlplane.identity import Principal
@@ -27,6 +27,7 @@ from controlplane.intake import Clip, Intake, judge
 from controlplane.keys import DataKey, KeyRing, VoiceAddress
 from controlplane.metrics import Metrics
 from controlplane.nodes import Analysis
+from controlplane.pulse import Pulse
 from controlplane.voices import NO_SUCH_VOICE, Voice, Voices
 from runtime.clock import Clock
 from runtime.errors import Conflict, InvalidRequest, NotFound, SpeakerdError, Unavailable
@@ -93,6 +94,7 @@ class Enrolment:
         library: Voices,
         clock: Clock,
         metrics: Metrics,
+        waiting_voices: Pulse,
     ) -> None:
         self._database = database
         self._keys = keys
@@ -101,6 +103,7 @@ class Enrolment:
         self._library = library
         self._clock = clock
         self._metrics = metrics
+        self._waiting_voices = waiting_voices
 
     def __repr__(self) -> str:
         return "Enrolment()"
@@ -142,7 +145,11 @@ class Enrolment:
         await self._store(
             principal=principal, voice=voice, request=request, before=before, analysis=analysis, digest=digest
         )
-        enrolled_on = await self._library.spread(voice) if analysis is not None else ()
+        enrolled_on: tuple[str, ...] = ()
+        if analysis is None:
+            self._waiting_voices.beat()
+        else:
+            enrolled_on = await self._library.spread(voice)
         note = "" if enrolled_on else NOTE_PENDING if analysis is None else NOTE_CATCHING_UP
         return Enrolled(await self._library.get(voice), sound.preflight, analysis, enrolled_on, note)
 
@@ -182,6 +189,8 @@ class Enrolment:
                 ciphertext = key.encrypt(clip.data, "sample", generation, index)
                 kept.append(_Kept(await self._blobs.put(ciphertext), len(ciphertext), clip))
             async with self._database.write() as connection:
+                # Who writes takes the head first, everywhere, so that no two wait for each other.
+                await locked_head(connection)
                 if before is None:
                     await self._insert_voice(connection, voice, request, key, wrapped)
                 else:

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane import audit, fleet_log, leases
 from controlplane.blobs import Blobs
-from controlplane.database.engine import Database
+from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import consents, data_keys, erasures, idempotency, samples, voiceprints, voices
 from controlplane.database.schema import fleet_log as log_table
 from controlplane.fleet import Fleet
@@ -81,6 +81,7 @@ class Erasures:
         self._nodes = nodes
         self._clock = clock
         self._metrics = metrics
+        self._asked = Pulse()
         self._moved = Pulse()
         self._pushing: dict[int, asyncio.Task[None]] = {}
 
@@ -97,6 +98,7 @@ class Erasures:
         audit_id = await self._request(principal, voice, trigger or TRIGGERS[0])
         # The key is gone from the tables; now also from what SQLite keeps beside them.
         await self._database.truncate_log()
+        self._asked.beat()
         self._fleet.changed.beat()
         return await self._proven(voice.tenant_id, audit_id, wait_s_max)
 
@@ -116,7 +118,7 @@ class Erasures:
         """Work for ever: push evictions, collect proof, delete blobs. Begins with what an earlier run left."""
         blobs_at_s = self._clock.monotonic_s()
         while True:
-            woken = self._fleet.changed.next()
+            woken, asked = self._fleet.changed.next(), self._asked.next()
             open_ones: list[Erasure] = []
             try:
                 open_ones = await self._open()
@@ -130,7 +132,10 @@ class Erasures:
             except Unavailable as error:
                 get_logger().warning("erasure.delayed", reason=str(error))
             # A lease that runs out announces itself to nobody, hence the bound while something is open.
-            await wait_s(woken, LOOK_AGAIN_S if open_ones else BLOBS_AGAIN_S)
+            if open_ones:
+                await wait_s(woken, LOOK_AGAIN_S)
+            else:
+                await wait_s(asked, BLOBS_AGAIN_S)
 
     async def close(self) -> None:
         """Leave off pushing; what is open is taken up by the next run."""
@@ -141,6 +146,7 @@ class Erasures:
 
     async def _request(self, principal: Principal, voice: VoiceAddress, trigger: str) -> str:
         async with self._database.write() as connection:
+            await locked_head(connection)
             row = (
                 await connection.execute(
                     select(voices.c.state, voices.c.generation)
@@ -263,6 +269,7 @@ class Erasures:
     async def _finish(self, erasure: Erasure) -> None:
         """Say `erased` if it is so, decided on one state of the leases; the late are fenced with it."""
         async with self._database.write() as connection:
+            await locked_head(connection)
             row = (
                 await connection.execute(
                     select(erasures.c.state).where(erasures.c.audit_id == erasure.audit_id).with_for_update()

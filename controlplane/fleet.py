@@ -19,10 +19,10 @@ from controlplane.holdings import Holding, SealedHolding, changes_after, desired
 from controlplane.keys import KeyRing
 from controlplane.leases import Lease, NodeReport
 from controlplane.metrics import Metrics
-from controlplane.pulse import Pulse, wait_s
+from controlplane.pulse import Pulse
 from controlplane.registry import NodeView, Registry
 from runtime.clock import Clock
-from runtime.errors import Conflict, InvalidRequest, Stale
+from runtime.errors import Conflict, InvalidRequest, Stale, Unavailable
 from runtime.logs import get_logger
 
 PAGE_ENTRIES = 1_000
@@ -181,13 +181,13 @@ class Fleet:
         return [lease for lease in found if lease.serves(now_s)]
 
     async def reconcile(self) -> None:
-        """Compare desired with observed, again and again: fence who is silent, and know each model's digest."""
+        """Compare desired with observed, at its own rhythm: fence who is silent, and know each model's digest."""
         while True:
-            woken = self.changed.next()
-            await self._reconcile_once()
-            await wait_s(woken, self._settings.reconcile_s)
-            # Renewals beat all the time; the comparison need not follow every one of them.
-            await asyncio.sleep(min(0.2, self._settings.reconcile_s))
+            try:
+                await self._reconcile_once()
+            except Unavailable as error:
+                get_logger().warning("fleet.not_reconciled", reason=str(error))
+            await asyncio.sleep(self._settings.reconcile_s)
 
     async def _reconcile_once(self) -> None:
         async with self._database.read() as connection:

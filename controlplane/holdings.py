@@ -6,6 +6,8 @@ node's model, or not at all: then the entry is there for the sake of the order, 
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,9 +136,15 @@ async def desired_digest(connection: AsyncConnection, model: str) -> bytes:
         )
         .where(voices.c.state.in_(LIVE_STATES), voices.c.revision > 0)
     )
+    rows = [(row.tenant_id, row.voice_id, int(row.generation)) for row in await connection.execute(query)]
+    # Ten thousand hashes take longer than the event loop may stand still.
+    return await asyncio.to_thread(_digest_of, rows)
+
+
+def _digest_of(voices_held: Sequence[tuple[str, str, int]]) -> bytes:
     digest = VoiceDigest()
-    for row in await connection.execute(query):
-        digest.add(row.tenant_id, row.voice_id, int(row.generation))
+    for tenant_id, voice_id, generation in voices_held:
+        digest.add(tenant_id, voice_id, generation)
     return digest.value()
 
 

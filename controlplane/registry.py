@@ -183,6 +183,8 @@ class Registry:
 
     def _hear(self, node: NodeView) -> None:
         before = self._heard.get(node.node_id)
+        if before is not None and before[1].incarnation > node.incarnation:
+            return
         if before is None and len(self._heard) >= REMEMBERED_NODES_MAX:
             return
         placed = self._placed.setdefault(node.node_id, {})

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, event, select, text, update
@@ -197,6 +198,9 @@ def _availability() -> Iterator[None]:
         if not _is_outage(error):
             raise
         raise Unavailable("the database is away or full; try again", retry_after_s=1.0) from error
+    except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
+        # A server that is away refuses before SQLAlchemy has anything to wrap.
+        raise Unavailable("the database is away; try again", retry_after_s=1.0) from error
 
 
 def _is_outage(error: DBAPIError) -> bool:

@@ -64,6 +64,11 @@ async def test_a_database_that_cannot_hold_the_truth_is_refused(bad: str) -> Non
         await open_database(bad, SteppedClock(), lease_s=1.0)
 
 
+async def test_a_database_server_that_is_away_is_unavailable() -> None:
+    with pytest.raises(Unavailable, match="away"):
+        await open_database("postgresql+asyncpg://nobody@127.0.0.1:1/none", SteppedClock(), lease_s=1.0)
+
+
 async def test_a_full_database_is_unavailable_and_reads_go_on(world: World) -> None:
     plane = await world.plane()
     database = plane.core.database
