@@ -33,7 +33,8 @@ def mel_filters(rate_hz: int = 16_000, num_bands: int = NUM_BANDS, fft_samples: 
     left, centre, right = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
     rising = (bins_hz - left) / (centre - left)
     falling = (right - bins_hz) / (right - centre)
-    return np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (right - left))
+    filters: np.ndarray = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (right - left))
+    return filters
 
 
 class MelFrontEnd(nn.Module):
@@ -50,7 +51,8 @@ class MelFrontEnd(nn.Module):
         """Mel power of (..., N) samples: (..., T, 40), T = (N - 400) // 160 + 1; frame t begins at sample 160 t."""
         frames = samples.unfold(-1, FRAME_SAMPLES, FRAME_STEP_SAMPLES) * self.window  # (..., T, 400)
         spectrum = torch.fft.rfft(frames)
-        return (spectrum.real**2 + spectrum.imag**2) @ self.filters  # (..., T, 40)
+        mels: Tensor = (spectrum.real**2 + spectrum.imag**2) @ self.filters  # (..., T, 40)
+        return mels
 
 
 class Ge2eEncoder(nn.Module):

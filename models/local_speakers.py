@@ -77,8 +77,8 @@ def find_local_speakers(
     embeddings = np.zeros((grid.num_local_speakers, grid.embedding_dim), np.float32)
     if len(partials):
         weight = _partial_weights(active, clean, spans, local.purity_power)  # (P, S)
-        for slot in np.flatnonzero((clean_frames >= local.clean_frames_min) & (weight.sum(axis=0) > 0)):
-            embeddings[slot] = _unit(weight[:, slot] @ partials)
+        for heard in np.flatnonzero((clean_frames >= local.clean_frames_min) & (weight.sum(axis=0) > 0)):
+            embeddings[heard] = _unit(weight[:, heard] @ partials)
     for one, other in combinations(range(share.shape[1]), 2):
         both_heard = min(clean_frames[one], clean_frames[other]) >= local.join_frames_min
         if both_heard and float(embeddings[one] @ embeddings[other]) > local.join_cosine:

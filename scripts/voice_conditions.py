@@ -81,7 +81,8 @@ def in_a_room(speech: FloatArray, rng: np.random.Generator) -> FloatArray:
     b = [0.049922035, -0.095993537, 0.050612699, -0.004408786]
     noise = lfilter(b, [1, -2.494956002, 2.017265875, -0.522189400], rng.standard_normal(len(speech)))
     noise *= wet.std() * 10 ** (-rng.uniform(12, 32) / 20) / noise.std()
-    return (wet + noise).astype(np.float32)
+    heard: FloatArray = (wet + noise).astype(np.float32)
+    return heard
 
 
 def through_a_microphone(speech: FloatArray, rng: np.random.Generator) -> FloatArray:
