@@ -8,7 +8,7 @@ turns are numbered without gaps, across resumption too; whatever ends the stream
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -17,11 +17,11 @@ from models.analysis import FrameGrid, WindowAnalysis
 from models.live_naming import NamedTurn, NamingOutcome, Relabel
 from models.online import OnlineDiarization, StepOutcome
 from node import events
-from node.batcher import Source
 from node.checkpoint import CheckpointSeal, StreamState
 from node.intake import Intake
 from node.metrics import NodeMetrics
 from node.naming import NamingGuard, SessionNaming
+from node.source import Source
 from runtime.clock import Clock
 from runtime.errors import SpeakerdError, TimedOut, Unavailable
 from runtime.units import seconds_from_samples
@@ -144,7 +144,8 @@ class LiveSession:
         checkpoint_due_s = self._clock.monotonic_s() + TICK_S
         while analyses := await self._source.take():
             placed = [replace(analysis, start_samples=analysis.start_samples + self._base) for analysis in analyses]
-            outcomes = await loop.run_in_executor(self._steps, _step_all, self._online, placed)
+            known = {index: voice for index, (voice, _) in self._naming.voices().items() if voice is not None}
+            outcomes = await loop.run_in_executor(self._steps, _step_all, self._online, placed, known)
             self._analysed = placed[-1].start_samples + self._grid.window_samples
             await self._tell(outcomes)
             if self._clock.monotonic_s() >= checkpoint_due_s:
@@ -294,8 +295,11 @@ class LiveSession:
         return number
 
 
-def _step_all(online: OnlineDiarization, analyses: Sequence[WindowAnalysis]) -> list[StepOutcome]:
-    return [online.step(analysis) for analysis in analyses]
+def _step_all(
+    online: OnlineDiarization, analyses: Sequence[WindowAnalysis], known: Mapping[int, str]
+) -> list[StepOutcome]:
+    # Who carries different voices is never merged, however alike they sound on a poor line.
+    return [online.step(analysis, known) for analysis in analyses]
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
