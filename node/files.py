@@ -15,13 +15,14 @@ from models.diarize import Diarization, FileDiarization, SpeakerTurn, speaker_bo
 from models.naming import Reason
 from models.online import SessionSpeaker
 from node import events
-from node.batcher import Batcher, Source
+from node.batcher import Batcher
 from node.engine import Engine
 from node.intake import Intake
 from node.metrics import NodeMetrics
 from node.naming import Match, Name, Scope, matches, score
 from node.session import WRITE_BOUND_S, first_error
 from node.slots import SlotTable
+from node.source import Source
 from node.standing import Standing
 from node.streams import OPEN_BOUND_S
 from node.voice_store import VoiceStore

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from models.analysis import FloatArray
 from node import events
-from node.batcher import Source
 from node.enrolment import CONTAINER
+from node.source import Source
 from runtime.errors import BadAudio, InvalidRequest, SpeakerdError, TimedOut, TooLarge
 from runtime.media import adecode_stream
 from runtime.pcm import PcmDecoder

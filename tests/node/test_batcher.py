@@ -14,12 +14,13 @@ from prometheus_client import CollectorRegistry
 from models.analysis import FloatArray, WindowAnalysis
 from models.online import OnlineParams
 from models.seams import DueWindow
-from node.batcher import BACKLOG_SAMPLES_MAX, RESULTS_MAX, WINDOWS_A_BATCH, Batcher, DeviceFault, Source
+from node.batcher import WINDOWS_A_BATCH, Batcher, DeviceFault
 from node.device_thread import DeviceLost, DeviceThread
 from node.engine import PROBE_SLOT, Engine
 from node.metrics import NodeMetrics
 from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery
 from node.slots import Slot
+from node.source import BACKLOG_SAMPLES_MAX, RESULTS_MAX, Source
 from runtime.clock import SystemClock
 from runtime.errors import Overloaded, Unavailable
 from tests.node.conftest import ADA, tones

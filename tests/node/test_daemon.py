@@ -8,8 +8,6 @@ from collections.abc import Callable
 import grpc
 import pytest
 from grpc import aio
-from tests.node.conftest import ADA, pcm, requests, rest, tones
-from tests.node.test_batcher import WatchedDevice
 
 import node.app
 from models.online import OnlineParams
@@ -22,6 +20,8 @@ from runtime.errors import Unavailable
 from runtime.grpc_server import open_channel
 from runtime.lifecycle import run_daemon
 from speakerd.v1 import node_pb2_grpc
+from tests.node.conftest import ADA, pcm, requests, rest, tones
+from tests.node.test_batcher import WatchedDevice
 
 
 def loads(device: WatchedDevice) -> Callable[[str, str], Callable[[], Engine]]:
