@@ -113,10 +113,10 @@ def _snapped(second: BoolArray, active: BoolArray, repair: RepairParameters) -> 
     """The same stretches, each change moved to the nearest pause within reach."""
     moved = np.zeros(len(second), bool)
     current, begin = bool(second[0]), 0
-    for change in np.flatnonzero(second[1:] != second[:-1]) + 1:
+    for change in (int(frame) + 1 for frame in np.flatnonzero(second[1:] != second[:-1])):
         low = max(begin + 1, change - repair.snap_frames)
         high = min(len(second) - 1, change + repair.snap_frames)
-        at = int(change)
+        at = change
         if high > low:
             candidates = np.arange(low, high)
             at = int(candidates[np.argmin(active[candidates] + np.abs(candidates - change) / (4 * repair.snap_frames))])
