@@ -17,13 +17,13 @@ from controlplane import audit
 from controlplane.blobs import Blobs
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import data_keys, samples, voiceprints, voices
-from controlplane.enrolment import place_voiceprint
 from controlplane.fleet import Fleet
 from controlplane.holdings import LIVE_STATES
 from controlplane.intake import Clip, Intake, judge
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.nodes import Analysis
 from controlplane.pulse import Pulse, wait_for_any
+from controlplane.voice_rows import place_voiceprint
 from controlplane.voices import Voices
 from runtime.clock import Clock
 from runtime.errors import Cause, SpeakerdError, Unavailable

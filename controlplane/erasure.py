@@ -11,17 +11,15 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, or_, select, update
+from sqlalchemy import delete, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane import audit, fleet_log, leases
 from controlplane.blobs import Blobs
 from controlplane.database.engine import Database, locked_head
-from controlplane.database.schema import consents, data_keys, erasures, idempotency, samples, voiceprints, voices
-from controlplane.database.schema import fleet_log as log_table
+from controlplane.database.schema import erasures, samples, voices
+from controlplane.erasure_rows import Erasure, destroy, erasure_of, first_revision_of, latest_of
 from controlplane.fleet import Fleet
 from controlplane.fleet_log import Change
 from controlplane.holdings import Holding
@@ -41,23 +39,6 @@ WAIT_S_MAX = 30.0
 LOOK_AGAIN_S = 0.5
 SILENT = "silent: its lease ran out and it is fenced"
 BLOBS_AGAIN_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Erasure:
-    """An erasure. Instants are Unix seconds; nodes: applied, or why it was not waited for."""
-
-    audit_id: str
-    voice: VoiceAddress
-    generation: int
-    state: str
-    revision: int
-    requested_at_s: float
-    erased_at_s: float | None
-    nodes: tuple[Outcome, ...]
-    residual_node_ids: tuple[str, ...]
-    blob_bytes_deleted: int
-    blobs_pending: bool
 
 
 class Erasures:
@@ -112,7 +93,7 @@ class Erasures:
             ).one_or_none()
         if row is None:
             raise NotFound("no such erasure")
-        return _erasure(row)
+        return erasure_of(row)
 
     async def run(self) -> None:
         """Work for ever: push evictions, collect proof, delete blobs. Begins with what an earlier run left."""
@@ -157,7 +138,7 @@ class Erasures:
             if row is None:
                 raise NotFound(NO_SUCH_VOICE)
             if row.state in ("erasing", "erased"):
-                return await _latest_of(connection, voice)
+                return await latest_of(connection, voice)
             audit_id = f"e_{secrets.token_hex(12)}"
             generation = int(row.generation) + 1
             now_s = self._clock.wall_s()
@@ -168,7 +149,7 @@ class Erasures:
                 generation,
                 now_lease_s=await self._database.lease_now_s(connection),
             )
-            await self._destroy(connection, voice, generation, revision, now_s)
+            await destroy(connection, voice, generation, revision, now_s)
             await connection.execute(
                 insert(erasures).values(
                     audit_id=audit_id,
@@ -190,28 +171,6 @@ class Erasures:
             )
         return audit_id
 
-    async def _destroy(
-        self, connection: AsyncConnection, voice: VoiceAddress, generation: int, revision: int, now_s: float
-    ) -> None:
-        for table in (data_keys, voiceprints, consents, idempotency):
-            await connection.execute(
-                delete(table).where(table.c.tenant_id == voice.tenant_id, table.c.voice_id == voice.voice_id)
-            )
-        await connection.execute(
-            update(voices)
-            .where(voices.c.tenant_id == voice.tenant_id, voices.c.voice_id == voice.voice_id)
-            .values(
-                state="erasing",
-                state_reason="",
-                generation=generation,
-                label_ciphertext=None,
-                net_speech_ms=0,
-                model="",
-                revision=revision,
-                updated_at_s=now_s,
-            )
-        )
-
     async def _proven(self, tenant_id: str, audit_id: str, wait_s_max: float) -> Erasure:
         until_s = self._clock.monotonic_s() + wait_s_max
         while True:
@@ -225,7 +184,7 @@ class Erasures:
     async def _open(self) -> list[Erasure]:
         query = select(erasures).where(or_(erasures.c.state == "erasing", erasures.c.blobs_pending.is_(True)))
         async with self._database.read() as connection:
-            found = [_erasure(row) for row in await connection.execute(query.order_by(erasures.c.revision))]
+            found = [erasure_of(row) for row in await connection.execute(query.order_by(erasures.c.revision))]
         erasing = [erasure for erasure in found if erasure.state == "erasing"]
         self._metrics.erasures_pending.set(len(erasing))
         oldest_s = min((erasure.requested_at_s for erasure in erasing), default=None)
@@ -287,7 +246,7 @@ class Erasures:
                     outcomes.append(Outcome(lease.node_id, ok=False, error=SILENT))
                 else:
                     return
-            first_revision = await _first_revision(connection, erasure.voice)
+            first_revision = await first_revision_of(connection, erasure.voice)
             residual = await leases.residual_nodes(connection, first_revision) if first_revision else []
             answered = {outcome.node_id for outcome in outcomes}
             outcomes += [Outcome(node_id, ok=False, error=SILENT) for node_id in residual if node_id not in answered]
@@ -358,40 +317,3 @@ class Erasures:
         }
         sequence = await audit.append(connection, action, at_s=self._clock.wall_s(), facts=said)
         self._metrics.audit_head.set(sequence)
-
-
-async def _latest_of(connection: AsyncConnection, voice: VoiceAddress) -> str:
-    query = (
-        select(erasures.c.audit_id)
-        .where(erasures.c.tenant_id == voice.tenant_id, erasures.c.voice_id == voice.voice_id)
-        .order_by(erasures.c.revision.desc())
-        .limit(1)
-    )
-    return str((await connection.execute(query)).scalar_one())
-
-
-async def _first_revision(connection: AsyncConnection, voice: VoiceAddress) -> int | None:
-    """Where the voice entered the fleet log; None when no node was ever told of it."""
-    query = select(func.min(log_table.c.revision)).where(
-        log_table.c.tenant_id == voice.tenant_id,
-        log_table.c.voice_id == voice.voice_id,
-        log_table.c.kind == Change.ENROLL.value,
-    )
-    found: int | None = (await connection.execute(query)).scalar_one_or_none()
-    return found
-
-
-def _erasure(row: Row[Any]) -> Erasure:
-    return Erasure(
-        audit_id=row.audit_id,
-        voice=VoiceAddress(row.tenant_id, row.voice_id),
-        generation=int(row.generation),
-        state=row.state,
-        revision=int(row.revision),
-        requested_at_s=row.requested_at_s,
-        erased_at_s=row.erased_at_s,
-        nodes=tuple(Outcome(node_id, ok, error) for node_id, ok, error in json.loads(row.nodes)),
-        residual_node_ids=tuple(json.loads(row.residual_node_ids)),
-        blob_bytes_deleted=int(row.blob_bytes_deleted),
-        blobs_pending=bool(row.blobs_pending),
-    )

@@ -9,8 +9,10 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
-from controlplane.enrolment import Consent, Enrolled, Enrolment, Request
-from controlplane.erasure import Erasure, Erasures
+from controlplane.enrolment import Enrolled, Enrolment
+from controlplane.enrolment_request import Consent, Request
+from controlplane.erasure import Erasures
+from controlplane.erasure_rows import Erasure
 from controlplane.identity import JOBS_WRITE, VOICES_ERASE, VOICES_READ, VOICES_WRITE, Identity, Principal
 from controlplane.intake import CLIP_BYTES_MAX, CLIPS_MAX, CONTAINER, TOTAL_BYTES_MAX, Clip
 from controlplane.keys import VoiceAddress

@@ -113,11 +113,11 @@ async def open_database(url: str, clock: Clock, *, lease_s: float) -> Database:
         if not parsed.database or parsed.database == ":memory:":
             raise InvalidRequest("database_url: a database in memory loses every voice; name a file")
         lock_file = _lock(Path(f"{parsed.database}.lock"))
-        engine = create_async_engine(parsed, pool_size=POOL_SIZE, max_overflow=0)
+        engine = create_async_engine(parsed, pool_size=POOL_SIZE, max_overflow=0, hide_parameters=True)
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
     else:
-        engine = create_async_engine(parsed, pool_size=POOL_SIZE, pool_pre_ping=True)
+        engine = create_async_engine(parsed, pool_size=POOL_SIZE, pool_pre_ping=True, hide_parameters=True)
     database = Database(engine, clock, lock_file)
     try:
         async with database.write() as connection:

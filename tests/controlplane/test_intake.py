@@ -10,6 +10,8 @@ import pytest
 from grpc import aio
 from sqlalchemy import text
 
+from controlplane import audit
+from runtime.errors import Unavailable
 from speakerd.v1 import common_pb2, node_pb2, people_pb2
 from tests.controlplane.conftest import Client, World, speech, until, wav
 
@@ -164,3 +166,24 @@ async def test_chunks_out_of_order_and_floods_are_refused(world: World) -> None:
             await client.people.EnrollVoice(requests(), metadata=client.metadata)
         assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT, says
         assert says in str(error.value.details())
+
+
+async def test_a_store_or_database_that_fails_half_way_leaves_nothing_and_says_try_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    await world.node(plane)
+
+    async def full(*_: object, **__: object) -> None:
+        raise Unavailable("the recordings' store is away or full; try again", retry_after_s=1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plane.core.blobs, "put", full)
+        assert (await refused(client))[0] is grpc.StatusCode.UNAVAILABLE
+    assert await rows_and_blobs(world, plane) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "append", full)
+        assert (await refused(client))[0] is grpc.StatusCode.UNAVAILABLE
+    assert await rows_and_blobs(world, plane) == 0
+    assert (await client.enrol("Alice")).voice.state == people_pb2.Voice.STATE_READY
