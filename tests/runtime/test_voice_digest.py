@@ -51,4 +51,6 @@ def test_where_one_field_ends_and_the_next_begins_matters() -> None:
 
 def test_it_is_the_same_in_every_version() -> None:
     # Nodes and control planes of different versions compare it: it may not change silently.
-    assert digest_of([("default", "v_1", 1)]).hex() == "934c33e3d168efe590ae57e6bfd984ee98546306321ff263acdd88a5d05b5054"
+    assert (
+        digest_of([("default", "v_1", 1)]).hex() == "934c33e3d168efe590ae57e6bfd984ee98546306321ff263acdd88a5d05b5054"
+    )
