@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Protocol
 
+import numpy as np
+
 from models.analysis import FloatArray
 from node import events
 from node.enrolment import CONTAINER
@@ -22,6 +24,9 @@ from runtime.pcm import PcmDecoder
 from runtime.units import seconds_from_samples
 
 IDLE_S = 30.0
+SILENCE_DBFS = -60
+SILENCE_PEAK = 10 ** (SILENCE_DBFS / 20)
+"""A stream that was never louder than this from its first to its last sample heard no microphone."""
 AUDIO_BYTES_MAX = 1 << 20
 DECODE_ON_LOOP_BYTES_MAX = 64 << 10
 """Larger chunks are decoded on a thread: the event loop never works longer than a millisecond."""
@@ -62,6 +67,7 @@ class Intake:
         self._receiving = False
         self.handing_over = False
         self.received_samples = 0
+        self._peak = 0.0
 
     def __repr__(self) -> str:
         return f"Intake({self.received_samples} samples received, handing_over={self.handing_over})"
@@ -79,6 +85,11 @@ class Intake:
                 raise
         if not self.received_samples and not self.handing_over and not self._is_resumed:
             raise BadAudio("there is no audio: send `audio` after `open`")
+        if self._peak <= SILENCE_PEAK and not self.handing_over and not self._is_resumed:
+            raise BadAudio(
+                f"no sound above {SILENCE_DBFS} dBFS in {seconds_from_samples(self.received_samples):.1f} s: "
+                "the audio is silent; check the microphone and its level, and the encoding"
+            )
         self._source.end()
 
     def hand_over(self) -> None:
@@ -135,6 +146,7 @@ class Intake:
             raise TooLarge(
                 f"the recording is longer than {seconds_from_samples(self._samples_max) / 3600:g} h: send it in parts"
             )
+        self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
         for at in range(0, len(samples), self._piece_samples):
             piece = samples[at : at + self._piece_samples]
             await self._source.push(piece)
