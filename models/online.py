@@ -105,6 +105,16 @@ class OnlineDiarization:
     def __repr__(self) -> str:
         return f"OnlineDiarization({self._clustering!r}, {self._timeline!r}, recent={len(self._recent)})"
 
+    @property
+    def steps_on_one_roster(self) -> int:
+        """How many steps may follow each other on what is known of the speakers' voices now.
+
+        Speakers are merged every few windows, and whoever carries different voices then is not. A caller who takes
+        several windows at once asks for names in between, or how its windows were batched would decide who is merged.
+        """
+        every = self._params.clustering.recluster_windows
+        return (every - 1 - self._windows_since_recluster) or every
+
     def step(self, analysis: WindowAnalysis, voices: Mapping[int, str] | None = None) -> StepOutcome:
         """Take the next window, whose end is now. Windows come in order and may jump forward.
 

@@ -144,10 +144,13 @@ class LiveSession:
         checkpoint_due_s = self._clock.monotonic_s() + TICK_S
         while analyses := await self._source.take():
             placed = [replace(analysis, start_samples=analysis.start_samples + self._base) for analysis in analyses]
-            known = {index: voice for index, (voice, _) in self._naming.voices().items() if voice is not None}
-            outcomes = await loop.run_in_executor(self._steps, _step_all, self._online, placed, known)
-            self._analysed = placed[-1].start_samples + self._grid.window_samples
-            await self._tell(outcomes)
+            while placed:
+                together = self._online.steps_on_one_roster
+                known = {index: voice for index, (voice, _) in self._naming.voices().items() if voice is not None}
+                outcomes = await loop.run_in_executor(self._steps, _step_all, self._online, placed[:together], known)
+                self._analysed = placed[:together][-1].start_samples + self._grid.window_samples
+                await self._tell(outcomes)
+                del placed[:together]
             if self._clock.monotonic_s() >= checkpoint_due_s:
                 await self._queue.put(await self._checkpoint())
                 checkpoint_due_s = self._clock.monotonic_s() + TICK_S
