@@ -44,19 +44,10 @@ def verify_ticket(text: str, keys: Sequence[bytes], *, node_id: str, now_s: floa
     """
     if not text:
         raise Unauthenticated("no stream ticket: call Streams.PlaceStream and send its ticket in StreamOpen")
-    try:
-        if len(text) > TICKET_BYTES_MAX:
-            raise ValueError
-        body, signature = (_decode(part) for part in text.split("."))
-        fields = json.loads(body)
-        ticket = Ticket(**fields)
-        well_formed = isinstance(ticket.expires_at_s, int) and all(
-            isinstance(value, str) for name, value in fields.items() if name != "expires_at_s"
-        )
-    except (ValueError, TypeError, binascii.Error):
-        well_formed = False
-    if not well_formed:
+    parsed = _parse(text)
+    if parsed is None:
         raise Unauthenticated("the stream ticket is malformed: send it as PlaceStream gave it")
+    ticket, body, signature = parsed
     if not any(_signed_by(key, signature, body) for key in keys):
         raise Unauthenticated("the stream ticket is not signed by this fleet's control plane")
     if ticket.node_id != node_id:
@@ -64,6 +55,21 @@ def verify_ticket(text: str, keys: Sequence[bytes], *, node_id: str, now_s: floa
     if now_s >= ticket.expires_at_s:
         raise Unauthenticated("the stream ticket has expired: call PlaceStream again")
     return ticket
+
+
+def _parse(text: str) -> tuple[Ticket, bytes, bytes] | None:
+    """Ticket, signed body and signature; None if the text is no ticket at all."""
+    if len(text) > TICKET_BYTES_MAX:
+        return None
+    try:
+        body, signature = (_decode(part) for part in text.split("."))
+        fields = json.loads(body)
+        ticket = Ticket(**fields)
+    except (ValueError, TypeError, binascii.Error):
+        return None
+    texts = [value for name, value in fields.items() if name != "expires_at_s"]
+    well_formed = type(ticket.expires_at_s) is int and all(isinstance(value, str) for value in texts)
+    return (ticket, body, signature) if well_formed else None
 
 
 def _signed_by(key: bytes, signature: bytes, body: bytes) -> bool:
