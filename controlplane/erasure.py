@@ -236,9 +236,10 @@ class Erasures:
             ).one()
             if row.state != "erasing":
                 return
+            found = await leases.holders(connection, locked=True)
             now_s = await self._database.lease_now_s(connection)
             outcomes = []
-            for lease in await leases.holders(connection):
+            for lease in found:
                 if lease.has_applied(erasure.revision):
                     outcomes.append(Outcome(lease.node_id, ok=True))
                 elif lease.deadline_s < now_s:

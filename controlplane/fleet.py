@@ -103,11 +103,15 @@ class Fleet:
                 and lease.process_id == report.process_id
                 and not lease.superseded
             )
+            head = await fleet_log.head(connection)
             if lease is None or not current or lease.deadline_s < now_s:
+                refused = True
+            elif report.cursor > head:
+                # The log was cut back, as by a restored backup: what the node holds is of another history.
+                await leases.fence(connection, report.incarnation)
                 refused = True
             else:
                 refused = False
-                head = await fleet_log.head(connection)
                 if report.state == "fenced":
                     # It has let go by itself: nobody needs to wait for it.
                     await leases.fence(connection, report.incarnation, wiped=True)
@@ -166,6 +170,8 @@ class Fleet:
         if incarnation != lease.incarnation:
             return
         async with self._database.write() as connection:
+            if cursor > await fleet_log.head(connection):
+                return  # of a log that was cut back since; the node's next renewal ends its incarnation
             await leases.acknowledge(connection, incarnation, cursor)
             await leases.settle_pending(connection, lease.model, cursor, self._clock.wall_s())
         self.changed.beat()

@@ -56,10 +56,14 @@ class Lease:
         return self.state == "serving" and not self.superseded and self.deadline_s >= now_s
 
 
-async def holders(connection: AsyncConnection) -> list[Lease]:
-    """Every incarnation that is not fenced, oldest first."""
+async def holders(connection: AsyncConnection, *, locked: bool = False) -> list[Lease]:
+    """Every incarnation that is not fenced, oldest first.
+
+    locked: whoever decides to fence says so. A renewal that is under way is waited for and seen, one that comes later
+    sees the fence; without the lock a lease could be given out and fenced in the same moment.
+    """
     query = select(node_leases).where(node_leases.c.fenced.is_(False)).order_by(node_leases.c.incarnation)
-    return [_lease(row) for row in await connection.execute(query)]
+    return [_lease(row) for row in await connection.execute(query.with_for_update() if locked else query)]
 
 
 async def find(connection: AsyncConnection, incarnation: int) -> Lease | None:
@@ -77,17 +81,13 @@ async def look_up(connection: AsyncConnection, incarnation: int) -> Lease | None
 
 
 async def grant(connection: AsyncConnection, report: NodeReport, deadline_s: float) -> Lease:
-    """A new incarnation. What the same process held before is fenced, and wiped, as it says.
+    """A new incarnation. What was held under this node id before is superseded: it may not renew.
 
-    What another process held under this node id is superseded: nobody was found at its address, so its memory is taken
-    for gone, but its lease is waited for all the same.
+    The same process says that it forgot it; another process's memory is taken for gone, as nobody was found at its
+    address. The old lease is waited for all the same: this request may be an old one that was long under way, and its
+    sender may since have been given the incarnation that it supersedes, and rely on it until it renews.
     """
     revision, last = await locked_head(connection)
-    await connection.execute(
-        update(node_leases)
-        .where(node_leases.c.node_id == report.node_id, node_leases.c.process_id == report.process_id)
-        .values(fenced=True, wiped=True)
-    )
     await connection.execute(
         update(node_leases)
         .where(node_leases.c.node_id == report.node_id, node_leases.c.fenced.is_(False))
@@ -161,7 +161,7 @@ async def fence(connection: AsyncConnection, incarnation: int, *, wiped: bool = 
 
 async def fence_expired(connection: AsyncConnection, now_s: float) -> list[str]:
     """Fence every holder whose deadline has passed; their node ids."""
-    expired = [lease for lease in await holders(connection) if lease.deadline_s < now_s]
+    expired = [lease for lease in await holders(connection, locked=True) if lease.deadline_s < now_s]
     for lease in expired:
         await fence(connection, lease.incarnation)
     return [lease.node_id for lease in expired]

@@ -9,7 +9,9 @@ import pytest
 from grpc import aio
 from sqlalchemy import text
 
-from speakerd.v1 import fleet_pb2, node_pb2
+from controlplane import leases
+from controlplane.leases import NodeReport
+from speakerd.v1 import fleet_pb2, node_pb2, people_pb2
 from tests.controlplane.conftest import World, until
 
 
@@ -171,3 +173,69 @@ async def test_leases_of_an_earlier_run_are_waited_for_in_full(world: World) -> 
     again = await world.plane()
     (lease,), now_s = await again.core.fleet.holders()
     assert now_s < lease.deadline_s <= now_s + 1.2
+
+
+async def test_a_request_to_join_that_arrives_late_does_not_end_the_wait_for_the_lease_given_since(
+    any_world: World,
+) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    node = await any_world.node(plane, renew=False)
+    await node.renew_once()
+    await node.sync()
+    node.state = node_pb2.NODE_STATE_SERVING
+    await node.renew_once()
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    held = node.incarnation
+    assert len(node.voices) == 1
+    # The node's first request, sent before it was given the incarnation that it relies on, and long under way.
+    late = fleet_pb2.RenewRequest(
+        node_id=node.node_id, process_id=node.process_id, address=node.address, model=node.model
+    )
+    await node.fleet.Renew(late, metadata=node.metadata)
+    node.freeze()
+    assert (await client.erase(voice_id, wait_ms=300)).state == people_pb2.Erasure.STATE_ERASING
+    assert await status_of(node.renew_once()) is grpc.StatusCode.FAILED_PRECONDITION
+    assert node.incarnation == held
+    assert (await client.erase(voice_id, wait_ms=5_000)).state == people_pb2.Erasure.STATE_ERASED
+
+
+async def test_a_node_that_is_ahead_of_a_log_that_was_cut_back_proves_nothing_and_starts_over(any_world: World) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    node = await any_world.node(plane, renew=False)
+    await node.renew_once()
+    await node.sync()
+    node.state = node_pb2.NODE_STATE_SERVING
+    await node.renew_once()
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    # As after a restored backup: the node has applied revisions that the log has not given out yet.
+    node.cursor = 100
+    assert (await client.erase(voice_id, wait_ms=300)).state == people_pb2.Erasure.STATE_ERASING
+    assert len(node.voices) == 1
+    assert await status_of(node.renew_once()) is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_a_lease_is_not_fenced_while_a_renewal_of_it_is_under_way(any_world: World) -> None:
+    plane = await any_world.plane(reconcile_s=60.0)
+    database = plane.core.database
+    node = await any_world.node(plane, renew=False)
+    await node.renew_once()
+    report = NodeReport(
+        node.node_id, node.process_id, node.incarnation, 0, 0, bytes(32), node.address, node.model, "serving"
+    )
+
+    async def fence_expired() -> list[str]:
+        async with database.write() as connection:
+            return await leases.fence_expired(connection, await database.lease_now_s(connection))
+
+    async with database.write() as connection:
+        assert await leases.find(connection, node.incarnation) is not None
+        await asyncio.sleep(1.3)  # meanwhile the lease runs out
+        fencing = asyncio.create_task(fence_expired())
+        await asyncio.sleep(0.3)
+        assert not fencing.done()
+        await leases.prolong(connection, report, await database.lease_now_s(connection) + 1.2)
+    assert await fencing == []
+    (lease,), _ = await plane.core.fleet.holders()
+    assert lease.incarnation == node.incarnation
