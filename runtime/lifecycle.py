@@ -91,6 +91,8 @@ async def run_daemon(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(_unhandled)
     tasks = Tasks()
     started: list[Part] = []
     try:
@@ -109,7 +111,13 @@ async def run_daemon(
         await tasks.cancel()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+        loop.set_exception_handler(before)
         log.info("daemon.stopped")
+
+
+def _unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # The loop's own handler would write out the task or future, and in it the message of its exception.
+    get_logger().error("loop.failed", what=str(context.get("message", "")), exc_info=context.get("exception"))
 
 
 async def _drain(parts: Sequence[Part], drain_s: float) -> None:

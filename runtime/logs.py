@@ -1,14 +1,17 @@
 """Logs: one JSON object a line, an event name and fields. Never audio, embeddings, names or keys.
 
 `configure` is called once, by a daemon's shell. Anything that looks like a secret or like biometric data is cut out on
-the way, as a net under the rule that such things are not logged in the first place.
+the way, as a net under the rule that such things are not logged in the first place. Of an exception, ours or a
+library's, the log gets the types and the places in the code, never the message: that may hold anything.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import MutableMapping
+from types import TracebackType
 from typing import Any
 
 import structlog
@@ -28,6 +31,44 @@ def _redact(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Muta
     return event
 
 
+def stack_of(error: BaseException) -> list[str]:
+    """An exception without its message: its type, then "file:line:function" from the outermost call to the innermost.
+
+    What it was raised from follows in the same way, and so do the members of a group.
+    """
+    lines: list[str] = []
+    waiting, seen = [error], set[int]()
+    while waiting:
+        one = waiting.pop(0)
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        lines.append(type(one).__name__)
+        lines += [f"{frame.filename}:{frame.lineno}:{frame.name}" for frame in _frames(one.__traceback__)]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
+        before = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+        if before is not None:
+            waiting.append(before)
+    return lines
+
+
+def _frames(at: TracebackType | None) -> list[traceback.FrameSummary]:
+    # Without the lines of source, which would be read from disk, and without locals.
+    return list(traceback.StackSummary.extract(traceback.walk_tb(at), lookup_lines=False))
+
+
+def _cut_exceptions(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    told = event.pop("exc_info", None)
+    if told is True:
+        told = sys.exc_info()
+    error = told[1] if isinstance(told, tuple) else told
+    if isinstance(error, BaseException):
+        event["error_type"] = type(error).__name__
+        event["stack"] = stack_of(error)
+    return event
+
+
 def configure(level: str, *, service: str) -> None:
     """Send all logs, ours and libraries', to stderr as JSON lines. `service` is put on every line."""
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -37,7 +78,7 @@ def configure(level: str, *, service: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         lambda _logger, _method, event: {**event, "service": service},
         _redact,
-        structlog.processors.format_exc_info,
+        _cut_exceptions,
     ]
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer()],
