@@ -72,7 +72,10 @@ async def score(
     roster = store.candidates(scope.tenant_id, scope.voice_ids) if guard.allows() else NOBODY
     if not len(roster) or not speakers:
         return np.zeros((len(speakers), len(roster)), np.float32), roster
-    return await store.scores(np.stack([speaker.centroid for speaker in speakers]), roster)
+    found, roster = await store.scores(np.stack([speaker.centroid for speaker in speakers]), roster)
+    if not guard.allows():  # any more: the lease may have run out while the device was busy
+        return np.zeros((len(speakers), 0), np.float32), NOBODY
+    return found, roster
 
 
 def matches(

@@ -232,9 +232,10 @@ class LiveSession:
 
     async def _say(self, said: Said) -> None:
         """Put what was decided into words, with the names that may be said now."""
-        reports = self._naming.reports() if said.relabels else {}
-        by_number = {number: reports.get(index) for index, number in self._numbers.items()}
         for relabel in said.relabels:
+            # Asked for anew each time: while the one before was written, a voice may have been erased.
+            reports = self._naming.reports()
+            by_number = {number: reports.get(index) for index, number in self._numbers.items()}
             name = self._naming.name(relabel.voice, relabel.probability)
             match = by_number.get(relabel.shown_as)
             await self._send(events.Relabel(relabel.speaker, name, relabel.shown_as, relabel.since_samples, match))

@@ -1,0 +1,72 @@
+"""What is said of voices is asked for at the moment of saying it, in match reports as in names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from models.analysis import FloatArray
+from models.live_naming import Relabel
+from models.naming import Reason
+from models.online import SessionSpeaker
+from node import events
+from node.naming import NOBODY, Match, Scope, score
+from node.session import LiveSession, Said
+from node.voice_store import Roster, Voice, VoiceStore
+
+ADA = Voice("default", "ada", 1, "Ada", 0, 64_000)
+
+
+class Guard:
+    """Allows names until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+
+    def allows(self) -> bool:
+        return self.is_open
+
+
+async def test_scores_that_come_back_after_the_lease_has_run_out_tell_of_nobody() -> None:
+    guard = Guard()
+
+    class SlowStore:
+        def candidates(self, tenant_id: str, allowed: frozenset[str]) -> Roster:
+            return Roster(tenant_id, 1, (ADA,), np.zeros(1, np.int64), {"ada": 1})
+
+        async def scores(self, queries: FloatArray, roster: Roster) -> tuple[FloatArray, Roster]:
+            guard.is_open = False
+            return np.ones((len(queries), 1), np.float32), roster
+
+    speakers = [SessionSpeaker(0, np.full(4, 0.5, np.float32), 64_000)]
+    cosines, roster = await score(cast(VoiceStore, SlowStore()), guard, Scope("default", frozenset()), speakers)
+    assert roster is NOBODY
+    assert cosines.shape == (1, 0)
+
+
+async def test_a_voice_evicted_while_one_relabel_is_written_is_in_the_report_of_no_later_one() -> None:
+    held = [ADA]
+
+    class Naming:
+        def reports(self) -> dict[int, Match]:
+            match = Match(Reason.MATCHED, ADA, 0.9, 0.8, None, 0.0, 64_000)
+            return {0: match, 1: match} if held else {}
+
+        def name(self, voice_id: str | None, probability: float) -> None:
+            return None
+
+    told: list[Any] = []
+
+    async def send(event: events.Event) -> None:
+        told.append(event)
+        held.clear()  # the eviction comes while this is written
+
+    session = SimpleNamespace(
+        _naming=Naming(), _numbers={0: 0, 1: 1}, _send=send, _request=SimpleNamespace(provisional=False)
+    )
+    relabels: Sequence[Relabel] = [Relabel(0, 0, "ada", 0.9, 0), Relabel(1, 1, None, 0.0, 0)]
+    await LiveSession._say(cast(LiveSession, session), Said(relabels, []))
+    assert [event.match is None for event in told] == [False, True]
