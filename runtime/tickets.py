@@ -65,7 +65,7 @@ def _parse(text: str) -> tuple[Ticket, bytes, bytes] | None:
         body, signature = (_decode(part) for part in text.split("."))
         fields = json.loads(body)
         ticket = Ticket(**fields)
-    except (ValueError, TypeError, binascii.Error):
+    except (ValueError, TypeError, RecursionError, binascii.Error):
         return None
     texts = [value for name, value in fields.items() if name != "expires_at_s"]
     well_formed = type(ticket.expires_at_s) is int and all(isinstance(value, str) for value in texts)

@@ -69,6 +69,7 @@ def test_a_changed_ticket_is_refused() -> None:
         "x" * 5_000,
         signed_body(b"[]"),
         signed_body(b"{}"),
+        signed_body(b"[" * 2_900),
         signed_body(b"\xff"),
         signed_body(json.dumps({**asdict(TICKET), "expires_at_s": "2000"}).encode()),
         signed_body(json.dumps({**asdict(TICKET), "node_id": 1}).encode()),
