@@ -9,7 +9,8 @@ from controlplane.commands import register
 
 def main() -> None:
     """Run the daemon."""
-    app = typer.Typer(add_completion=False)
+    # typer's own tracebacks would show the locals of every frame, and so the keys.
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     register(app)
     app()
 

@@ -1,12 +1,14 @@
 """Exceptions of commands, told in one line.
 
 In comes whatever a command raised; out comes an exit code: 2 for a command line that cannot be understood, 1 for
-everything else that failed, 130 when the user broke it off. Never a traceback, unless SPEAKERD_TRACEBACK asks for one.
+everything else that failed, 130 when the user broke it off. Never a traceback, unless SPEAKERD_TRACEBACK asks for one;
+and then without the exception's message, which may hold anything and would lie in a daemon's log.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from dataclasses import dataclass
 
@@ -35,7 +37,8 @@ def tell(error: BaseException, *, as_json: bool) -> int:
     out.error(failure.message)
     out.result({"error": {"cause": failure.cause, "message": failure.message}})
     if failure.cause == "internal" and os.environ.get("SPEAKERD_TRACEBACK"):
-        traceback.print_exception(error)
+        traceback.print_tb(error.__traceback__)
+        print(type(error).__name__, file=sys.stderr)
     return failure.exit_code
 
 
