@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import signal
@@ -51,7 +52,13 @@ def bomb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """The decoders that run: other tests' servers may be children of this process too."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if any("media_child" in argument for argument in process.cmdline()):
+                found.append(process)
+    return found
 
 
 async def count(path: Path, limits: MediaLimits) -> int:
