@@ -20,6 +20,7 @@ from runtime.errors import BadAudio, InvalidRequest, NotFound, Overloaded, Speak
 from runtime.grpc_server import open_channel
 from runtime.pcm import PcmEncoding
 from runtime.units import SAMPLE_RATE_HZ
+from speakerd.late_status import keep_status
 from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
 
 CHANNELS_MAX = 1_000
@@ -157,7 +158,7 @@ class Nodes:
         self, address: str, opening: node_pb2.FileOpen, sound: AsyncIterator[bytes]
     ) -> AsyncGenerator[node_pb2.DiarizeFileResponse, None]:
         """Relay a file to a node: sound goes up while answers come down. Errors of `sound` end it as they are."""
-        call = self.stub(address).DiarizeFile(metadata=self._metadata)
+        call = keep_status(self.stub(address).DiarizeFile(metadata=self._metadata))
         failed: list[BaseException] = []
 
         async def feed() -> None:

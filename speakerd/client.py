@@ -18,6 +18,7 @@ from grpc import aio
 
 from speakerd.channel import credentials, open_channel
 from speakerd.errors import SpeakerdError, error_from_status
+from speakerd.late_status import keep_status
 from speakerd.live_stream import Event, LiveStream, StreamOptions, open_stream_at
 from speakerd.v1 import (
     common_pb2,
@@ -105,7 +106,9 @@ class Client:
         if any(len(clip) > CLIP_BYTES_MAX for clip in sound):
             raise SpeakerdError("too_large", f"a recording is over {CLIP_BYTES_MAX >> 20} MiB: 5 to 30 s are enough")
         return await self._ask(
-            self._people.EnrollVoice(_enrolment(spec, sound), metadata=self._metadata, timeout=CALL_BOUND_S)
+            keep_status(
+                self._people.EnrollVoice(_enrolment(spec, sound), metadata=self._metadata, timeout=CALL_BOUND_S)
+            )
         )
 
     async def voices(self, *, label: str = "") -> list[people_pb2.Voice]:
@@ -141,7 +144,9 @@ class Client:
     ) -> node_pb2.FileResult:
         """Diarize a recording while waiting. on_progress is called as the node gets on."""
         content = await _content(recording)
-        call = self._jobs.DiarizeFile(_file_requests(content, options or FileOptions()), metadata=self._metadata)
+        call = keep_status(
+            self._jobs.DiarizeFile(_file_requests(content, options or FileOptions()), metadata=self._metadata)
+        )
         return await _file_result(call, on_progress, peer=self._address)
 
     async def open_stream(self, options: StreamOptions | None = None) -> LiveStream:
@@ -221,7 +226,9 @@ class NodeClient:
     ) -> node_pb2.FileResult:
         """Diarize a recording while waiting."""
         content = await _content(recording)
-        call = self._node.DiarizeFile(_file_requests(content, options or FileOptions()), metadata=self._metadata)
+        call = keep_status(
+            self._node.DiarizeFile(_file_requests(content, options or FileOptions()), metadata=self._metadata)
+        )
         return await _file_result(call, on_progress, peer=self._address)
 
     async def open_stream(self, options: StreamOptions | None = None) -> LiveStream:

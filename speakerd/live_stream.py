@@ -17,6 +17,7 @@ from grpc import aio
 
 from speakerd.channel import credentials, open_channel
 from speakerd.errors import SpeakerdError, error_from_status
+from speakerd.late_status import keep_status
 from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
 
 Event: TypeAlias = (
@@ -104,7 +105,7 @@ async def open_stream_at(
 ) -> LiveStream:
     """Dial a node and open a stream there. Raises SpeakerdError: overloaded when every slot is taken."""
     channel = open_channel(address)
-    call = node_pb2_grpc.NodeStub(channel).Diarize(metadata=credentials(key))
+    call = keep_status(node_pb2_grpc.NodeStub(channel).Diarize(metadata=credentials(key)))
     try:
         async with asyncio.timeout(OPEN_BOUND_S):
             await _write(call, node_pb2.DiarizeRequest(open=_stream_open(options, ticket)), address)

@@ -151,6 +151,18 @@ async def test_a_stream_that_breaks_off_tells_the_sender_why(script: Script) -> 
                 pass
 
 
+async def test_a_sender_who_never_pauses_is_told_why_too(script: Script) -> None:
+    # gRPC alone would say INTERNAL, "Internal error from Core", to a write that the refusal crosses.
+    script.raises = BadAudio("NaN at 0.1 s")
+    script.fail_after_bytes = 3200
+    for _ in range(10):
+        async with NodeClient(script.address) as node, await node.open_stream() as stream:
+            with pytest.raises(SpeakerdError, match=r"NaN at 0\.1 s"):
+                async with asyncio.timeout(10):
+                    while True:
+                        await stream.send(b"\0" * 3200)
+
+
 async def test_leaving_a_stream_early_ends_it_at_the_node(script: Script) -> None:
     async with NodeClient(script.address) as node:
         async with await node.open_stream() as stream:
