@@ -41,7 +41,7 @@ class Request:
 
 def validate(request: Request) -> None:
     """Raises InvalidRequest, naming the field."""
-    if not request.label and not request.voice_id:
+    if not request.label.strip() and (request.label or not request.voice_id):
         raise InvalidRequest("label: 1 to 200 characters, what the person's turns are to be labelled with")
     if len(request.label) > LABEL_CHARS_MAX or any(ord(character) < 32 for character in request.label):
         raise InvalidRequest(f"label: 1 to {LABEL_CHARS_MAX} characters, no control characters")

@@ -152,7 +152,12 @@ async def enroll_all(client: Client, people: dict[str, list[Path]], out: Output)
     for name, files in people.items():
         with out.working(f"enrolling {name}"):
             try:
-                answer = await client.enroll(name, files)
+                enrolled_before = await _called(client, name)
+                if len(enrolled_before) > 1:
+                    raise _ambiguous(name, enrolled_before)
+                # Enrolled beside itself, a voice is its own rival, and neither of the two is named.
+                voice_id = enrolled_before[0].voice_id if enrolled_before else ""
+                answer = await client.enroll(name, files, voice_id=voice_id)
             except SpeakerdError as error:
                 where = ", ".join(str(file) for file in files)
                 raise SpeakerdError(error.cause, f"{name} ({where}): {error.message}") from None
@@ -198,6 +203,12 @@ async def _enroll(
 ) -> people_pb2.EnrollVoiceResponse:
     missing_files(files)
     async with connection.open() as client:
+        for voice in [] if voice_id else await _called(client, name):
+            raise SpeakerdError(
+                "conflict",
+                f"{name} is enrolled already: say --voice-id {voice.voice_id} to enrol that voice anew, "
+                "or give another person another name",
+            )
         return await client.enroll(name, list(files), voice_id=voice_id, consent=consent)
 
 
@@ -212,11 +223,9 @@ async def _erase(connection: Connection, who: str, *, wait_s: float) -> people_p
 
 
 async def _voice_id(client: Client, who: str) -> str:
-    gone = (people_pb2.Voice.STATE_ERASING, people_pb2.Voice.STATE_ERASED)
-    named = [voice for voice in await client.voices(label=who) if voice.state not in gone]
+    named = await _called(client, who)
     if len(named) > 1:
-        ids = ", ".join(voice.voice_id for voice in named)
-        raise SpeakerdError("conflict", f"{len(named)} voices are called {who}: say which by its id ({ids})")
+        raise _ambiguous(who, named)
     if named:
         return named[0].voice_id
     try:
@@ -225,3 +234,16 @@ async def _voice_id(client: Client, who: str) -> str:
         if error.cause in {"not_found", "invalid"}:
             raise SpeakerdError("not_found", f"nobody called {who} is enrolled: see `speakerd voices`") from None
         raise
+
+
+async def _called(client: Client, name: str) -> list[people_pb2.Voice]:
+    """The voices with this name. An empty one is nobody's, though it lists everybody."""
+    if not name.strip():
+        raise SpeakerdError("invalid", "the name is empty: say who is meant")
+    gone = (people_pb2.Voice.STATE_ERASING, people_pb2.Voice.STATE_ERASED)
+    return [voice for voice in await client.voices(label=name) if voice.state not in gone]
+
+
+def _ambiguous(name: str, voices: Sequence[people_pb2.Voice]) -> SpeakerdError:
+    ids = ", ".join(voice.voice_id for voice in voices)
+    return SpeakerdError("conflict", f"{len(voices)} voices are called {name}: say which by its id ({ids})")

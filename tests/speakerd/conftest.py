@@ -57,7 +57,9 @@ class People(people_pb2_grpc.PeopleServicer):
             raise self.script.raises
         assert self.script.spec is not None
         voice = people_pb2.Voice(
-            voice_id=f"v{len(self.script.voices)}", label=self.script.spec.label, state=people_pb2.Voice.STATE_READY
+            voice_id=self.script.spec.voice_id or f"v{len(self.script.voices)}",
+            label=self.script.spec.label,
+            state=people_pb2.Voice.STATE_READY,
         )
         self.script.voices[voice.voice_id] = voice
         return people_pb2.EnrollVoiceResponse(voice=voice, enrolled_on=["node-0"])

@@ -132,10 +132,32 @@ def test_a_person_is_enrolled_listed_and_erased(server: Script, voice: Path) -> 
 
 
 def test_of_two_people_with_one_name_none_is_erased_by_it(server: Script, voice: Path) -> None:
-    for _ in range(2):
-        run("enroll", "ada", voice, "--server", server.address, *ON_SERVER)
+    for voice_id in ("v0", "v1"):
+        run("enroll", "ada", voice, "--voice-id", voice_id, "--server", server.address, *ON_SERVER)
     assert "say which by its id (v0, v1)" in one_error(run("erase", "ada", "--server", server.address, *ON_SERVER))
     assert value(run("erase", "v1", "--server", server.address, *ON_SERVER, "--json"))["voice_id"] == "v1"
+
+
+@pytest.mark.parametrize("nobody", ["", "  "])
+def test_an_empty_name_erases_nobody(server: Script, voice: Path, nobody: str) -> None:
+    run("enroll", "ada", voice, "--server", server.address, *ON_SERVER)
+    assert "the name is empty" in one_error(run("erase", nobody, "--server", server.address, *ON_SERVER))
+    assert [kept.label for kept in server.voices.values()] == ["ada"]
+
+
+def test_a_person_is_not_enrolled_beside_themselves(server: Script, voice: Path) -> None:
+    run("enroll", "ada", voice, "--server", server.address, *ON_SERVER)
+    told = one_error(run("enroll", "ada", voice, "--server", server.address, *ON_SERVER))
+    assert "say --voice-id v0 to enrol that voice anew" in told
+    run("enroll", "ada", voice, "--voice-id", "v0", "--server", server.address, *ON_SERVER)
+    assert list(server.voices) == ["v0"]
+
+
+def test_enrolling_for_a_stream_again_enrols_the_same_voice_anew(server: Script, voice: Path) -> None:
+    for _ in range(2):
+        where = ("--server", server.address, *ON_SERVER)
+        value(run("stream", voice, "--no-realtime", "--enroll", f"ada={voice}", *where, "--json"))
+    assert list(server.voices) == ["v0"]
 
 
 def test_what_a_server_says_is_told_as_it_says_it(server: Script, voice: Path) -> None:
