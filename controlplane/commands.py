@@ -7,6 +7,7 @@ stands above this package and is therefore found by its entry point, not importe
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -44,7 +45,7 @@ def controlplane(
         bool | None, typer.Option("--insecure", help="Allow plain text beyond this machine.", show_default=False)
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with a [controlplane] section.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with a table `controlplane`.")] = None,
 ) -> None:
     """Run until SIGTERM or SIGINT."""
     flags = {
@@ -76,6 +77,8 @@ def find_http() -> HttpBuilder:
 
 
 def _run(settings: ControlPlaneSettings) -> int:
+    # Database, recordings, Redis: what we and our children write is our user's alone, whatever the folder permits.
+    os.umask(0o077)
     try:
         import uvloop
     except ImportError:

@@ -39,7 +39,7 @@ def node(
     drain_s: Annotated[float | None, typer.Option(help="Seconds that streams have to end on SIGTERM.")] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Serve plain text beyond loopback.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with a table [node].")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with a table `node`.")] = None,
 ) -> None:
     """Run a node until SIGTERM. Prints one line when it serves: `ready grpc=HOST:PORT metrics=HOST:PORT`."""
     # gRPC's fork handlers would look at every decoder that is spawned, and say so on stderr among the JSON lines.
