@@ -2,8 +2,9 @@
 
 In come embeddings of local speakers with the clean speech behind each; out comes a cluster index for each. Clusters
 merge while the evidence says that one speaker explains both better than two (log likelihood ratio of the two-covariance
-model), so that no threshold on a cosine has to fit every recording. Memory and time are bounded by first merging what
-is all but identical, within blocks.
+model), so that no threshold on a cosine has to fit every recording. Who is clearly one enrolled person is never merged
+with who is clearly another, unless fewer speakers are asked for. Memory and time are bounded by first merging what is
+all but identical, within blocks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from models.analysis import FloatArray
 
 IntArray = npt.NDArray[np.int64]
 BLOCK_ITEMS = 2_000
+# Off the gain of merging two enrolled people: more than any evidence, but not so much that bounds could not force it.
+TWO_PEOPLE = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class ClusteringParameters:
     gap_samples, speech_samples_min: shorter silences are filled, shorter speech is dropped.
     overlap_threshold: activity from which a second speaker is heard as well.
     turn_samples_min: shorter pieces of a speaker's turn, and shorter gaps in it, are dropped while others speak.
+    voice_cosine, voice_preference: two clusters, each this close to an enrolled voice, are two people if together they
+        prefer their own voices to each other's by this much, as a sum of cosines.
     """
 
     tight_distance: float
@@ -53,6 +58,8 @@ class ClusteringParameters:
     turn_samples_min: int
     within_variance: FloatArray
     between_variance: FloatArray
+    voice_cosine: float = 0.5
+    voice_preference: float = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,25 @@ class SpeakerBounds:
     most: int | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TightClusters:
+    """Items that are all but identical, and the C clusters that they make.
+
+    labels: (I,) cluster of each item. evidence: (C,) independent observations that each stands on. sums: (C, D) of its
+    embeddings, weighted with that.
+    """
+
+    labels: IntArray
+    evidence: npt.NDArray[np.float64]
+    sums: npt.NDArray[np.float64]
+
+    @property
+    def centroids(self) -> FloatArray:
+        """Unit vectors (C, D)."""
+        norms = np.linalg.norm(self.sums, axis=1, keepdims=True)
+        return np.asarray(self.sums / np.maximum(norms, 1e-9), np.float32)
+
+
 def cluster_embeddings(
     embeddings: FloatArray, seconds: FloatArray, clustering: ClusteringParameters, bounds: SpeakerBounds
 ) -> IntArray:
@@ -70,6 +96,14 @@ def cluster_embeddings(
 
     Fewer than `bounds.least` clusters come out only where there are fewer items.
     """
+    tight = tight_clusters(embeddings, seconds, clustering, bounds)
+    return merge_clusters(tight, clustering, bounds)[tight.labels]
+
+
+def tight_clusters(
+    embeddings: FloatArray, seconds: FloatArray, clustering: ClusteringParameters, bounds: SpeakerBounds
+) -> TightClusters:
+    """Merge what is all but identical among unit embeddings (I, D) that stand on `seconds` (I,) of speech."""
     labels = _merge_identical(embeddings, clustering.tight_distance, bounds.least)
     count = int(labels.max()) + 1
     evidence = clustering.evidence_per_second * seconds.astype(np.float64)
@@ -77,8 +111,22 @@ def cluster_embeddings(
     np.add.at(members, labels, evidence)
     sums = np.zeros((count, embeddings.shape[1]))
     np.add.at(sums, labels, evidence[:, None] * embeddings)
-    merged = _merge_by_evidence(members, sums, clustering, bounds)
-    return merged[labels]
+    return TightClusters(labels, members, sums)
+
+
+def merge_clusters(
+    tight: TightClusters,
+    clustering: ClusteringParameters,
+    bounds: SpeakerBounds,
+    cosines: FloatArray | None = None,
+) -> IntArray:
+    """Indices (C,), from 0 without gaps, of what the tight clusters are merged into by evidence.
+
+    cosines: (C, V) of the tight clusters' centroids against enrolled voices, if there are any.
+    """
+    if cosines is None:
+        cosines = np.zeros((len(tight.evidence), 0), np.float32)
+    return _merge_by_evidence(tight, cosines, clustering, bounds)
 
 
 def _merge_identical(embeddings: FloatArray, tight_distance: float, least: int) -> IntArray:
@@ -102,12 +150,9 @@ def _merge_identical(embeddings: FloatArray, tight_distance: float, least: int) 
 
 
 def _merge_by_evidence(
-    members: npt.NDArray[np.float64],
-    sums: npt.NDArray[np.float64],
-    clustering: ClusteringParameters,
-    bounds: SpeakerBounds,
+    tight: TightClusters, cosines: FloatArray, clustering: ClusteringParameters, bounds: SpeakerBounds
 ) -> IntArray:
-    """Greedy merges, best gain first: for clusters of evidence (C,) and weighted sums (C, D), new indices (C,)."""
+    """Greedy merges of C clusters, best gain first: (C,) new indices."""
     within = clustering.within_variance.astype(np.float64)
     between = clustering.between_variance.astype(np.float64)
 
@@ -118,11 +163,13 @@ def _merge_by_evidence(
         )
         return total
 
-    members, sums = members.copy(), sums.copy()
+    members, sums = tight.evidence.copy(), tight.sums.copy()
+    near = cosines * np.linalg.norm(sums, axis=1, keepdims=True)  # (C, V), which adds up as sums do
     alone = log_likelihood(members, sums)
     gains = np.stack(
         [log_likelihood(members + members[i], sums + sums[i]) - alone - alone[i] for i in range(len(members))]
     )
+    gains -= TWO_PEOPLE * np.stack([_two_people(i, near, sums, clustering) for i in range(len(members))])
     np.fill_diagonal(gains, -np.inf)
     owner = np.arange(len(members))  # of each original cluster
     alive = np.ones(len(members), bool)
@@ -133,12 +180,31 @@ def _merge_by_evidence(
             break
         members[i] += members[j]
         sums[i] += sums[j]
+        near[i] += near[j]
         alive[j] = False
         owner[owner == j] = i
         alone[i] = log_likelihood(members[i], sums[i])
         row = log_likelihood(members + members[i], sums + sums[i]) - alone - alone[i]
+        row -= TWO_PEOPLE * _two_people(int(i), near, sums, clustering)
         row[~alive] = -np.inf
         row[i] = -np.inf
         gains[i], gains[:, i] = row, row
         gains[j], gains[:, j] = -np.inf, -np.inf
     return np.unique(owner, return_inverse=True)[1].astype(np.int64)
+
+
+def _two_people(
+    i: int, near: npt.NDArray[np.float64], sums: npt.NDArray[np.float64], clustering: ClusteringParameters
+) -> npt.NDArray[np.bool_]:
+    """Which of the clusters (C,) are clearly another enrolled person than cluster i.
+
+    near: (C, V) products of the clusters' sums (C, D) with the voices.
+    """
+    if near.shape[1] < 2:
+        return np.zeros(len(near), np.bool_)
+    cosines = near / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
+    best, own = cosines.argmax(axis=1), cosines.max(axis=1)  # (C,)
+    # By how much cluster i prefers its voice to those of the others, and they theirs to its: (C,).
+    preference = (own[i] - cosines[i, best]) + (own - cosines[:, best[i]])
+    clear = own >= clustering.voice_cosine
+    return np.asarray(clear[i] & clear & (preference >= clustering.voice_preference), np.bool_)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
-from models.clustering import ClusteringParameters, SpeakerBounds, cluster_embeddings
-from models.frames import begin_and_go_on, fill_gaps, runs
+from models.clustering import ClusteringParameters, SpeakerBounds, TightClusters, merge_clusters, tight_clusters
+from models.frames import FAINT, begin_and_go_on, fill_gaps, latest_true, runs
 from models.seams import AnalysisDevice, DueWindow
 from runtime.errors import InvalidRequest
 from runtime.units import seconds_from_samples
@@ -24,6 +24,7 @@ BoolArray = npt.NDArray[np.bool_]
 FILE_SLOT = -2
 WINDOWS_A_BATCH = 32
 Progress = Callable[[int, int], None]
+Score = Callable[[FloatArray], FloatArray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,22 @@ class FileDiarization:
             assert analysis.start_samples % self._grid.step_samples == 0
             self._windows.append(analysis)
 
-    def finish(self, total_samples: int, bounds: SpeakerBounds | None = None) -> Diarization:
-        """Who spoke when in the file's `total_samples`."""
+    def parts(self, bounds: SpeakerBounds | None = None) -> FloatArray:
+        """Unit vectors (C, D) of the tight clusters of which `finish` makes speakers: score these for its `cosines`."""
+        tight = self._tight(bounds or SpeakerBounds())
+        return np.zeros((0, self._grid.embedding_dim), np.float32) if tight is None else tight.centroids
+
+    def finish(
+        self, total_samples: int, bounds: SpeakerBounds | None = None, cosines: FloatArray | None = None
+    ) -> Diarization:
+        """Who spoke when in the file's `total_samples`.
+
+        cosines: (C, V) of `parts(bounds)` against enrolled voices. What is clearly one of them is never merged with
+        what is clearly another, however alike they sound on a poor line.
+        """
         bounds = bounds or SpeakerBounds()
         num_frames = -(-total_samples // self._grid.step_samples)
-        centroids = self._centroids(bounds)
+        centroids = self._centroids(bounds, cosines)
         if len(centroids) == 0 or num_frames == 0:
             return Diarization((), (), ())
         activity: FloatArray | None = None
@@ -90,10 +102,10 @@ class FileDiarization:
         assert activity is not None
         return self._turns(activity, speech, centroids, total_samples)
 
-    def _centroids(self, bounds: SpeakerBounds) -> FloatArray:
-        """First centroids (C, D) of the file's speakers."""
+    def _tight(self, bounds: SpeakerBounds) -> TightClusters | None:
+        """Local speakers with enough speech, clustered as far as is beyond doubt; None where nobody is heard."""
         if not self._windows:
-            return np.zeros((0, self._grid.embedding_dim), np.float32)
+            return None
         clean = np.stack([window.clean_frames for window in self._windows])  # (W, S)
         embeddings = np.stack([window.embeddings for window in self._windows])  # (W, S, D)
         heard = embeddings.any(axis=2)
@@ -101,16 +113,22 @@ class FileDiarization:
         if not chosen.any():
             chosen = np.asarray(heard)  # a file with nothing but short words is clustered on those
         if not chosen.any():
-            # Whatever speech there is has no voice to tell by: it is one speaker, whom nothing will match.
-            return np.zeros((1, self._grid.embedding_dim), np.float32)
-        items, weight = embeddings[chosen], clean[chosen]
+            return None
         # Speech is heard by every window that covers it: its evidence counts once all the same.
         covering = self._grid.window_samples / self._grid.hop_samples
-        seconds = weight * seconds_from_samples(self._grid.step_samples) / covering
-        labels = cluster_embeddings(items, seconds, self._clustering, bounds)
-        sums = np.zeros((int(labels.max()) + 1, items.shape[1]), np.float32)
-        np.add.at(sums, labels, weight[:, None] * items)
-        return _unit(sums)
+        seconds = clean[chosen] * seconds_from_samples(self._grid.step_samples) / covering
+        return tight_clusters(embeddings[chosen], seconds, self._clustering, bounds)
+
+    def _centroids(self, bounds: SpeakerBounds, cosines: FloatArray | None) -> FloatArray:
+        """First centroids (C, D) of the file's speakers."""
+        tight = self._tight(bounds)
+        if tight is None:
+            # Whatever speech there is has no voice to tell by: it is one speaker, whom nothing will match.
+            return np.zeros((1 if self._windows else 0, self._grid.embedding_dim), np.float32)
+        owner = merge_clusters(tight, self._clustering, bounds, cosines)
+        sums = np.zeros((int(owner.max()) + 1, tight.sums.shape[1]))
+        np.add.at(sums, owner, tight.sums)
+        return _unit(sums.astype(np.float32))
 
     def _assign(
         self, num_frames: int, centroids: FloatArray, before: FloatArray | None
@@ -158,7 +176,9 @@ class FileDiarization:
         voiced = begin_and_go_on(speech, settings.onset, settings.offset)
         voiced = fill_gaps(voiced, settings.gap_samples // step)
         voiced = ~fill_gaps(~voiced, settings.speech_samples_min // step, edges=True)
-        order = np.argsort(-activity, axis=1, kind="stable")
+        # A frame in which nobody is heard, in a gap that was filled, goes on with who was heard before it.
+        heard = latest_true(activity.max(axis=1) > FAINT)
+        order = np.argsort(-activity, axis=1, kind="stable")[heard]
         frames = np.arange(len(activity))
         exclusive = np.zeros(activity.shape, bool)
         exclusive[frames, order[:, 0]] = voiced
@@ -186,11 +206,13 @@ def diarize_samples(
     num_speakers: int | None = None,
     min_speakers: int | None = None,
     max_speakers: int | None = None,
+    score: Score | None = None,
     progress: Progress | None = None,
 ) -> Diarization:
     """Diarize (N,) float32 samples at 16 kHz on a device, calling `progress(samples done, samples in all)`.
 
-    InvalidRequest if the numbers of speakers contradict each other.
+    score: cosines (C, V) of unit vectors (C, D) against the enrolled voices. InvalidRequest if the numbers of speakers
+    contradict each other.
     """
     bounds = speaker_bounds(num_speakers, min_speakers, max_speakers)
     file = FileDiarization(device.grid, clustering)
@@ -198,7 +220,7 @@ def diarize_samples(
         file.add(analyses)
         if progress is not None:
             progress(min(done, len(samples)), len(samples))
-    return file.finish(len(samples), bounds)
+    return file.finish(len(samples), bounds, None if score is None else score(file.parts(bounds)))
 
 
 def analyze_samples(

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from models.analysis import FloatArray
 
 BoolArray = npt.NDArray[np.bool_]
+FAINT = 1e-3  # activity below which a frame says nothing about who speaks
 
 
 def runs(mask: BoolArray) -> npt.NDArray[np.int64]:
@@ -34,3 +35,10 @@ def fill_gaps(mask: BoolArray, shortest: int, *, edges: bool = False) -> BoolArr
         if end - begin < shortest and (edges or (begin > 0 and end < len(mask))):
             filled[begin:end] = True
     return filled
+
+
+def latest_true(mask: BoolArray) -> npt.NDArray[np.int64]:
+    """For each frame of the mask (F,) the latest one up to it that is true, or the first that is; 0 if none: (F,)."""
+    first = int(mask.argmax()) if len(mask) else 0
+    found: npt.NDArray[np.int64] = np.maximum.accumulate(np.where(mask, np.arange(len(mask)), first))
+    return found

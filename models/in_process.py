@@ -74,6 +74,7 @@ class InProcessDiarizer:
             num_speakers=options.num_speakers,
             min_speakers=options.min_speakers,
             max_speakers=options.max_speakers,
+            score=self._cosines,
             progress=lambda done, total: on_progress(ms_from_samples(done), ms_from_samples(total)),
         )
         named = self._names(found)
@@ -88,15 +89,19 @@ class InProcessDiarizer:
         """Forget everybody."""
         self._voices.clear()
 
+    def _cosines(self, embeddings: FloatArray) -> FloatArray:
+        """Of unit vectors (P, D) against everybody enrolled, in order: (P, V)."""
+        voices = np.array(list(self._voices.values()), np.float32).reshape(-1, self._device.grid.embedding_dim)
+        return np.asarray(embeddings @ voices.T, np.float32)
+
     def _names(self, found: Diarization) -> list[tuple[str, float]]:
         """Name and probability of each speaker; an empty name for nobody enrolled."""
         if not found.speakers or not self._voices:
             return [("", 0.0)] * len(found.speakers)
         names = list(self._voices)
         speakers = np.stack([speaker.embedding for speaker in found.speakers])  # (P, D)
-        voices = np.stack([self._voices[name] for name in names])  # (V, D)
         net_speech = np.array([speaker.net_speech_samples for speaker in found.speakers])
-        verdicts = name_speakers((speakers @ voices.T).astype(np.float32), net_speech, self._bundle.naming)
+        verdicts = name_speakers(self._cosines(speakers), net_speech, self._bundle.naming)
         return [("", 0.0) if v.voice is None else (names[v.voice], v.probability) for v in verdicts]
 
 

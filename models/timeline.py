@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.analysis import FloatArray
-
-FAINT = 1e-3  # activity below which a frame says nothing about who speaks
+from models.frames import FAINT, latest_true
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -168,8 +167,7 @@ class Timeline:
         if activity.size == 0:
             return np.zeros(activity.shape, np.bool_)
         # A frame in which nobody is heard at all, in a short gap, goes to whoever was strongest before it.
-        heard = np.where(activity.max(axis=1) > FAINT, np.arange(len(activity)), 0)
-        strongest = activity.argmax(axis=1)[np.maximum.accumulate(heard)]  # (L,)
+        strongest = activity.argmax(axis=1)[latest_true(activity.max(axis=1) > FAINT)]  # (L,)
         active = np.arange(activity.shape[1])[None, :] == strongest[:, None]
         if not self._exclusive:
             active |= activity > self._params.overlap_threshold

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+from models.analysis import FloatArray
 from models.diarize import Diarization, FileDiarization, SpeakerTurn, speaker_bounds
 from models.naming import Reason
 from models.online import SessionSpeaker
@@ -137,7 +138,9 @@ class FileRuns:
             raise first_error(group) from None
         file = collecting.result()
         bounds = speaker_bounds(request.num_speakers, request.min_speakers, request.max_speakers)
-        found = await asyncio.to_thread(file.finish, intake.received_samples, bounds)
+        parts = await asyncio.to_thread(file.parts, bounds)
+        cosines = await self._cosines(parts, request)
+        found = await asyncio.to_thread(file.finish, intake.received_samples, bounds, cosines)
         await _send(peer, await self._named(found, request, intake.received_samples))
 
     async def _until_stopping(self) -> None:
@@ -156,6 +159,13 @@ class FileRuns:
                 processed = min(source.analysed, intake.received_samples)
                 await _send(peer, events.FileProgress(processed, request.duration_samples))
         return file
+
+    async def _cosines(self, parts: FloatArray, request: events.FileRequest) -> FloatArray:
+        """Of unit vectors (C, D) against the voices in scope now: (C, V). Who is merged with whom may depend on it."""
+        scope = Scope(request.tenant_id or "default", request.voice_ids)
+        heard = [SessionSpeaker(index, part, 0) for index, part in enumerate(parts)]
+        cosines, _ = await score(self._store, self._standing, scope, heard)
+        return cosines
 
     async def _named(self, found: Diarization, request: events.FileRequest, duration: int) -> events.FileResult:
         """The result with the names that may be said now."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from models.analysis import WindowAnalysis
-from models.clustering import SpeakerBounds, cluster_embeddings
+from models.clustering import SpeakerBounds, cluster_embeddings, merge_clusters, tight_clusters
 from models.diarize import FileDiarization, diarize_samples, speaker_bounds
 from runtime.errors import InvalidRequest
 from tests.models.builtin_engine import bundle, conversation, engine, truth
@@ -118,3 +120,43 @@ def test_overlapping_speech_is_two_turns_and_one_exclusive_one():
     assert sum(t.end_samples - t.start_samples for t in found.exclusive) == 320_000
     assert [speaker.net_speech_samples for speaker in found.speakers] == [400 * 320, 500 * 320]
     np.testing.assert_allclose([s.embedding @ v for s, v in zip(found.speakers, voices, strict=True)], 1.0, atol=0.1)
+
+
+def test_different_enrolled_people_are_not_merged_however_alike_they_sound():
+    rng = np.random.default_rng(6)
+    line = _voices(3, rng)
+    people = line[1:] + 1.4 * line[0]  # a poor line gives both the same ring
+    people /= np.linalg.norm(people, axis=1, keepdims=True)
+    tight = tight_clusters(
+        np.stack([_heard(people[n % 2], rng) for n in range(6)]),
+        np.full(6, 0.5, np.float32),
+        dataclasses.replace(CLUSTERING, tight_distance=0.05),
+        SpeakerBounds(),
+    )
+    unknown = merge_clusters(tight, CLUSTERING, SpeakerBounds())
+    known = merge_clusters(tight, CLUSTERING, SpeakerBounds(), (tight.centroids @ people.T).astype(np.float32))
+    forced = merge_clusters(tight, CLUSTERING, SpeakerBounds(1, 1), (tight.centroids @ people.T).astype(np.float32))
+    assert len(set(unknown[tight.labels].tolist())) == 1
+    assert known[tight.labels].tolist() == [0, 1, 0, 1, 0, 1]
+    assert len(set(forced.tolist())) == 1
+
+
+def test_a_short_gap_goes_on_with_whoever_spoke_before_it():
+    rng = np.random.default_rng(7)
+    voices = _voices(2, rng)
+    truth_frames = np.zeros((750, 2), np.float32)
+    truth_frames[:300, 0] = 1.0
+    truth_frames[300:, 1] = 1.0
+    truth_frames[[*range(150, 155), *range(495, 500)]] = 0.0  # nobody at all, in the middle of either one's speech
+    file = FileDiarization(GRID, CLUSTERING)
+    for start in range(0, 750 - GRID.num_frames + 1, 25):
+        activity = np.zeros((GRID.num_frames, 3), np.float32)
+        activity[:, :2] = truth_frames[start : start + GRID.num_frames]
+        embeddings = np.zeros((3, GRID.embedding_dim), np.float32)
+        embeddings[:2] = [_heard(voice, rng) for voice in voices]
+        file.add([WindowAnalysis(start * 320, activity, embeddings, activity.sum(axis=0))])
+    found = file.finish(750 * 320)
+    assert [(t.start_samples, t.end_samples, t.speaker) for t in found.exclusive] == [
+        (0, 300 * 320, 0),
+        (300 * 320, 750 * 320, 1),
+    ]
