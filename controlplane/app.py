@@ -25,6 +25,7 @@ from controlplane.erasure import Erasures
 from controlplane.fleet import Fleet
 from controlplane.identity import Identity, ensure_admin, new_fleet_key
 from controlplane.intake import Intake
+from controlplane.key_check import require_matching_key
 from controlplane.keys import KeyRing
 from controlplane.metrics import Metrics, declare
 from controlplane.nodes import Nodes
@@ -117,6 +118,7 @@ class ControlPlane:
             redis_url = self._redis.url
         registry = Registry(redis_url, self._clock, self.metrics)
         self._core = self._build(database, registry, keys, fleet_key, ticket_key)
+        await require_matching_key(database, keys)
         await ensure_admin(database, settings.data / "admin.key", self._clock)
         if self._redis is not None:
             await self._redis.start(tasks)

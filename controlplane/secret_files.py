@@ -58,7 +58,14 @@ def _write(path: Path, text: str) -> None:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        # Unlike a rename, a link never takes the place of what another process has just written and relies on.
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        temporary.replace(path)  # a file system without links
+    temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)

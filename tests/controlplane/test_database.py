@@ -99,3 +99,32 @@ def test_secrets_are_their_owners_alone_and_stay_what_they_are(tmp_path: Path) -
     path.write_text("")
     with pytest.raises(InvalidRequest, match="empty"):
         read_or_make_text(path, lambda: "never")
+
+
+def test_a_secret_that_another_process_made_in_the_meantime_is_taken_and_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "kek.key"
+
+    def make() -> str:
+        # Between our look and our writing, another process starts on the same folder, and relies on its key already.
+        assert read_or_make_text(path, lambda: "theirs") == "theirs"
+        return "ours"
+
+    assert read_or_make_text(path, make) == "theirs"
+    assert path.read_text().strip() == "theirs"
+    assert [one.name for one in tmp_path.iterdir()] == ["kek.key"]
+
+
+async def test_a_key_that_does_not_belong_to_the_database_is_refused_before_anything_is_served(
+    any_world: World,
+) -> None:
+    async with any_world.running() as plane:
+        client = await any_world.client(plane)
+        await client.enrol("Alice")
+    kek = any_world.data / "kek.key"
+    right = kek.read_text()
+    kek.unlink()
+    with pytest.raises(InvalidRequest, match=r"kek\.key"):
+        await any_world.plane()
+    kek.write_text(right)
+    plane = await any_world.plane()
+    assert (await (await any_world.client(plane)).list()).voices[0].label == "Alice"
