@@ -24,9 +24,9 @@ from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.nodes import Analysis
 from controlplane.pulse import Pulse, wait_for_any
 from controlplane.voice_rows import place_voiceprint
-from controlplane.voices import Voices
+from controlplane.voices import NO_SUCH_VOICE, Voices
 from runtime.clock import Clock
-from runtime.errors import Cause, SpeakerdError, Unavailable
+from runtime.errors import Cause, NotFound, SpeakerdError, Unavailable
 from runtime.logs import get_logger
 
 PAGE_VOICES = 100
@@ -133,7 +133,10 @@ class Completion:
 
     async def _clips(self, item: _Waiting) -> list[Clip]:
         async with self._database.read() as connection:
-            wrapped = (await connection.execute(select(data_keys.c.wrapped).where(*_is(data_keys, item)))).scalar_one()
+            query = select(data_keys.c.wrapped).where(*_is(data_keys, item))
+            wrapped = (await connection.execute(query)).scalar_one_or_none()
+            if wrapped is None:
+                raise NotFound(NO_SUCH_VOICE)  # erased since it was found waiting
             rows = (
                 await connection.execute(
                     select(samples)
@@ -225,7 +228,10 @@ async def _waiting(connection: AsyncConnection, model: str) -> list[_Waiting]:
 async def _is_as_it_was(connection: AsyncConnection, item: _Waiting) -> bool:
     row = (
         await connection.execute(
-            select(voices.c.generation, voices.c.state).where(*_is(voices, item)).with_for_update()
+            select(voices.c.generation, voices.c.revision, voices.c.state).where(*_is(voices, item)).with_for_update()
         )
     ).one_or_none()
-    return row is not None and int(row.generation) == item.generation and row.state in LIVE_STATES
+    if row is None or row.state not in LIVE_STATES:
+        return False
+    # The revision too: another control plane may have made a voiceprint of this generation meanwhile.
+    return (int(row.generation), int(row.revision)) == (item.generation, item.revision)

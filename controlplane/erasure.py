@@ -65,6 +65,8 @@ class Erasures:
         self._asked = Pulse()
         self._moved = Pulse()
         self._pushing: dict[int, asyncio.Task[None]] = {}
+        # What an earlier run deleted may be in the log still.
+        self._is_unscrubbed = True
 
     def __repr__(self) -> str:
         return f"Erasures(pushing={sorted(self._pushing)})"
@@ -77,10 +79,9 @@ class Erasures:
             raise InvalidRequest(f"wait_ms: at most {round(WAIT_S_MAX * 1000)}")
         voice = VoiceAddress(principal.tenant_id, voice_id)
         audit_id = await self._request(principal, voice, trigger or TRIGGERS[0])
-        # The key is gone from the tables; now also from what SQLite keeps beside them.
-        await self._database.truncate_log()
         self._asked.beat()
         self._fleet.changed.beat()
+        await self._scrub()
         return await self._proven(voice.tenant_id, audit_id, wait_s_max)
 
     async def get(self, tenant_id: str, audit_id: str) -> Erasure:
@@ -102,6 +103,8 @@ class Erasures:
             woken, asked = self._fleet.changed.next(), self._asked.next()
             open_ones: list[Erasure] = []
             try:
+                if self._is_unscrubbed:
+                    await self._scrub()
                 open_ones = await self._open()
                 await self._prove([erasure for erasure in open_ones if erasure.state == "erasing"])
                 waiting = [erasure for erasure in open_ones if erasure.blobs_pending]
@@ -113,7 +116,7 @@ class Erasures:
             except Unavailable as error:
                 get_logger().warning("erasure.delayed", reason=str(error))
             # A lease that runs out announces itself to nobody, hence the bound while something is open.
-            if open_ones:
+            if open_ones or self._is_unscrubbed:
                 await wait_s(woken, LOOK_AGAIN_S)
             else:
                 await wait_s(asked, BLOBS_AGAIN_S)
@@ -280,10 +283,18 @@ class Erasures:
                 num_nodes=len(outcomes),
                 residual_node_ids=",".join(residual),
             )
-        await self._database.truncate_log()
+        await self._scrub()
         self._metrics.erasure_seconds.observe(max(0.0, erased_at_s - erasure.requested_at_s))
         self._moved.beat()
         get_logger().info("erasure.completed", audit_id=erasure.audit_id, revision=erasure.revision)
+
+    async def _scrub(self) -> None:
+        """The key is gone from the tables: now also from what SQLite keeps beside them, or at the next look."""
+        self._is_unscrubbed = True
+        try:
+            self._is_unscrubbed = not await self._database.truncate_log()
+        except Unavailable as error:
+            get_logger().warning("erasure.not_scrubbed", reason=str(error))
 
     async def _delete_blobs(self, waiting: list[Erasure]) -> None:
         for erasure in waiting:

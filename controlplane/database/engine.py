@@ -83,13 +83,18 @@ class Database:
             return self._clock.lease_now_s()
         return float((await connection.execute(text("SELECT extract(epoch FROM clock_timestamp())"))).scalar_one())
 
-    async def truncate_log(self) -> None:
-        """Leave nothing deleted behind in SQLite's write-ahead log; secure_delete has zeroed the pages themselves."""
+    async def truncate_log(self) -> bool:
+        """Leave nothing deleted behind in SQLite's write-ahead log; secure_delete has zeroed the pages themselves.
+
+        False when a reader was in the way and the log still holds what it held. Raises Unavailable.
+        """
         if not self.is_sqlite:
-            return
-        async with self._writer, self.engine.connect() as connection:
-            await connection.execution_options(isolation_level="AUTOCOMMIT")
-            await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            return True
+        with _availability():
+            async with self._writer, self.engine.connect() as connection:
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                is_busy = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).one()[0]
+        return not is_busy
 
     async def close(self) -> None:
         """Close all connections and let another process in."""

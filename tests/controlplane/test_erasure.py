@@ -13,8 +13,13 @@ from grpc import aio
 from sqlalchemy import text
 
 from controlplane import audit
+from controlplane.completion import _waiting
+from controlplane.database import engine
+from controlplane.holdings import Print
 from controlplane.identity import ADMIN, add_key, new_key
+from controlplane.nodes import Analysis
 from runtime.clock import SystemClock
+from runtime.errors import NotFound
 from speakerd.v1 import people_pb2
 from tests.controlplane.conftest import Client, World, speech, until, wav
 from tests.controlplane.fake_node import embedding_of
@@ -245,3 +250,43 @@ async def test_a_busy_fleet_erases_many_voices_at_once(world: World) -> None:
     assert time.monotonic() - began_s < 2.5
     assert {erasure.state for erasure in erasures} == {ERASED}
     assert node.voices == {}
+
+
+async def test_a_reader_that_is_in_the_way_of_the_log_delays_its_end_and_does_not_prevent_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT_MS", 50)
+    plane = await world.plane()
+    client = await world.client(plane)
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    async with plane.core.database.read() as connection:
+        wrapped = bytes((await connection.execute(text("SELECT wrapped FROM data_keys"))).scalar_one())
+        erasure = await client.erase(voice_id, wait_ms=5_000)
+        assert erasure.state == ERASED
+        assert wrapped in everything_under(world.data)
+    await until(lambda: wrapped not in everything_under(world.data))
+
+
+async def test_a_voice_erased_while_it_waits_for_its_voiceprint_stops_nobody(any_world: World) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    completion = plane.core.completion
+    async with plane.core.database.read() as connection:
+        (waiting,) = await _waiting(connection, "fake@1")
+    assert waiting.voice.voice_id == voice_id
+    await client.erase(voice_id, wait_ms=5_000)
+    with pytest.raises(NotFound):
+        await completion._complete(waiting, "fake@1")
+
+
+async def test_a_voiceprint_that_another_control_plane_has_made_meanwhile_is_not_made_twice(any_world: World) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    await client.enrol("Alice")
+    completion = plane.core.completion
+    async with plane.core.database.read() as connection:
+        (waiting,) = await _waiting(connection, "fake@1")
+    heard = Analysis(Print("fake@1", embedding_of(b"Alice"), 4_000), 4_000, 4_000, 1, 0.9, ())
+    assert await completion._place(waiting, heard)
+    assert not await completion._place(waiting, heard)
