@@ -67,6 +67,7 @@ class VoiceStore:
         self._embedding_dim = embedding_dim
         self._tenants: dict[str, dict[str, Voice]] = {}
         self._free_rows: list[int] = []
+        self._doomed_rows: set[int] = set()  # of nobody any more, and not known to be zero yet
         self._num_rows = 0
         self._digest = VoiceDigest()
         self._tombstones: OrderedDict[tuple[str, str], int] = OrderedDict()
@@ -140,8 +141,8 @@ class VoiceStore:
         if held is not None:
             self._unname(held)
         self._bury(tenant_id, voice_id, max(generation, held.generation if held else 0))
-        if held is not None:
-            await self._act(self._zero([held.row]))
+        # Also when it is not held: an earlier attempt may have failed on its way to the device.
+        await self._act(self._zero())
         return held is not None
 
     async def wipe(self) -> int:
@@ -151,7 +152,7 @@ class VoiceStore:
         for voice in held:
             self._unname(voice)
         self._tombstones.clear()
-        await self._act(self._zero([voice.row for voice in held]))
+        await self._act(self._zero())
         return len(held)
 
     async def scores(self, queries: FloatArray, roster: Roster) -> tuple[FloatArray, Roster]:
@@ -191,11 +192,15 @@ class VoiceStore:
             except SpeakerdError:
                 self._free_rows.append(row)  # refused before it was written
                 raise
+            except Exception:
+                self._doomed_rows.add(row)
+                raise
             try:
                 # Again: an eviction, or the loss of the lease, may have come while the row was written.
                 self._refuse_old(generation, self._newest(tenant_id, voice_id), epoch)
             except Stale:
-                await self._zero_rows([row])
+                self._doomed_rows.add(row)
+                await self._zero_doomed()
                 raise
             held = self.find(tenant_id, voice_id)
             if held is not None:
@@ -204,8 +209,7 @@ class VoiceStore:
             self._tenants.setdefault(tenant_id, {})[voice_id] = voice
             self._digest.add(tenant_id, voice_id, generation)
             self._changed(tenant_id)
-            if held is not None:
-                await self._zero_rows([held.row])
+            await self._zero_doomed()
             return voice
 
     def _newest(self, tenant_id: str, voice_id: str) -> int:
@@ -218,13 +222,15 @@ class VoiceStore:
         if epoch != self._epoch:
             raise Stale("this node forgot all voices while this one was enrolled: enrol it again")
 
-    async def _zero(self, rows: list[int]) -> None:
+    async def _zero(self) -> None:
         async with self._order:
-            await self._zero_rows(rows)
+            await self._zero_doomed()
 
-    async def _zero_rows(self, rows: list[int]) -> None:
+    async def _zero_doomed(self) -> None:
+        rows = sorted(self._doomed_rows)
         if rows:
             await self._device.call(lambda engine: engine.gallery.zero(rows))
+            self._doomed_rows.difference_update(rows)
             self._free_rows.extend(rows)
 
     async def _act(self, work: Coroutine[Any, Any, T]) -> T:
@@ -239,6 +245,7 @@ class VoiceStore:
         del voices[voice.voice_id]
         if not voices:
             del self._tenants[voice.tenant_id]
+        self._doomed_rows.add(voice.row)
         self._digest.remove(voice.tenant_id, voice.voice_id, voice.generation)
         self._changed(voice.tenant_id)
 

@@ -15,7 +15,7 @@ from node.device_thread import DeviceThread
 from node.engine import Engine
 from node.null_engine import CLUSTERING, NAMING, NullDevice, NullGallery
 from node.voice_store import VoiceStore
-from runtime.errors import InvalidRequest, Stale
+from runtime.errors import InvalidRequest, Overloaded, Stale
 
 DIM = 64
 
@@ -131,6 +131,25 @@ async def test_a_row_that_changed_hands_while_a_score_waited_is_left_out_of_the_
     assert store.voices()[0].row == before.rows[0]
     scores, roster = await store.scores(unit(2)[None], before)
     assert len(roster) == 0 and scores.shape == (1, 0)
+
+
+async def test_an_eviction_that_the_device_had_no_room_for_is_finished_by_the_next_attempt(
+    store: VoiceStore, gallery: Gallery, device: DeviceThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(store, "ada", 1)
+
+    def full(_work: object) -> None:
+        raise Overloaded("the device has too many calls waiting; try again")
+
+    with monkeypatch.context() as crowded:
+        crowded.setattr(device, "submit", full)
+        with pytest.raises(Overloaded):
+            await store.evict("t", "ada", 2)
+    assert await best(store, 1) is None
+    assert not await store.evict("t", "ada", 2)
+    assert not (await device.call(lambda _: gallery.scores(unit(1)[None], np.array([0])))).any()
+    await put(store, "bob", 2)
+    assert store.voices()[0].row == 0
 
 
 async def test_a_wipe_in_mid_enrolment_leaves_nothing_held(
