@@ -127,7 +127,7 @@ async def _drain(stdout: asyncio.StreamReader) -> None:
 
 
 def _log_file(log: Path) -> IO[bytes]:
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
         log.replace(log.with_suffix(".log.1"))
-    return log.open("ab")
+    return open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))

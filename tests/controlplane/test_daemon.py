@@ -59,7 +59,14 @@ async def running(*arguments: str, log: Path) -> AsyncIterator[Daemon]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("ab") as file:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *arguments, stdout=asyncio.subprocess.PIPE, stderr=file, cwd=ROOT, env=environment
+            sys.executable,
+            "-m",
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=file,
+            cwd=ROOT,
+            env=environment,
+            umask=0o022,
         )
     try:
         assert process.stdout is not None
@@ -87,6 +94,7 @@ async def admin(daemon: Daemon, data: Path) -> AsyncIterator[Client]:
 
 async def test_it_says_where_it_serves_keeps_its_keys_private_and_ends_cleanly(tmp_path: Path) -> None:
     data = tmp_path / "data"
+    data.mkdir(mode=0o755)  # as a mounted volume may be
     async with running(*plane_arguments(data), log=tmp_path / "log") as daemon:
         for name in ("admin.key", "fleet.key", "kek.key", "ticket.key"):
             assert stat.S_IMODE((data / name).stat().st_mode) == 0o600
@@ -99,6 +107,9 @@ async def test_it_says_where_it_serves_keeps_its_keys_private_and_ends_cleanly(t
             assert "cp_redis_up" in (await http.get("/metrics")).text
         async with admin(daemon, data) as client:
             await client.enrol("Zaphod Canary", data=tones(3, *ADA))
+        inside = list(data.rglob("*"))
+        assert {"speakerd.db", "speakerd.db-wal", "samples", "redis.sock"} <= {path.name for path in inside}
+        assert [path for path in inside if path.stat().st_mode & 0o077] == []
         assert await daemon.end(signal.SIGTERM) == 0
         await until(lambda: not any(child.is_running() for child in children))
     logged = (tmp_path / "log").read_text()
