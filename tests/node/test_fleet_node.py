@@ -16,10 +16,11 @@ from grpc import aio
 from node.null_engine import NullDevice
 from runtime.clock import SystemClock
 from runtime.errors import Stale
-from runtime.grpc_server import bearer, new_server
+from runtime.grpc_server import bearer, new_server, open_channel
 from runtime.tickets import Ticket, sign_ticket
 from runtime.voice_digest import VoiceDigest
 from speakerd.v1 import common_pb2, fleet_pb2, fleet_pb2_grpc, node_pb2
+from tests.every_method import refusals
 from tests.node.conftest import ADA, BOB, Heard, RunningNode, pcm, requests, rest, running_node, tones
 
 FLEET_KEY = secrets.token_hex(16)
@@ -207,14 +208,19 @@ async def test_a_command_for_another_incarnation_or_without_position_is_refused(
 
 
 async def test_without_the_fleets_key_nothing_is_answered_and_a_ticket_is_good_once(fleet: Fleet) -> None:
-    for call in (
-        fleet.node.stub.Describe(node_pb2.DescribeRequest()),
-        fleet.node.stub.Describe(node_pb2.DescribeRequest(), metadata=(("authorization", "Bearer wrong"),)),
-        fleet.node.stub.Evict(node_pb2.EvictRequest(voice=common_pb2.VoiceRef(voice_id="ada"))),
-        fleet.node.stub.Analyze(node_pb2.AnalyzeRequest()),
-    ):
+    service = node_pb2.DESCRIPTOR.services_by_name["Node"]
+    async with open_channel(fleet.node.address) as channel:
+        for token in (None, "wrong", f"{FLEET_KEY}x", FLEET_KEY[:-1], "", fleet.ticket()):
+            metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+            answered = await refusals(channel, service, metadata)
+            # An empty message does not open a stream, so that nobody is asked for a ticket yet: that is below.
+            assert answered.pop("Diarize") is grpc.StatusCode.INVALID_ARGUMENT
+            assert set(answered.values()) == {grpc.StatusCode.UNAUTHENTICATED}, (token, answered)
         with pytest.raises(aio.AioRpcError) as refused:
-            await call
+            async for _ in fleet.node.stub.Diarize(
+                requests(b"", pace_s=0.1), metadata=(("authorization", "Bearer wrong"),)
+            ):
+                pass
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
     ticket = fleet.ticket()
     heard = await fleet.node.diarize(tones(4, *ADA), ticket=ticket, tenant_id="another")
