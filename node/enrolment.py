@@ -21,6 +21,9 @@ from runtime.units import SAMPLE_RATE_HZ, seconds_from_samples
 
 CONTAINER = 5
 """speakerd.v1.Encoding.ENCODING_CONTAINER."""
+SILENCE_DBFS = -60
+SILENCE_PEAK = 10 ** (SILENCE_DBFS / 20)
+"""Sound that was never louder than this from its first to its last sample heard no microphone."""
 CLIPS_AT_ONCE = 2
 CLIPS_WAITING_MAX = 16
 CLIP_S_MAX = 120.0
@@ -62,6 +65,11 @@ class ClipAnalysis:
                     raise TooLarge(f"the clip is longer than {CLIP_S_MAX:g} s: 5 to 30 s of one person are best")
                 if not len(samples):
                     raise BadAudio("the clip holds no audio: send at least 1 s of one person speaking")
+                if float(np.abs(samples).max()) <= SILENCE_PEAK:
+                    raise BadAudio(
+                        f"no sound above {SILENCE_DBFS} dBFS in {seconds_from_samples(len(samples)):.1f} s: the clip "
+                        "is silent; check the microphone and its level, and the encoding"
+                    )
                 sample = await self._device.call(lambda engine: engine.device.analyze_voice(samples))
         finally:
             self._waiting -= 1

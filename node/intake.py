@@ -16,7 +16,7 @@ import numpy as np
 
 from models.analysis import FloatArray
 from node import events
-from node.enrolment import CONTAINER
+from node.enrolment import CONTAINER, SILENCE_DBFS, SILENCE_PEAK
 from node.source import Source
 from runtime.errors import BadAudio, InvalidRequest, SpeakerdError, TimedOut, TooLarge
 from runtime.media import adecode_stream
@@ -24,9 +24,6 @@ from runtime.pcm import PcmDecoder
 from runtime.units import seconds_from_samples
 
 IDLE_S = 30.0
-SILENCE_DBFS = -60
-SILENCE_PEAK = 10 ** (SILENCE_DBFS / 20)
-"""A stream that was never louder than this from its first to its last sample heard no microphone."""
 AUDIO_BYTES_MAX = 1 << 20
 DECODE_ON_LOOP_BYTES_MAX = 64 << 10
 """Larger chunks are decoded on a thread: the event loop never works longer than a millisecond."""
