@@ -13,6 +13,7 @@ from contextlib import aclosing
 
 import numpy as np
 
+from controlplane.arrivals import arriving
 from controlplane.fleet import Fleet
 from controlplane.intake import CONTAINER
 from controlplane.keys import VoiceAddress
@@ -93,7 +94,7 @@ async def _opening(requests: AsyncIterator[node_pb2.DiarizeFileRequest]) -> node
 async def _chunks(requests: AsyncIterator[node_pb2.DiarizeFileRequest]) -> AsyncIterator[bytes]:
     """The file's bytes. Raises BadAudio when there are none."""
     total_bytes = 0
-    async for message in requests:
+    async for message in arriving(requests):
         if message.HasField("open"):
             raise InvalidRequest("`open` comes once, first")
         data = message.audio

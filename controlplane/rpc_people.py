@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
+from controlplane.arrivals import arriving
 from controlplane.enrolment import Enrolled, Enrolment
 from controlplane.enrolment_request import Consent, Request
 from controlplane.erasure import Erasures
@@ -19,12 +20,14 @@ from controlplane.keys import VoiceAddress
 from controlplane.nodes import Analysis
 from controlplane.relay import Relay
 from controlplane.voices import Outcome, Voice, Voices, Warmth
-from runtime.errors import InvalidRequest, SpeakerdError, TooLarge
+from runtime.errors import InvalidRequest, Overloaded, SpeakerdError, TooLarge
 from runtime.grpc_server import bearer
 from runtime.media import SignalPreflight
 from speakerd.v1 import node_pb2, people_pb2, people_pb2_grpc
 
 CHUNK_BYTES_MAX = 1 << 20
+UPLOADS_MAX = 32
+"""Enrolments at once: the clips of each lie in memory, up to TOTAL_BYTES_MAX."""
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -40,14 +43,21 @@ class PeopleServicer(people_pb2_grpc.PeopleServicer):
         self._enrolment = enrolment
         self._erasures = erasures
         self._relay = relay
+        self._uploads = 0
 
     async def EnrollVoice(  # noqa: N802
         self, request_iterator: AsyncIterator[people_pb2.EnrollVoiceRequest], context: Context
     ) -> people_pb2.EnrollVoiceResponse:
         """Collect the clips, then enrol."""
         principal = await self._caller(context, VOICES_WRITE)
-        request = await _collected(request_iterator)
-        return _enrolled(await self._enrolment.enrol(principal, request))
+        if self._uploads >= UPLOADS_MAX:
+            raise Overloaded("too many enrolments are under way; try again", retry_after_s=2.0)
+        self._uploads += 1
+        try:
+            request = await _collected(request_iterator)
+            return _enrolled(await self._enrolment.enrol(principal, request))
+        finally:
+            self._uploads -= 1
 
     async def GetVoice(self, request: people_pb2.GetVoiceRequest, context: Context) -> people_pb2.Voice:  # noqa: N802
         """One voice."""
@@ -125,7 +135,7 @@ async def _collected(requests: AsyncIterator[people_pb2.EnrollVoiceRequest]) -> 
     spec: people_pb2.VoiceSpec | None = None
     clips: list[_Gathering] = []
     total_bytes = 0
-    async for message in requests:
+    async for message in arriving(requests):
         if message.HasField("spec"):
             if spec is not None:
                 raise InvalidRequest("spec comes once, first")

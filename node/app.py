@@ -21,6 +21,7 @@ from node.access import Access
 from node.batcher import Batcher
 from node.checkpoint import CheckpointSeal
 from node.config import NodeSettings
+from node.decoders import Decoders
 from node.device_thread import DeviceThread
 from node.engine import Engine, engine_loader
 from node.enrolment import ClipAnalysis
@@ -100,13 +101,15 @@ class NodeDaemon:
         )
         control_plane = self._control_plane(address, engine.model)
         self._log = FleetLog(self._store, self._standing.lease, control_plane)
-        self._streams = self._live_streams(engine, stream_slots)
+        decoders = Decoders()
+        self._streams = self._live_streams(engine, stream_slots, decoders)
         self._files = FileRuns(
             engine=engine,
             batcher=self._batcher,
             store=self._store,
             standing=self._standing,
             slots=file_slots,
+            decoders=decoders,
             metrics=self._metrics,
             clock=clock,
         )
@@ -131,7 +134,7 @@ class NodeDaemon:
             await self._device.stop()
         await asyncio.to_thread(self._exits.close)
 
-    def _live_streams(self, engine: Engine, slots: SlotTable) -> LiveStreams:
+    def _live_streams(self, engine: Engine, slots: SlotTable, decoders: Decoders) -> LiveStreams:
         steps = ThreadPoolExecutor(1, thread_name_prefix="steps")
         self._exits.callback(steps.shutdown, wait=False)
         return LiveStreams(
@@ -143,6 +146,7 @@ class NodeDaemon:
             access=self._access,
             seal=CheckpointSeal(fleet_key=self._fleet_key, model=engine.model, clock=self._clock),
             slots=slots,
+            decoders=decoders,
             steps=steps,
             metrics=self._metrics,
             clock=self._clock,

@@ -17,6 +17,7 @@ from models.naming import Reason
 from models.online import SessionSpeaker
 from node import events
 from node.batcher import Batcher
+from node.decoders import Decoders
 from node.engine import Engine
 from node.intake import Intake
 from node.metrics import NodeMetrics
@@ -60,6 +61,7 @@ class FileRuns:
         store: VoiceStore,
         standing: Standing,
         slots: SlotTable,
+        decoders: Decoders,
         metrics: NodeMetrics,
         clock: Clock,
     ) -> None:
@@ -68,6 +70,7 @@ class FileRuns:
         self._store = store
         self._standing = standing
         self._slots = slots
+        self._decoders = decoders
         self._metrics = metrics
         self._clock = clock
         self._stopping = asyncio.Event()
@@ -87,8 +90,9 @@ class FileRuns:
         self._metrics.files_active.inc()
         try:
             grid = self._engine.device.grid
-            source = await self._batcher.open(slot, live=False, first_end=grid.window_samples)
-            await self._run(request, peer, source)
+            with self._decoders.place(request.sound):
+                source = await self._batcher.open(slot, live=False, first_end=grid.window_samples)
+                await self._run(request, peer, source)
         finally:
             self._slots.release(slot)
             self._batcher.close(slot)

@@ -16,6 +16,7 @@ from node import events
 from node.access import Access
 from node.batcher import Batcher
 from node.checkpoint import CheckpointSeal, StreamState
+from node.decoders import Decoders
 from node.engine import Engine
 from node.metrics import NodeMetrics
 from node.naming import Scope, SessionNaming
@@ -46,6 +47,7 @@ class LiveStreams:
         access: Access,
         seal: CheckpointSeal,
         slots: SlotTable,
+        decoders: Decoders,
         steps: Executor,
         metrics: NodeMetrics,
         clock: Clock,
@@ -58,6 +60,7 @@ class LiveStreams:
         self._access = access
         self._seal = seal
         self._slots = slots
+        self._decoders = decoders
         self._steps = steps
         self._metrics = metrics
         self._clock = clock
@@ -85,14 +88,15 @@ class LiveStreams:
         self._metrics.streams_active.inc()
         end = "closed"
         try:
-            session = await self._open(request, peer, slot)
-            self._sessions.add(session)
-            try:
-                if self._standing.draining:
-                    session.announce_drain(self._clock.wall_s())
-                await session.run()
-            finally:
-                self._sessions.discard(session)
+            with self._decoders.place(request.sound):
+                session = await self._open(request, peer, slot)
+                self._sessions.add(session)
+                try:
+                    if self._standing.draining:
+                        session.announce_drain(self._clock.wall_s())
+                    await session.run()
+                finally:
+                    self._sessions.discard(session)
         except SpeakerdError as error:
             end = error.cause.value
             raise

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from grpc import aio
 
+from controlplane import arrivals, rpc_people
 from speakerd.v1 import common_pb2, jobs_pb2, node_pb2, people_pb2
 from tests.controlplane.conftest import Client, World, speech, wav
 
@@ -97,3 +100,45 @@ async def test_jobs_that_are_not_kept_yet_say_what_to_use(world: World) -> None:
         async for _ in client.jobs.WatchJob(jobs_pb2.GetJobRequest(), metadata=client.metadata):
             pass
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_caller_who_stops_half_way_is_let_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "IDLE_S", 0.2)
+    plane = await world.plane()
+    client = await world.client(plane)
+    await world.node(plane)
+    spec, opening = people_pb2.VoiceSpec(label="Alice"), node_pb2.FileOpen()
+
+    async def and_nothing_more(first: object) -> AsyncIterator[Any]:
+        yield first
+        await asyncio.sleep(10)
+
+    people, jobs = client.people, client.jobs
+    calls: tuple[Any, ...] = (
+        people.EnrollVoice(and_nothing_more(people_pb2.EnrollVoiceRequest(spec=spec)), metadata=client.metadata),
+        jobs.DiarizeFile(and_nothing_more(node_pb2.DiarizeFileRequest(open=opening)), metadata=client.metadata),
+        people.ReportMatches(and_nothing_more(people_pb2.ReportMatchesRequest(open=opening)), metadata=client.metadata),
+    )
+    for call in calls:
+        assert await asyncio.wait_for(call.code(), 5) is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "running=0" in repr(plane.core.relay)
+
+
+async def test_only_so_many_enrolments_lie_in_memory_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_people, "UPLOADS_MAX", 1)
+    plane = await world.plane()
+    client = await world.client(plane)
+    goes_on = asyncio.Event()
+
+    async def slow() -> AsyncIterator[people_pb2.EnrollVoiceRequest]:
+        yield people_pb2.EnrollVoiceRequest(spec=people_pb2.VoiceSpec(label="Alice"))
+        await goes_on.wait()
+
+    first = client.people.EnrollVoice(slow(), metadata=client.metadata)
+    await asyncio.sleep(0.3)
+    with pytest.raises(aio.AioRpcError) as refused:
+        await client.enrol("Bob")
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    goes_on.set()
+    assert await first.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await client.enrol("Bob")).voice.voice_id

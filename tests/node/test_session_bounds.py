@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -17,8 +18,10 @@ from node import events
 from node.access import Access
 from node.batcher import Batcher
 from node.checkpoint import CheckpointSeal
+from node.decoders import Decoders
 from node.device_thread import DeviceThread
 from node.engine import Engine
+from node.enrolment import CONTAINER
 from node.lease import Lease, Renewal
 from node.metrics import NodeMetrics
 from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery
@@ -27,7 +30,7 @@ from node.standing import Standing
 from node.streams import LiveStreams
 from node.voice_store import VoiceStore
 from runtime.clock import SteppedClock, SystemClock
-from runtime.errors import InvalidRequest, SpeakerdError, TimedOut, TooLarge
+from runtime.errors import InvalidRequest, Overloaded, SpeakerdError, TimedOut, TooLarge, UnsupportedMedia
 from tests.node.conftest import ADA, pcm, tones
 
 REQUEST = events.StreamRequest(
@@ -98,6 +101,7 @@ async def desk(lease: Lease | None) -> AsyncIterator[Desk]:
             access=Access(node_id="n", fleet_key=None, clock=clock),
             seal=CheckpointSeal(fleet_key=None, model="null@1", clock=clock),
             slots=slots,
+            decoders=Decoders(1),
             steps=steps,
             metrics=metrics,
             clock=clock,
@@ -154,6 +158,23 @@ async def test_a_client_that_does_not_read_is_cut_and_frees_its_slot(
 async def test_opening_twice_and_oversized_messages_are_refused(alone: Desk) -> None:
     assert isinstance(await refused(alone, ScriptedPeer(REQUEST, REQUEST)), InvalidRequest)
     assert isinstance(await refused(alone, ScriptedPeer(REQUEST, bytes((1 << 20) + 2))), TooLarge)
+
+
+async def test_only_so_many_containers_are_decoded_at_once_and_samples_are_taken_beside_them(alone: Desk) -> None:
+    container = replace(REQUEST, sound=events.SoundFormat(CONTAINER, 0, 0))
+    first = ScriptedPeer(container)
+    serving = asyncio.create_task(alone.streams.serve(first, None))  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        while not first.told:
+            await asyncio.sleep(0.01)
+    error = await refused(alone, ScriptedPeer(container))
+    assert isinstance(error, Overloaded) and error.retry_after_s
+    await alone.streams.serve(ScriptedPeer(REQUEST, pcm(tones(2, *ADA)), events.Finish()), None)  # type: ignore[arg-type]
+    first.messages.put_nowait(b"no sound at all")
+    first.messages.put_nowait(events.Finish())
+    with pytest.raises(SpeakerdError):
+        await serving
+    assert isinstance(await refused(alone, ScriptedPeer(container, b"nor this", events.Finish())), UnsupportedMedia)
 
 
 async def test_a_running_stream_tells_that_it_lives_even_when_no_audio_comes(
