@@ -1,8 +1,8 @@
 """From a window's frame posteriors, speech probabilities and embedded partials to its local speakers.
 
-Pure NumPy. Out comes a WindowAnalysis: who of at most S speakers is active in each frame, and an embedding of each from
-the partials that it fills. Activity is the probability of speech, shared out by the segmentation's view of who speaks
-given that somebody does: so its sum over speakers, cut at 1, is the probability of speech again.
+Pure NumPy and SciPy. Out comes a WindowAnalysis: who of at most S speakers is active in each frame, and an embedding of
+each from the partials that it fills. Activity is the probability of speech, shared out by the segmentation's view of
+who speaks given that somebody does: so its sum over speakers, cut at 1, is the probability of speech again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import maximum_filter1d
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.slot_repair import RepairParameters, give_second_voice_a_slot, split_slot
@@ -30,6 +31,8 @@ class LocalParameters:
     """How a window's local speakers are found. Probabilities in [0, 1], lengths in samples or frames.
 
     vad_weight: share of the voice activity model in the probability of speech; the rest is the segmentation's.
+    support_frames, support_voice: the segmentation knows when somebody speaks, but takes a melody or a far murmur for
+        somebody as well. It is believed in full where voice activity reaches `support_voice` within so many frames.
     speech_threshold, active_threshold: from which a frame counts as speech, and as that of a local speaker.
     purity_power: how steeply a partial loses weight as others speak in it; one that is half another's has none.
     clean_frames_min: least clean speech for an embedding.
@@ -40,6 +43,8 @@ class LocalParameters:
     """
 
     vad_weight: float
+    support_frames: int
+    support_voice: float
     speech_threshold: float
     active_threshold: float
     purity_power: float
@@ -67,7 +72,7 @@ def find_local_speakers(
     model. partials: (P, D) unit vectors of sound at `partial_spans`, (P, 2) samples [from, to) counted from the
     window's start.
     """
-    speech = local.vad_weight * voice + (1.0 - local.vad_weight) * (1.0 - posteriors[:, 0])  # (F,)
+    speech = _speech(1.0 - posteriors[:, 0], voice, local)
     share = posteriors[:, 1:] @ POWERSET[1:] / np.maximum(posteriors[:, 1:].sum(axis=1, keepdims=True), 1e-6)
     spans = partial_spans // grid.step_samples
     for slot in range(share.shape[1]):
@@ -88,6 +93,13 @@ def find_local_speakers(
             share[:, other], embeddings[other], clean_frames[other] = 0.0, 0.0, 0.0
     activity = (share * speech[:, None]).astype(np.float32)
     return WindowAnalysis(start_samples, activity, embeddings, clean_frames)
+
+
+def _speech(somebody: FloatArray, voice: FloatArray, local: LocalParameters) -> FloatArray:
+    """Probability of speech (F,), from the segmentation's view and the voice activity model's."""
+    support = np.minimum(1.0, maximum_filter1d(voice, 2 * local.support_frames + 1) / local.support_voice)
+    speech: FloatArray = support * (local.vad_weight * voice + (1.0 - local.vad_weight) * somebody)
+    return speech
 
 
 def _one_voice_a_slot(

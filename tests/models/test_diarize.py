@@ -57,6 +57,33 @@ def test_silence_of_any_length_has_no_turns(num_samples):
     assert (found.turns, found.exclusive, found.speakers) == ((), (), ())
 
 
+def _noise(rng: np.random.Generator) -> np.ndarray:
+    return 0.1 * rng.normal(size=160_000)
+
+
+def _hum(rng: np.random.Generator) -> np.ndarray:
+    return 0.1 * np.sin(2 * np.pi * 50 / 16_000 * np.arange(160_000)) + 0.001 * rng.normal(size=160_000)
+
+
+def _clicks(rng: np.random.Generator) -> np.ndarray:
+    clicks = np.zeros(160_000)
+    clicks[rng.integers(0, 160_000, 20)] = 0.5
+    return clicks
+
+
+def _melody(rng: np.random.Generator) -> np.ndarray:
+    pitch = np.repeat(rng.choice([220.0, 247.0, 262.0, 294.0, 330.0, 392.0], 20), 8_000)
+    phase = 2 * np.pi * np.cumsum(pitch) / 16_000
+    fading = np.exp(-3 * (np.arange(160_000) % 8_000) / 16_000)
+    return 0.1 * fading * sum(np.sin(harmonic * phase) / harmonic for harmonic in (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("sound", [_noise, _hum, _clicks, _melody])
+def test_nobody_is_heard_in_what_is_not_speech(sound):
+    samples = sound(np.random.default_rng(8)).astype(np.float32)
+    assert diarize_samples(engine(), samples, CLUSTERING).turns == ()
+
+
 def test_a_short_utterance_is_one_turn_inside_the_file():
     samples = conversation()[355_000:371_000]
     found = diarize_samples(engine(), samples, CLUSTERING)
