@@ -20,7 +20,10 @@ from models.backend import Backend, load_backend
 from models.clustering import ClusteringParameters
 from models.local_speakers import LocalParameters
 from models.naming import NamingParameters
+from models.online import OnlineParams
+from models.online_clustering import OnlineClusteringParams
 from models.slot_repair import RepairParameters
+from models.timeline import TimelineParams
 from runtime.errors import InvalidRequest, NotFound, Unavailable
 
 BUNDLES = Path(__file__).parent / "bundles"
@@ -59,6 +62,7 @@ class Bundle:
     local: LocalParameters
     backend: Backend
     clustering: ClusteringParameters
+    online: OnlineParams
     naming: NamingParameters
 
 
@@ -85,6 +89,12 @@ def _bundle_from_table(table: dict[str, Any], folder: Path) -> Bundle:
     grid = table["grid"]
     weights = {name: _weights(entry, folder) for name, entry in table["weights"].items()}
     backend = load_backend(weights["backend"].verified_path())
+    clustering = ClusteringParameters(
+        within_variance=backend.within_variance, between_variance=backend.between_variance, **table["clustering"]
+    )
+    live = dict(table["online"])
+    online_clustering = OnlineClusteringParams(**live.pop("clustering"))
+    timeline = TimelineParams(**live.pop("timeline"))
     return Bundle(
         id=table["id"],
         revision=table["revision"],
@@ -98,9 +108,8 @@ def _bundle_from_table(table: dict[str, Any], folder: Path) -> Bundle:
         ),
         local=LocalParameters(repair=RepairParameters(**table["repair"]), **table["local"]),
         backend=backend,
-        clustering=ClusteringParameters(
-            within_variance=backend.within_variance, between_variance=backend.between_variance, **table["clustering"]
-        ),
+        clustering=clustering,
+        online=OnlineParams(evidence=clustering, clustering=online_clustering, timeline=timeline, **live),
         naming=NamingParameters(**table["naming"]),
     )
 

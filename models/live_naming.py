@@ -18,9 +18,6 @@ from models.analysis import FloatArray
 from models.naming import NamingParameters, match_probabilities, name_speakers
 from models.online import SessionSpeaker, StepOutcome, Turn
 
-# What a name in place is worth, as a cosine, against one that would replace it or against none: names do not flicker.
-STAY_COSINE = 0.06
-
 
 @dataclass(frozen=True, slots=True)
 class NamedTurn:
@@ -126,7 +123,7 @@ class LiveNaming:
         for row, speaker in enumerate(speakers):
             voice, _ = self._voices.get(speaker.index, (None, 0.0))
             if voice in column:
-                held[row, column[voice]] += STAY_COSINE
+                held[row, column[voice]] += self._naming.stay_cosine
         clean_samples = np.array([speaker.clean_samples for speaker in speakers], np.int64)
         verdicts = name_speakers(held, clean_samples, self._naming)
         plain = match_probabilities(cosines, clean_samples, self._naming) if held.size else cosines

@@ -35,6 +35,7 @@ class NamingParameters:
     The log odds of a match are `bias + cosine_weight * cosine + margin_weight * margin + speech_weight * log(net speech
     in seconds)`, where the margin is to the next voice, or to `background_cosine` where no other voice comes nearer.
     Net speech counts up to `net_speech_samples_max`: beyond, more of it does not bring the cosine any nearer.
+    `stay_cosine` is what a name in place is worth in a stream, against another or none: names do not flicker.
     """
 
     bias: float
@@ -46,6 +47,7 @@ class NamingParameters:
     margin_min: float
     net_speech_samples_min: int
     net_speech_samples_max: int = 64_000
+    stay_cosine: float = 0.06
 
 
 @dataclass(frozen=True, slots=True)

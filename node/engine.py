@@ -80,7 +80,7 @@ def _load_torch(bundle_name: str, device_name: str) -> Engine:
         bundle=bundle.id,
         model=f"{bundle.model_id}@{bundle.model_revision}",
         device_name="cuda:0" if device_name == "cuda" else device_name,
-        online=OnlineParams(evidence=bundle.clustering),
+        online=bundle.online,
         naming=bundle.naming,
         clustering=bundle.clustering,
     )

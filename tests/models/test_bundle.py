@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 from models.bundle import BUNDLES, Weights, list_bundles, load_bundle
+from models.clustering import ClusteringParameters
+from models.local_speakers import LocalParameters
+from models.naming import NamingParameters
+from models.online import OnlineParams
+from models.online_clustering import OnlineClusteringParams
+from models.slot_repair import RepairParameters
+from models.timeline import TimelineParams
 from runtime.errors import InvalidRequest, NotFound, Unavailable
 from tests.models.builtin_engine import bundle
 
@@ -49,6 +58,23 @@ def test_an_unknown_bundle_is_not_found_and_a_broken_one_says_what_is_missing(tm
     (tmp_path / "half.toml").write_text('id = "half"\nrevision = "1"\n')
     with pytest.raises(InvalidRequest, match="grid"):
         load_bundle(tmp_path / "half.toml")
+
+
+def test_everything_that_decides_a_result_stands_in_the_bundle():
+    table = tomllib.loads((BUNDLES / "builtin.toml").read_text())
+    fitted = {"within_variance", "between_variance"}  # these come with the backend
+    for kind, said in (
+        (LocalParameters, table["local"] | {"repair": table["repair"]}),
+        (RepairParameters, table["repair"]),
+        (ClusteringParameters, table["clustering"]),
+        (OnlineParams, table["online"] | {"evidence": table["clustering"]}),
+        (OnlineClusteringParams, table["online"]["clustering"]),
+        (TimelineParams, table["online"]["timeline"]),
+        (NamingParameters, table["naming"]),
+    ):
+        assert {field.name for field in dataclasses.fields(kind)} - fitted == set(said)
+    assert bundle().online.evidence is bundle().clustering
+    assert bundle().online.timeline == TimelineParams(**table["online"]["timeline"])
 
 
 def test_loading_a_bundle_and_clustering_need_no_torch():
