@@ -18,7 +18,7 @@ from controlplane import audit
 from controlplane.blobs import Blobs
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import data_keys, idempotency, samples
-from controlplane.enrolment_request import Request, consent_digest, request_digest, validate
+from controlplane.enrolment_request import Request, request_digest, validate
 from controlplane.identity import Principal
 from controlplane.intake import Intake, judge
 from controlplane.keys import DataKey, KeyRing, VoiceAddress
@@ -148,7 +148,7 @@ class Enrolment:
     ) -> None:
         generation = 1 if before is None else before.generation + 1
         key, wrapped = await self._key_of(voice) if before is not None else self._keys.make(voice)
-        now_s = self._clock.wall_s()
+        now_s, consent = self._clock.wall_s(), request.consent
         kept: list[Kept] = []
         replaced: list[str] = []
         try:
@@ -168,7 +168,7 @@ class Enrolment:
                     connection,
                     voice,
                     generation=generation,
-                    consent=request.consent,
+                    consent=consent,
                     key=key,
                     kept=kept,
                     now_s=now_s,
@@ -190,7 +190,9 @@ class Enrolment:
                     "tenant_id": voice.tenant_id,
                     "generation": generation,
                     "key_id": principal.key_id,
-                    "consent_digest": consent_digest(request.consent),
+                    "consent_digest": self._keys.consent(
+                        voice.tenant_id, voice.voice_id, consent.full_name, consent.purpose, consent.text
+                    ),
                 }
                 await audit.append(connection, "voice.enrolled", at_s=self._clock.wall_s(), facts=facts)
         except Exception:

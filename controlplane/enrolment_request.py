@@ -1,13 +1,11 @@
 """What an enrolment asks for, and what is wrong with it when it is malformed.
 
-In: the fields as they came. Out: a validated Request, the digest that tells a repeated request from a changed one, and
-the digest of a consent that the audit keeps.
+In: the fields as they came. Out: a validated Request, and the digest that tells a repeated request from a changed one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,8 +59,3 @@ def request_digest(request: Request) -> bytes:
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.digest()
-
-
-def consent_digest(consent: Consent) -> str:
-    """What the audit keeps of a consent."""
-    return hashlib.sha256(json.dumps([consent.full_name, consent.purpose, consent.text]).encode()).hexdigest()

@@ -88,6 +88,10 @@ class KeyRing:
         """How the audit names a voice: a keyed hash, the same every time, telling nothing without the key."""
         return hmac.digest(self._audit_key, _framed(tenant_id, voice_id), "sha256").hex()
 
+    def consent(self, tenant_id: str, voice_id: str, *parts: str) -> str:
+        """How the audit keeps what a person agreed to: keyed, for a plain hash of a name can be guessed from a list."""
+        return hmac.digest(self._audit_key, _framed("consent", tenant_id, voice_id, *parts), "sha256").hex()
+
 
 def _framed(*parts: str | int) -> bytes:
     # Lengths in front, so that no two lists of parts come out the same.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,8 +14,9 @@ from runtime.errors import InvalidRequest
 from runtime.grpc_server import bearer
 from speakerd.v1 import streams_pb2, streams_pb2_grpc
 
-ID_CHARS_MAX = 64
 IDS_MAX = 1_000
+# It goes into logs, so that it must not be a place to write a name or anything else.
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 class StreamsServicer(streams_pb2_grpc.StreamsServicer):
@@ -29,8 +31,8 @@ class StreamsServicer(streams_pb2_grpc.StreamsServicer):
     ) -> streams_pb2.PlaceStreamResponse:
         """Pick a node and sign a ticket."""
         principal = await self._identity.principal(bearer(context), STREAMS_OPEN)
-        if len(request.stream_id) > ID_CHARS_MAX:
-            raise InvalidRequest(f"stream_id: at most {ID_CHARS_MAX} characters")
+        if request.stream_id and not _ID.fullmatch(request.stream_id):
+            raise InvalidRequest("stream_id: write 1 to 64 characters out of A-Z a-z 0-9 _ . : -")
         if len(request.voice_ids) > IDS_MAX or len(request.avoid_node_ids) > IDS_MAX:
             raise InvalidRequest(f"voice_ids, avoid_node_ids: at most {IDS_MAX} each; empty voice_ids means all")
         placed = await self._placing.place(

@@ -29,6 +29,8 @@ from runtime.errors import InvalidRequest, Unavailable
 
 BUSY_TIMEOUT_MS = 5_000
 POOL_SIZE = 8
+UNSTORABLE = ("22001", "22021", "22P05")
+"""What PostgreSQL says of text that is too long or holds NUL: a caller's mistake, where SQLite would take it."""
 # Any number, the same in all control planes: one of them at a time migrates a PostgreSQL.
 _MIGRATION_LOCK = 7_310_221
 
@@ -200,6 +202,8 @@ def _availability() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) in UNSTORABLE:
+            raise InvalidRequest("a field is too long, or holds a character (NUL) that cannot be stored") from None
         if not _is_outage(error):
             raise
         raise Unavailable("the database is away or full; try again", retry_after_s=1.0) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import time
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from controlplane.identity import ADMIN, add_key, new_key
 from controlplane.nodes import Analysis
 from runtime.clock import SystemClock
 from runtime.errors import NotFound
-from speakerd.v1 import people_pb2
+from speakerd.v1 import people_pb2, streams_pb2
 from tests.controlplane.conftest import Client, World, speech, until, wav
 from tests.controlplane.fake_node import embedding_of
 
@@ -123,6 +125,26 @@ async def test_another_tenants_voice_is_not_found_like_one_that_never_was(any_wo
     assert (await client.get(voice_id)).label == "Alice"
 
 
+async def test_what_no_id_can_be_is_refused_without_a_fault_of_ours(any_world: World) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    people, metadata = client.people, client.metadata
+    for odd in ("v\0", "\0", "v" * 10_000, "v_\N{SNOWMAN}", "' OR 1=1 --"):
+        calls = (
+            client.get(odd),
+            client.erase(odd),
+            client.enrol("Alice", voice_id=odd),
+            people.GetErasure(people_pb2.GetErasureRequest(audit_id=odd), metadata=metadata),
+            client.streams.PlaceStream(streams_pb2.PlaceStreamRequest(voice_ids=[odd]), metadata=metadata),
+            client.streams.PlaceStream(streams_pb2.PlaceStreamRequest(stream_id=odd), metadata=metadata),
+        )
+        for call in calls:
+            with pytest.raises(aio.AioRpcError) as refused:
+                await call
+            assert refused.value.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT), odd
+        await client.list(page_token=odd.replace("\0", ""))
+
+
 def everything_under(data: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file())
 
@@ -200,7 +222,11 @@ async def test_the_audit_tells_of_enrolment_and_erasure_without_naming_anybody(a
     assert verdict.num_rows == 3
     assert erasure.audit_id in rows[1]
     assert erasure.audit_id in rows[2]
+    # Neither in the clear nor as a hash that a list of names would tell.
+    agreed = ["Alice Fullname", "test", "I agree"]
+    plain = [json.dumps(agreed), "".join(agreed), agreed[0]]
     for row in rows:
+        assert not any(hashlib.sha256(text.encode()).hexdigest() in row for text in plain)
         assert "Alice" not in row
         assert voice_id not in row
 
