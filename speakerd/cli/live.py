@@ -43,9 +43,13 @@ async def stream_sound(
     *,
     realtime: bool,
     on_event: Callable[[Event], None] = lambda event: None,
+    timeline: SpeechTimeline | None = None,
 ) -> StreamedFile:
-    """Stream to the end of the sound. Raises SpeakerdError when the stream breaks off."""
-    timeline = SpeechTimeline()
+    """Stream to the end of the sound. Raises SpeakerdError when the stream breaks off.
+
+    timeline: filled as turns come, so that a caller still has them when the stream breaks off.
+    """
+    timeline = SpeechTimeline() if timeline is None else timeline
     closed: node_pb2.StreamClosed | None = None
     opened = await client.open_stream(replace(options, encoding=sound.encoding))
     try:

@@ -24,6 +24,7 @@ from speakerd.client import Client
 from speakerd.errors import SpeakerdError
 from speakerd.live_stream import StreamOptions
 from speakerd.rttm import write_rttm
+from speakerd.timeline import SpeechTimeline
 
 
 def stream(
@@ -133,15 +134,25 @@ async def _stream(streaming: _Streaming, client: Client, source: Path | Recordin
     out = streaming.out
     sound = await asyncio.to_thread(read_recording, source) if isinstance(source, Path) else source
     out.say(str(sound), style="bold")
-    with out.progress() as progress:
-        task = progress.add_task("streaming", total=sound.duration_ms)
-        streamed = await stream_sound(
-            client,
-            sound,
-            streaming.options,
-            realtime=streaming.realtime,
-            on_event=TurnPrinter(out, progress, task).take,
-        )
+    timeline = SpeechTimeline()
+    try:
+        with out.progress() as progress:
+            task = progress.add_task("streaming", total=sound.duration_ms)
+            streamed = await stream_sound(
+                client,
+                sound,
+                streaming.options,
+                realtime=streaming.realtime,
+                on_event=TurnPrinter(out, progress, task).take,
+                timeline=timeline,
+            )
+    except SpeakerdError:
+        # Hours of a live stream are not thrown away because its end went wrong.
+        if streaming.out_dir is not None and timeline.turns():
+            rttm = streaming.out_dir / f"{sound.stem}.rttm"
+            write_rttm(rttm, timeline.rttm_turns())
+            out.note(f"the turns until it broke off are in {rttm}", style="yellow")
+        raise
     turns = streamed.timeline.turns()
     result: dict[str, Any] = {
         "file": str(sound),
