@@ -1,7 +1,8 @@
 """A recording's way through the control plane: decoded here in the sandbox, analysed on a node.
 
-In: the requests of Jobs.DiarizeFile as they arrive. Out: the node's answers, unchanged. What always holds: no container
-reaches a node, a recording never lies whole in memory, and voices outside the caller's tenant cannot be asked for.
+In: the requests of Jobs.DiarizeFile as they arrive. Out: the node's answers. What always holds: no container
+reaches a node, a recording never lies whole in memory, voices outside the caller's tenant cannot be asked for, and a
+voice whose erasure was asked for leaves under no name.
 """
 
 from __future__ import annotations
@@ -74,9 +75,33 @@ class Relay:
             sound = _decoded(chunks) if is_container else chunks
             async with aclosing(self._nodes.diarize_file(lease.address, forwarded, sound)) as answers:
                 async for answer in answers:
+                    if answer.HasField("result"):
+                        await self._withhold_erased(tenant_id, answer.result)
                     yield answer
         finally:
             self._running -= 1
+
+    async def _withhold_erased(self, tenant_id: str, result: node_pb2.FileResult) -> None:
+        """Take out who is being erased: a node that froze between its own check and its answer thaws with old names."""
+        named = {voice_id for speaker in result.speakers for voice_id in _voices_of(speaker)}
+        named |= {turn.voice_id for turns in (result.turns, result.exclusive_turns) for turn in turns}
+        named.discard("")
+        gone = named - await self._library.living(tenant_id, named) if named else set()
+        if not gone:
+            return
+        said: list[common_pb2.Turn | common_pb2.Speaker] = [*result.turns, *result.exclusive_turns, *result.speakers]
+        for one in said:
+            if one.voice_id in gone:
+                one.label = one.speaker
+                one.ClearField("voice_id")
+                one.ClearField("probability")
+        for speaker in result.speakers:
+            if gone.intersection(_voices_of(speaker)):
+                speaker.ClearField("match")
+
+
+def _voices_of(speaker: common_pb2.Speaker) -> tuple[str, str, str]:
+    return speaker.voice_id, speaker.match.best_voice_id, speaker.match.runner_up_voice_id
 
 
 async def _opening(requests: AsyncIterator[node_pb2.DiarizeFileRequest]) -> node_pb2.FileOpen:

@@ -7,6 +7,7 @@ come out the same, in text and in time.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from controlplane import leases
 from controlplane.database.engine import Database
 from controlplane.database.schema import data_keys, node_leases, voiceprints, voices
 from controlplane.fleet import Fleet
-from controlplane.holdings import one
+from controlplane.holdings import LIVE_STATES, one
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.leases import Lease
 from controlplane.nodes import Nodes
@@ -84,6 +85,14 @@ class Voices:
         if row is None:
             raise NotFound(NO_SUCH_VOICE)
         return _voice(row, self._keys)
+
+    async def living(self, tenant_id: str, voice_ids: Collection[str]) -> set[str]:
+        """Which of these voices of a tenant may be named: those that are held, or are about to be."""
+        query = select(voices.c.voice_id).where(
+            voices.c.tenant_id == tenant_id, voices.c.voice_id.in_(voice_ids), voices.c.state.in_(LIVE_STATES)
+        )
+        async with self._database.read() as connection:
+            return {row.voice_id for row in await connection.execute(query)}
 
     async def list(self, tenant_id: str, *, page_size: int, page_token: str, label: str) -> tuple[list[Voice], str]:
         """A page of a tenant's voices, those erased left out, and the token of the next page ("": none)."""

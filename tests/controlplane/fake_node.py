@@ -52,6 +52,7 @@ class FakeNode(node_pb2_grpc.NodeServicer):
         self.frozen.set()  # set: it runs
         self.refusals: list[grpc.StatusCode] = []
         self.files: list[bytes] = []
+        self.result: node_pb2.FileResult | None = None  # None: one speaker, whom nobody knows
         self._address = grpc_address
         self._sync_lock = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -238,6 +239,9 @@ class FakeNode(node_pb2_grpc.NodeServicer):
                 yield node_pb2.DiarizeFileResponse(progress=node_pb2.FileProgress(processed_ms=len(data) // 64))
         assert opening is not None
         self.files.append(bytes(data))
+        if self.result is not None:
+            yield node_pb2.DiarizeFileResponse(result=self.result)
+            return
         speaker = common_pb2.Speaker(speaker="spk_0", label=f"of {opening.tenant_id}")
         yield node_pb2.DiarizeFileResponse(result=node_pb2.FileResult(duration_ms=len(data) // 64, speakers=[speaker]))
 

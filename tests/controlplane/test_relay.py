@@ -142,3 +142,29 @@ async def test_only_so_many_enrolments_lie_in_memory_at_once(world: World, monke
     goes_on.set()
     assert await first.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (await client.enrol("Bob")).voice.voice_id
+
+
+async def test_an_erased_voice_that_a_thawed_node_still_names_leaves_under_no_name(any_world: World) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    node = await any_world.node(plane)
+    erased, kept = [(await client.enrol(label, seed=n)).voice.voice_id for n, label in enumerate(("Alice", "Bob"))]
+    turns, speakers = [], []
+    for number, (label, voice_id, other) in enumerate(
+        (("Alice", erased, kept), ("Bob", kept, ""), ("Bob", kept, erased))
+    ):
+        said = {"speaker": f"spk_{number}", "label": label, "voice_id": voice_id, "probability": 0.9}
+        match = common_pb2.MatchReport(best_voice_id=voice_id, runner_up_voice_id=other)
+        turns.append(common_pb2.Turn(**said))  # type: ignore[arg-type]
+        speakers.append(common_pb2.Speaker(match=match, **said))  # type: ignore[arg-type]
+    node.result = node_pb2.FileResult(turns=turns, exclusive_turns=turns, speakers=speakers)
+    before = await diarize(client, wav(speech(seconds=1)))
+    assert before[-1].result == node.result
+    await client.erase(erased, wait_ms=5_000)
+    result = (await diarize(client, wav(speech(seconds=1))))[-1].result
+    assert "Alice" not in str(result)
+    assert erased not in str(result)
+    for named in (result.turns, result.exclusive_turns, result.speakers):
+        assert [one.label for one in named] == ["spk_0", "Bob", "Bob"]
+        assert [one.voice_id for one in named] == ["", kept, kept]
+    assert [speaker.HasField("match") for speaker in result.speakers] == [False, True, False]
