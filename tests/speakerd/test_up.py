@@ -40,7 +40,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_voice(folder / "ada.wav", 6.0, ADA)
     write_voice(folder / "bob.wav", 6.0, BOB)
     write_voice(folder / "both.wav", 8.0, ADA, BOB)
-    write_voice(folder / "long.wav", 60.0, ADA)
+    write_voice(folder / "long.wav", 3.0, *([ADA, BOB] * 10))
     return folder
 
 
