@@ -19,7 +19,7 @@ from controlplane import audit, fleet_log, leases
 from controlplane.blobs import Blobs
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import erasures, samples, voices
-from controlplane.erasure_rows import Erasure, destroy, erasure_of, first_revision_of, latest_of
+from controlplane.erasure_rows import Erasure, destroy, erasure_of, first_entry_of, latest_of
 from controlplane.fleet import Fleet
 from controlplane.fleet_log import Change
 from controlplane.holdings import Holding
@@ -250,8 +250,8 @@ class Erasures:
                     outcomes.append(Outcome(lease.node_id, ok=False, error=SILENT))
                 else:
                     return
-            first_revision = await first_revision_of(connection, erasure.voice)
-            residual = await leases.residual_nodes(connection, first_revision) if first_revision else []
+            first = await first_entry_of(connection, erasure.voice)
+            residual = await leases.residual_nodes(connection, *first) if first else []
             answered = {outcome.node_id for outcome in outcomes}
             outcomes += [Outcome(node_id, ok=False, error=SILENT) for node_id in residual if node_id not in answered]
             erased_at_s = self._clock.wall_s()

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, delete, func, select, update
+from sqlalchemy import Row, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.schema import (
@@ -75,15 +75,20 @@ async def latest_of(connection: AsyncConnection, voice: VoiceAddress) -> str:
     return str((await connection.execute(query)).scalar_one())
 
 
-async def first_revision_of(connection: AsyncConnection, voice: VoiceAddress) -> int | None:
-    """Where the voice entered the fleet log; None when no node was ever told of it."""
-    query = select(func.min(fleet_log.c.revision)).where(
-        fleet_log.c.tenant_id == voice.tenant_id,
-        fleet_log.c.voice_id == voice.voice_id,
-        fleet_log.c.kind == Change.ENROLL.value,
+async def first_entry_of(connection: AsyncConnection, voice: VoiceAddress) -> tuple[int, float] | None:
+    """Where, and when (lease clock), the voice entered the fleet log; None when no node was ever told of it."""
+    query = (
+        select(fleet_log.c.revision, fleet_log.c.at_lease_s)
+        .where(
+            fleet_log.c.tenant_id == voice.tenant_id,
+            fleet_log.c.voice_id == voice.voice_id,
+            fleet_log.c.kind == Change.ENROLL.value,
+        )
+        .order_by(fleet_log.c.revision)
+        .limit(1)
     )
-    found: int | None = (await connection.execute(query)).scalar_one_or_none()
-    return found
+    row = (await connection.execute(query)).one_or_none()
+    return None if row is None else (int(row.revision), float(row.at_lease_s))
 
 
 def erasure_of(row: Row[Any]) -> Erasure:

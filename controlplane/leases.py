@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, exists, insert, select, update
+from sqlalchemy import Row, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.engine import locked_head
@@ -175,14 +175,18 @@ async def was_superseded(connection: AsyncConnection, node_id: str, process_id: 
     return (await connection.execute(query.limit(1))).first() is not None
 
 
-async def residual_nodes(connection: AsyncConnection, first_revision: int) -> list[str]:
-    """Nodes that held what was enrolled at a revision, were fenced, and never said that they wiped it."""
+async def residual_nodes(connection: AsyncConnection, first_revision: int, first_at_lease_s: float) -> list[str]:
+    """Nodes that may hold what was enrolled at a revision, were fenced, and never said that they wiped it.
+
+    first_at_lease_s: when that was. A node may have read the log and gone silent before it said how far it is, so that
+    whoever had a lease then, or later, counts too.
+    """
     query = (
         select(node_leases.c.node_id)
         .where(
             node_leases.c.fenced.is_(True),
             node_leases.c.wiped.is_(False),
-            node_leases.c.cursor >= first_revision,
+            or_(node_leases.c.cursor >= first_revision, node_leases.c.deadline_lease_s >= first_at_lease_s),
         )
         .distinct()
         .order_by(node_leases.c.node_id)

@@ -67,6 +67,24 @@ async def test_a_node_that_joins_after_the_erasure_is_not_waited_for(world: Worl
     assert {(outcome.node_id, outcome.ok) for outcome in erasure.nodes} == {("node-1", False), ("node-2", True)}
 
 
+async def test_a_node_that_read_the_log_and_never_said_so_is_named_as_residual(any_world: World) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    gone = await any_world.node(plane, "node-0", renew=False)
+    await gone.renew_once()
+    await asyncio.sleep(1.3)  # its lease ends before the voice is enrolled
+    await any_world.node(plane, "node-1")
+    silent = await any_world.node(plane, "node-2", renew=False)
+    await silent.renew_once()
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    await silent.sync()
+    assert len(silent.voices) == 1
+    silent.freeze()
+    erasure = await client.erase(voice_id, wait_ms=8_000)
+    assert erasure.state == ERASED
+    assert list(erasure.residual_node_ids) == ["node-2"]
+
+
 async def test_an_interrupted_erasure_goes_on_after_a_restart(any_world: World) -> None:
     async with any_world.running() as plane:
         client = await any_world.client(plane)
