@@ -6,6 +6,7 @@ under the names of those enrolled here, or spk_0, spk_1, ... in order of appeara
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def open_engine(bundle: str, device: str) -> InProcessDiarizer:
     from models.torch_device import load_device
 
     loaded = load_bundle(bundle)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise InvalidRequest(f"--device {device}: say cpu, cuda or cuda:N")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InvalidRequest("no CUDA device is to be seen here: leave --device out, or see `speakerd doctor`")
     return InProcessDiarizer(load_device(loaded, device=device), loaded)

@@ -6,6 +6,7 @@ costs the others nothing. The engine is not ours to import: it is found by its e
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ import typer
 from speakerd.cli.connection import Connection, DataOption, KeyOption, ServerOption, find_connection
 from speakerd.cli.failures import failure_of
 from speakerd.cli.group import load_installed
-from speakerd.cli.output import JsonFlag, Output
-from speakerd.cli.people import EnrollOption, missing_files, people_to_enroll
+from speakerd.cli.output import JsonFlag, Output, results_folder
+from speakerd.cli.people import EnrollOption, enroll_or_renew, missing_files, people_to_enroll
 from speakerd.cli.stream import distinct_stems
 from speakerd.client import FileOptions
 from speakerd.rttm import RttmTurn, write_rttm, write_whole
@@ -104,6 +105,7 @@ def diarize(
     for suffix in wanted:
         distinct_stems(files, f".{suffix}")
     people = people_to_enroll(enroll or [])
+    results_folder(out_dir)
     if server is not None and (bundle or device):
         raise typer.BadParameter("--bundle and --device are the server's to choose: leave them out with --server")
     connection = None if server is None else find_connection(server, key, data)
@@ -211,14 +213,21 @@ class _ServerDiarizer:
     """A control plane, diarizing one recording at a time."""
 
     def __init__(self, connection: Connection) -> None:
-        self._client = SyncClient(connection.address, connection.key)
+        self._connection = connection
+        self._client: SyncClient | None = None
 
     def enroll(self, name: str, files: Sequence[Path]) -> None:
         """Enrol a person, for good."""
-        self._client.enroll(name, list(files))
+        asyncio.run(self._enroll(name, files))
+
+    async def _enroll(self, name: str, files: Sequence[Path]) -> None:
+        async with self._connection.open() as client:
+            await enroll_or_renew(client, name, files)
 
     def diarize(self, file: Path, options: DiarizeOptions, on_progress: Callable[[int, int], None]) -> Diarized:
         """Send a recording and wait for its result."""
+        # Made only now: two event loops at once would take gRPC's events from one another.
+        self._client = self._client or SyncClient(self._connection.address, self._connection.key)
         result = self._client.diarize_file(
             file,
             FileOptions(
@@ -238,4 +247,5 @@ class _ServerDiarizer:
 
     def close(self) -> None:
         """Hang up."""
-        self._client.close()
+        if self._client is not None:
+            self._client.close()

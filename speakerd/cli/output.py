@@ -7,9 +7,11 @@ and notes go to stderr either way, and an error is one red line there that says 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from speakerd.errors import SpeakerdError
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 
@@ -95,3 +99,16 @@ class Output:
             transient=True,
             disable=not self._err.is_terminal,
         )
+
+
+def results_folder(folder: Path | None) -> None:
+    """Look whether results can be written to --out, before there are any. Raises SpeakerdError, naming it."""
+    if folder is None:
+        return
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise SpeakerdError("invalid", f"--out {folder}: {there} is a file: name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SpeakerdError("invalid", f"--out {folder}: you may not write to {there}: name another folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from speakerd.v1 import people_pb2
 
 PROOF_WAIT_S = 30.0
 READY_WAIT_S = 30.0
+STRANGER = re.compile(r"spk_\d+")
 
 EnrollOption = Annotated[
     list[str] | None,
@@ -45,6 +47,7 @@ def enroll(
 ) -> None:
     """Enrol a person by voice. In RTTM files, blanks in the name become `_`."""
     out = Output(as_json=as_json)
+    _nameable(name)
     consent = None
     if consent_name or consent_purpose or consent_text:
         consent = people_pb2.Consent(full_name=consent_name, purpose=consent_purpose, text=consent_text)
@@ -131,6 +134,7 @@ def people_to_enroll(enrolments: Sequence[str]) -> dict[str, list[Path]]:
         name, _, file = enrolment.partition("=")
         if not name.strip() or not file:
             raise typer.BadParameter(f"--enroll {enrolment!r}: write NAME=FILE, for example alice=alice.wav")
+        _nameable(name)
         people.setdefault(name.strip(), []).append(Path(file))
     for files in people.values():
         missing_files([*files])
@@ -151,19 +155,25 @@ async def enroll_all(client: Client, people: dict[str, list[Path]], out: Output)
     enrolled = []
     for name, files in people.items():
         with out.working(f"enrolling {name}"):
-            try:
-                enrolled_before = await _called(client, name)
-                if len(enrolled_before) > 1:
-                    raise _ambiguous(name, enrolled_before)
-                # Enrolled beside itself, a voice is its own rival, and neither of the two is named.
-                voice_id = enrolled_before[0].voice_id if enrolled_before else ""
-                answer = await client.enroll(name, files, voice_id=voice_id)
-            except SpeakerdError as error:
-                where = ", ".join(str(file) for file in files)
-                raise SpeakerdError(error.cause, f"{name} ({where}): {error.message}") from None
-            enrolled.append(await _ready(client, answer.voice))
-        out.note(f"enrolled {name} ({answer.analysis.net_speech_ms / 1000:.1f} s of clean speech)")
+            voice = await enroll_or_renew(client, name, files)
+            enrolled.append(voice)
+        out.note(f"enrolled {name} ({voice.net_speech_ms / 1000:.1f} s of clean speech)")
     return enrolled
+
+
+async def enroll_or_renew(client: Client, name: str, files: Sequence[Path]) -> people_pb2.Voice:
+    """Enrol a person, in place of the voice of that name if there is one, and wait until a node holds it."""
+    try:
+        enrolled_before = await _called(client, name)
+        if len(enrolled_before) > 1:
+            raise _ambiguous(name, enrolled_before)
+        # Enrolled beside itself, a voice is its own rival, and neither of the two is named.
+        voice_id = enrolled_before[0].voice_id if enrolled_before else ""
+        answer = await client.enroll(name, files, voice_id=voice_id)
+    except SpeakerdError as error:
+        where = ", ".join(str(file) for file in files)
+        raise SpeakerdError(error.cause, f"{name} ({where}): {error.message}") from None
+    return await _ready(client, answer.voice)
 
 
 def state_of(voice: people_pb2.Voice) -> str:
@@ -247,3 +257,10 @@ async def _called(client: Client, name: str) -> list[people_pb2.Voice]:
 def _ambiguous(name: str, voices: Sequence[people_pb2.Voice]) -> SpeakerdError:
     ids = ", ".join(voice.voice_id for voice in voices)
     return SpeakerdError("conflict", f"{len(voices)} voices are called {name}: say which by its id ({ids})")
+
+
+def _nameable(name: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise typer.BadParameter("the name is not valid UTF-8: say it in the terminal's encoding")
+    if STRANGER.fullmatch(name.strip()):
+        raise typer.BadParameter(f"{name!r} is what strangers are called: choose another name")

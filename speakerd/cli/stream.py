@@ -15,7 +15,7 @@ import typer
 from speakerd.cli.connection import Connection, KeyOption, ServerOption, ServersDataOption, find_connection
 from speakerd.cli.failures import failure_of
 from speakerd.cli.live import matches_as_json, own_server, stream_sound
-from speakerd.cli.output import JsonFlag, Output
+from speakerd.cli.output import JsonFlag, Output, results_folder
 from speakerd.cli.people import EnrollOption, enroll_all, people_to_enroll
 from speakerd.cli.recording import Microphone, Recording, read_recording
 from speakerd.cli.turn_printer import TurnPrinter
@@ -63,6 +63,7 @@ def stream(
         out_dir=out_dir,
     )
     people = people_to_enroll(enroll or [])
+    results_folder(out_dir)
     where = None if server is None and data is None else find_connection(server, key, data)
     if where is not None and (device or bundle):
         raise typer.BadParameter("--device and --bundle are the server's to choose: leave them out with --server")

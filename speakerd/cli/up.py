@@ -110,7 +110,7 @@ def stop_signals(stopping: asyncio.Event) -> Iterator[asyncio.Event]:
     def on_signal() -> None:
         (hurry if stopping.is_set() else stopping).set()
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT, *_hang_up())
     for number in numbers:
         loop.add_signal_handler(number, on_signal)
     try:
@@ -121,15 +121,21 @@ def stop_signals(stopping: asyncio.Event) -> Iterator[asyncio.Event]:
 
 
 def run_until_signal(work: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Run a command's work; SIGTERM cancels it as Ctrl-C does, so that what it started is torn down."""
+    """Run a command's work; SIGTERM and SIGHUP cancel it as Ctrl-C does, so that what it started is torn down."""
 
     async def cancellable() -> ResultT:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in (signal.SIGTERM, *_hang_up()):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         return await work
 
     try:
         return asyncio.run(cancellable())
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
+
+
+def _hang_up() -> tuple[signal.Signals, ...]:
+    """A terminal that is closed ends us in order too, unless we were started to outlive it (nohup)."""
+    return (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL else ()

@@ -88,6 +88,9 @@ ON_SERVER = ("--key", "sk_test")
         (["diarize", "a.wav", "--server", "127.0.0.1:1", "--device", "cpu"], "server's to choose"),
         (["diarize"], "Missing argument"),
         (["up", "--nodes", "0"], "--nodes"),
+        (["diarize", "a.wav", "--enroll", "spk_1=a.wav"], "what strangers are called"),
+        (["enroll", "spk_1", "a.wav"], "what strangers are called"),
+        (["enroll", "\udcff", "a.wav"], "not valid UTF-8"),
     ],
 )
 def test_a_command_line_that_cannot_be_understood_is_told_in_one_line(arguments: list[str], told: str) -> None:
@@ -158,6 +161,19 @@ def test_enrolling_for_a_stream_again_enrols_the_same_voice_anew(server: Script,
         where = ("--server", server.address, *ON_SERVER)
         value(run("stream", voice, "--no-realtime", "--enroll", f"ada={voice}", *where, "--json"))
     assert list(server.voices) == ["v0"]
+
+
+def test_enrolling_for_a_recording_again_enrols_the_same_voice_anew(server: Script, voice: Path) -> None:
+    for _ in range(2):
+        value(run("diarize", voice, "--enroll", f"ada={voice}", "--server", server.address, *ON_SERVER, "--json"))
+    assert list(server.voices) == ["v0"]
+
+
+@pytest.mark.parametrize("command", ["stream", "diarize"])
+def test_an_out_that_is_no_folder_is_told_before_any_work(voice: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "taken").touch()
+    told = one_error(run(command, voice, "--out", tmp_path / "taken", "--server", "127.0.0.1:1", *ON_SERVER))
+    assert "taken is a file: name a folder" in told
 
 
 def test_what_a_server_says_is_told_as_it_says_it(server: Script, voice: Path) -> None:
