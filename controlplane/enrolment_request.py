@@ -6,6 +6,7 @@ In: the fields as they came. Out: a validated Request, and the digest that tells
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from runtime.errors import InvalidRequest
 LABEL_CHARS_MAX = 200
 CONSENT_CHARS_MAX = 20_000
 IDEMPOTENCY_KEY_CHARS_MAX = 255
+STRANGER = re.compile(r"spk_\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ def validate(request: Request) -> None:
         raise InvalidRequest("label: 1 to 200 characters, what the person's turns are to be labelled with")
     if len(request.label) > LABEL_CHARS_MAX or any(ord(character) < 32 for character in request.label):
         raise InvalidRequest(f"label: 1 to {LABEL_CHARS_MAX} characters, no control characters")
+    if STRANGER.fullmatch(request.label.strip()):
+        raise InvalidRequest("label: spk_0, spk_1 and so on are what strangers are called; choose another name")
     if len(request.idempotency_key) > IDEMPOTENCY_KEY_CHARS_MAX:
         raise InvalidRequest(f"idempotency_key: at most {IDEMPOTENCY_KEY_CHARS_MAX} characters")
     consent = request.consent

@@ -114,6 +114,16 @@ async def test_a_repeated_request_gives_the_first_answer_and_a_changed_one_is_re
     assert refused.value.code() is grpc.StatusCode.ALREADY_EXISTS
 
 
+@pytest.mark.parametrize("label", ["", "  ", "spk_0", "a\nb", "x" * 201])
+async def test_a_label_that_would_mislead_is_refused(world: World, label: str) -> None:
+    client = await world.client(await world.plane())
+    with pytest.raises(aio.AioRpcError) as refused:
+        await client.enrol(label)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "label" in (refused.value.details() or "")
+    assert not (await client.list()).voices
+
+
 async def test_lists_come_in_pages_and_by_label(any_world: World) -> None:
     plane = await any_world.plane()
     client = await any_world.client(plane)
