@@ -130,10 +130,21 @@ class OnlineDiarization:
         self._clustering.assign(self._recent)
         return self._decide(window.start_frame + self._grid.num_frames, merges, flush=False)
 
-    def finish(self, end_samples: int) -> StepOutcome:
-        """The stream ended at `end_samples`: all that is still provisional becomes final."""
+    def finish(
+        self, end_samples: int, voices: Mapping[int, str] | None = None, *, goes_on: bool = False
+    ) -> StepOutcome:
+        """The stream ended at `end_samples`: all that is still provisional becomes final.
+
+        voices: as for `step`. Speakers opened in the last seconds are looked at once more, unless the stream goes on
+        elsewhere, from a snapshot that would know nothing of a merge.
+        """
         end_frame = -(-end_samples // self._grid.step_samples)
-        outcome = self._decide(end_frame, [], flush=True)
+        merges: list[Merge] = []
+        if not goes_on:
+            for window in self._recent:
+                self._clustering.settle(window)
+            merges = self._merge(voices)
+        outcome = self._decide(end_frame, merges, flush=True)
         turns = [
             Turn(turn.turn, turn.speaker, turn.start_samples, min(turn.end_samples, end_samples), final=True)
             for turn in outcome.turns
@@ -227,6 +238,9 @@ class OnlineDiarization:
         if self._windows_since_recluster < self._params.clustering.recluster_windows:
             return []
         self._windows_since_recluster = 0
+        return self._merge(voices)
+
+    def _merge(self, voices: Mapping[int, str] | None) -> list[Merge]:
         merges = self._clustering.recluster(self._recent, voices)
         for merge in merges:
             self._timeline.merge(merge.source, merge.target)

@@ -146,7 +146,7 @@ class LiveSession:
             placed = [replace(analysis, start_samples=analysis.start_samples + self._base) for analysis in analyses]
             while placed:
                 together = self._online.steps_on_one_roster
-                known = {index: voice for index, (voice, _) in self._naming.voices().items() if voice is not None}
+                known = self._known_voices()
                 outcomes = await loop.run_in_executor(self._steps, _step_all, self._online, placed[:together], known)
                 self._analysed = placed[:together][-1].start_samples + self._grid.window_samples
                 await self._tell(outcomes)
@@ -156,9 +156,14 @@ class LiveSession:
                 checkpoint_due_s = self._clock.monotonic_s() + TICK_S
         if self._intake.handing_over:
             await self._queue.put(await self._checkpoint())
-        await self._tell([self._online.finish(self._end)])
+        ended = self._online.finish(self._end, self._known_voices(), goes_on=self._intake.handing_over)
+        await self._tell([ended])
         await self._queue.put(self._summary())
         await self._queue.put(None)
+
+    def _known_voices(self) -> dict[int, str]:
+        """The voice of each session speaker who is recognised now."""
+        return {index: voice for index, (voice, _) in self._naming.voices().items() if voice is not None}
 
     @property
     def _end(self) -> int:

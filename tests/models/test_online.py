@@ -125,6 +125,22 @@ def test_two_people_who_alternate_keep_their_labels() -> None:
     assert joined(final_turns(scene, 42.0)) == [(n % 2, 4.0 * n, 4.0 * n + 3.0) for n in range(10)]
 
 
+@pytest.mark.parametrize(("voices", "goes_on", "merged"), [({}, False, 1), ({}, True, 0), ({0: "a", 1: "b"}, False, 0)])
+def test_a_speaker_opened_in_the_last_seconds_is_looked_at_once_more(
+    voices: dict[int, str], goes_on: bool, merged: int
+) -> None:
+    stream = open_stream()
+    hoarse = 0.55 * voice_of(0) + 0.83 * voice_of(1)
+    for window in windows_of([Speech(0, 0.0, 14.5)], 14.5):
+        if window.start_samples + GRID.window_samples > 13 * 16_000:
+            window.embeddings[window.embeddings.any(axis=1)] = hoarse / np.linalg.norm(hoarse)
+        assert stream.step(window).merges == []
+    assert [speaker.index for speaker in stream.session_speakers()] == [0, 1]
+    last = stream.finish(samples_from_seconds(14.5), voices, goes_on=goes_on)
+    assert last.merges == [Merge(source=1, target=0)][:merged]
+    assert merged == 0 or {turn.speaker for turn in last.turns} == {0}
+
+
 def test_somebody_who_returns_after_ten_minutes_keeps_the_label() -> None:
     others = [Speech(1 + turn % 3, 10.0 + 5.0 * turn, 14.0 + 5.0 * turn) for turn in range(120)]
     scene = [Speech(0, 1.0, 8.0), *others, Speech(0, 612.0, 618.0)]
