@@ -23,6 +23,7 @@ from controlplane.voices import Outcome, Voice, Voices, Warmth
 from runtime.errors import InvalidRequest, Overloaded, SpeakerdError, TooLarge
 from runtime.grpc_server import bearer
 from runtime.media import SignalPreflight
+from runtime.pcm import said_rate_and_channels
 from speakerd.v1 import node_pb2, people_pb2, people_pb2_grpc
 
 CHUNK_BYTES_MAX = 1 << 20
@@ -152,7 +153,7 @@ async def _collected(requests: AsyncIterator[people_pb2.EnrollVoiceRequest]) -> 
                 raise TooLarge(f"at most {CLIPS_MAX} clips")
             said = chunk.format if chunk.HasField("format") else None
             encoding = CONTAINER if said is None else said.encoding or 1
-            clips.append(_Gathering(encoding, said.sample_rate_hz if said else 0, said.channels if said else 0))
+            clips.append(_Gathering(encoding, *(said_rate_and_channels(said) if said else (0, 0))))
         if len(data) > CHUNK_BYTES_MAX:
             raise TooLarge("a chunk is at most 1 MiB: send more of them")
         clips[-1].data += data

@@ -20,6 +20,7 @@ from node.streams import LiveStreams
 from node.voice_store import VoiceStore
 from runtime.errors import InvalidRequest, SpeakerdError
 from runtime.grpc_server import bearer
+from runtime.pcm import said_rate_and_channels
 from runtime.units import ms_from_samples, samples_from_ms
 from speakerd import __version__
 from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
@@ -168,11 +169,9 @@ class NodeService(node_pb2_grpc.NodeServicer):
         return Enrolment(tenant_id, voice_id, generation, label, embedding, net_speech_samples), heard
 
     async def _hear(self, clip: common_pb2.AudioClip) -> HeardVoice:
+        rate_hz, channels = said_rate_and_channels(clip.format)
         return await self._clips.hear(
-            clip.data,
-            encoding=clip.format.encoding,
-            sample_rate_hz=clip.format.sample_rate_hz,
-            channels=clip.format.channels,
+            clip.data, encoding=clip.format.encoding, sample_rate_hz=rate_hz, channels=channels
         )
 
 

@@ -21,6 +21,7 @@ from node.load import Load
 from node.naming import Match, Name
 from node.standing import NodeState
 from runtime.errors import InvalidRequest
+from runtime.pcm import said_rate_and_channels
 from runtime.units import ms_from_samples, samples_from_ms
 from speakerd.v1 import common_pb2, node_pb2
 
@@ -139,7 +140,7 @@ def stream_request(message: node_pb2.StreamOpen) -> events.StreamRequest:
 
 def sound_format(message: common_pb2.AudioFormat) -> events.SoundFormat:
     """How bytes hold sound."""
-    return events.SoundFormat(message.encoding, message.sample_rate_hz, message.channels)
+    return events.SoundFormat(message.encoding, *said_rate_and_channels(message))
 
 
 def file_request(message: node_pb2.FileOpen) -> events.FileRequest:

@@ -16,6 +16,7 @@ import soxr
 
 from runtime.errors import BadAudio, InvalidRequest
 from runtime.units import SAMPLE_RATE_HZ
+from speakerd.v1 import common_pb2
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -36,6 +37,15 @@ class PcmEncoding(IntEnum):
 
 
 SAMPLE_BYTES = {PcmEncoding.S16LE: 2, PcmEncoding.F32LE: 4, PcmEncoding.MULAW: 1, PcmEncoding.ALAW: 1}
+
+
+def said_rate_and_channels(message: common_pb2.AudioFormat) -> tuple[int, int]:
+    """Rate and channels of a speakerd.v1.AudioFormat; 0 where they are absent. InvalidRequest where they are 0."""
+    if message.encoding != common_pb2.ENCODING_CONTAINER:
+        for name in ("sample_rate_hz", "channels"):
+            if message.HasField(name) and getattr(message, name) == 0:
+                raise InvalidRequest(f"{name} is 0: give that of the audio, or leave it out for the default")
+    return message.sample_rate_hz, message.channels
 
 
 class PcmDecoder:

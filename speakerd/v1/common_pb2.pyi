@@ -73,21 +73,28 @@ class AudioFormat(_message.Message):
     encoding: Global___Encoding.ValueType
     """Absent: PCM_S16LE."""
     sample_rate_hz: _builtins.int
-    """Samples a second and channel, 8000 to 96000. Absent (0): 16000. Sound is resampled to 16 kHz."""
+    """Samples a second and channel, 8000 to 96000. Absent: 16000; 0 is refused. Sound is resampled to 16 kHz."""
     channels: _builtins.int
-    """Interleaved channels, 1 to 8. Absent (0): 1. Several channels are mixed to one."""
+    """Interleaved channels, 1 to 8. Absent: 1; 0 is refused. Several channels are mixed to one."""
     def __init__(
         self,
         *,
         encoding: Global___Encoding.ValueType = ...,
-        sample_rate_hz: _builtins.int = ...,
-        channels: _builtins.int = ...,
+        sample_rate_hz: _builtins.int | None = ...,
+        channels: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_channels", b"_channels", "_sample_rate_hz", b"_sample_rate_hz", "channels", b"channels", "sample_rate_hz", b"sample_rate_hz"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "encoding", b"encoding", "sample_rate_hz", b"sample_rate_hz"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channels", b"_channels", "_sample_rate_hz", b"_sample_rate_hz", "channels", b"channels", "encoding", b"encoding", "sample_rate_hz", b"sample_rate_hz"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__channels: _TypeAlias = _typing.Literal["channels"]  # noqa: Y015
+    _WhichOneofArgType__channels: _TypeAlias = _typing.Literal["_channels", b"_channels"]  # noqa: Y015
+    _WhichOneofReturnType__sample_rate_hz: _TypeAlias = _typing.Literal["sample_rate_hz"]  # noqa: Y015
+    _WhichOneofArgType__sample_rate_hz: _TypeAlias = _typing.Literal["_sample_rate_hz", b"_sample_rate_hz"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__channels) -> _WhichOneofReturnType__channels | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sample_rate_hz) -> _WhichOneofReturnType__sample_rate_hz | None: ...
 
 Global___AudioFormat: _TypeAlias = AudioFormat  # noqa: Y015
 

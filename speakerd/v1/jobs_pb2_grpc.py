@@ -79,6 +79,7 @@ class JobsServicer(object):
 
     def DiarizeFile(self, request_iterator, context):
         """Diarize a recording while the caller waits: `open`, then chunks of the file; progress and one result come back.
+        An absent `open.format` means CONTAINER here: recordings are files.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -18,7 +18,9 @@ class JobsStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     DiarizeFile: _aio.StreamStreamMultiCallable[_node_pb2.DiarizeFileRequest, _node_pb2.DiarizeFileResponse]
-    """Diarize a recording while the caller waits: `open`, then chunks of the file; progress and one result come back."""
+    """Diarize a recording while the caller waits: `open`, then chunks of the file; progress and one result come back.
+    An absent `open.format` means CONTAINER here: recordings are files.
+    """
     UploadMedia: _aio.StreamUnaryMultiCallable[_jobs_pb2.UploadMediaRequest, _jobs_pb2.UploadMediaResponse]
     """Put a recording in the media store: `key` first, then chunks. Kept for 24 h."""
     CreateJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.CreateJobRequest, _jobs_pb2.Job]
@@ -38,7 +40,9 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_node_pb2.DiarizeFileRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_node_pb2.DiarizeFileRequest], _abc.AsyncIterator[_node_pb2.DiarizeFileResponse]],
     ) -> _abc.AsyncIterator[_node_pb2.DiarizeFileResponse]:
-        """Diarize a recording while the caller waits: `open`, then chunks of the file; progress and one result come back."""
+        """Diarize a recording while the caller waits: `open`, then chunks of the file; progress and one result come back.
+        An absent `open.format` means CONTAINER here: recordings are files.
+        """
 
     @_abc_1.abstractmethod
     def UploadMedia(

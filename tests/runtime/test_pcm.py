@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import BadAudio, InvalidRequest
-from runtime.pcm import PcmDecoder, PcmEncoding
+from runtime.pcm import PcmDecoder, PcmEncoding, said_rate_and_channels
 from speakerd.v1 import common_pb2
 
 RATES = [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 44_101, 48_000, 96_000]
@@ -128,3 +128,13 @@ def test_the_wire_means_defaults_by_zero_and_the_same_encodings_by_the_same_numb
 
 def test_a_stream_without_a_sample_ends_well() -> None:
     assert len(decoded(PcmDecoder(PcmEncoding.S16LE, 44_100))) == 0
+
+
+@pytest.mark.parametrize("field", ["sample_rate_hz", "channels"])
+def test_a_rate_or_channel_count_of_zero_is_told_from_one_that_is_absent(field: str) -> None:
+    assert said_rate_and_channels(common_pb2.AudioFormat()) == (0, 0)
+    with pytest.raises(InvalidRequest, match=f"{field} is 0"):
+        said_rate_and_channels(common_pb2.AudioFormat(**{field: 0}))
+    # A container says it itself.
+    container = common_pb2.AudioFormat(encoding=common_pb2.ENCODING_CONTAINER, **{field: 0})
+    assert said_rate_and_channels(container) == (0, 0)
