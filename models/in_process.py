@@ -30,8 +30,8 @@ SILENT_PEAK = 1e-4  # -80 dBFS: no microphone in a room is as quiet as that
 
 def open_engine(bundle: str, device: str) -> InProcessDiarizer:
     """Load a bundle onto a device: "cpu", "cuda" or "cuda:N". InvalidRequest when there is no such device."""
-    # Read by OpenMP as torch loads it. Its threads wait by spinning otherwise, and on a machine that has other work to do
-    # that makes two of them four times slower than one.
+    # Read by OpenMP as torch loads it. Its threads wait by spinning otherwise, and on a machine that has other work to
+    # do that makes two of them four times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 

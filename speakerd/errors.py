@@ -47,8 +47,11 @@ class SpeakerdError(Exception):
         return f"SpeakerdError({self.cause!r}, {self.message!r}, retry_after_s={self.retry_after_s})"
 
 
-def error_from_status(error: aio.AioRpcError, *, peer: str) -> SpeakerdError:
-    """The error that a status stands for. `peer` is whom we called, for the text when nobody answered there."""
+def error_from_status(error: aio.AioRpcError, *, peer: str, had_answered: bool = False) -> SpeakerdError:
+    """The error that a status stands for.
+
+    peer: whom we called, for the text when nobody answers there. had_answered: it did before, in the same call.
+    """
     for name, value in error.trailing_metadata() or ():
         if name == ERROR_TRAILER and isinstance(value, bytes):
             info = _parsed(value)
@@ -56,6 +59,8 @@ def error_from_status(error: aio.AioRpcError, *, peer: str) -> SpeakerdError:
                 retry_after_s = info.retry_after_ms / 1000 if info.retry_after_ms else None
                 return SpeakerdError(info.cause, info.message, retry_after_s=retry_after_s)
     cause = _CAUSE_OF_STATUS.get(error.code(), "internal")
+    if cause == "unavailable" and had_answered:
+        return SpeakerdError(cause, f"{peer} went away in the middle of the stream: stream it again")
     if cause == "unavailable":
         return SpeakerdError(cause, f"{peer} does not answer: start it with `speakerd up`, or name another address")
     return SpeakerdError(cause, error.details() or f"the call to {peer} failed with status {error.code().name}")

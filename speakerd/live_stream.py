@@ -84,7 +84,7 @@ class LiveStream:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
-            response = await _read(self._call, self._peer)
+            response = await _read(self._call, self._peer, had_answered=True)
             if response is None:
                 return
             kind = response.WhichOneof("message")
@@ -97,7 +97,7 @@ class LiveStream:
         await self._channel.close()
 
     async def _write(self, request: node_pb2.DiarizeRequest) -> None:
-        await _write(self._call, request, self._peer)
+        await _write(self._call, request, self._peer, had_answered=True)
 
 
 async def open_stream_at(
@@ -137,21 +137,21 @@ def _stream_open(options: StreamOptions, ticket: str) -> node_pb2.StreamOpen:
     )
 
 
-async def _write(call: Any, request: node_pb2.DiarizeRequest, peer: str) -> None:
+async def _write(call: Any, request: node_pb2.DiarizeRequest, peer: str, *, had_answered: bool = False) -> None:
     try:
         await call.write(request)
     except aio.AioRpcError as error:
-        raise error_from_status(error, peer=peer) from None
+        raise error_from_status(error, peer=peer, had_answered=had_answered) from None
     except asyncio.InvalidStateError:
         # The node has ended the call; its status says why.
-        await _read(call, peer)
+        await _read(call, peer, had_answered=had_answered)
         raise SpeakerdError("stale", "the stream has ended: open a new one") from None
 
 
-async def _read(call: Any, peer: str) -> node_pb2.DiarizeResponse | None:
+async def _read(call: Any, peer: str, *, had_answered: bool = False) -> node_pb2.DiarizeResponse | None:
     """The next message, or None at the end."""
     try:
         response = await call.read()
     except aio.AioRpcError as error:
-        raise error_from_status(error, peer=peer) from None
+        raise error_from_status(error, peer=peer, had_answered=had_answered) from None
     return None if response is aio.EOF else response

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc import aio
 
 from runtime.errors import GRPC_STATUS, BadAudio, Cause, Overloaded, Unavailable
 from runtime.errors import SpeakerdError as RuntimeSpeakerdError
@@ -189,13 +191,16 @@ async def test_a_standalone_node_is_driven_without_a_control_plane(script: Scrip
 
 
 async def test_a_status_without_our_trailer_still_has_a_cause() -> None:
-    import grpc
-    from grpc import aio
-
     none = aio.Metadata()
     error = aio.AioRpcError(grpc.StatusCode.PERMISSION_DENIED, none, none, details="proxy says no")
     told = error_from_status(error, peer="here")
     assert (told.cause, told.message) == ("denied", "proxy says no")
+
+
+def test_who_went_away_in_mid_stream_is_told_from_who_was_never_there() -> None:
+    gone = aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, aio.Metadata(), aio.Metadata(), details="socket closed")
+    assert "does not answer" in error_from_status(gone, peer="here").message
+    assert error_from_status(gone, peer="here", had_answered=True).message.startswith("here went away in the middle")
 
 
 async def test_the_blocking_client_does_the_same_without_a_loop(script: Script) -> None:

@@ -201,7 +201,7 @@ def test_a_stream_is_printed_and_written_with_late_names_applied(server: Script,
     assert len(server.audio) == 64_000
 
 
-def test_a_stream_that_breaks_off_before_its_first_turn_writes_nothing(server: Script, voice: Path, tmp_path: Path) -> None:
+def test_a_stream_that_ends_before_its_first_turn_writes_nothing(server: Script, voice: Path, tmp_path: Path) -> None:
     server.raises = None
     server.fail_after_bytes = 32_000
     options = ("--server", server.address, *ON_SERVER, "--no-realtime", "--out", tmp_path / "out")
