@@ -172,6 +172,7 @@ class ControlPlane:
             clock=clock,
             metrics=metrics,
             probe=nodes.incarnation_at,
+            keep_only=nodes.keep_only,
         )
         library = Voices(database, keys, fleet, nodes)
         intake = Intake(fleet, nodes)

@@ -29,6 +29,8 @@ PAGE_ENTRIES = 1_000
 
 Probe = Callable[[str], Awaitable[int | None]]
 """Asks an address which incarnation lives there: None when nobody does, -1 when it does not answer in time."""
+KeepOnly = Callable[[set[str]], Awaitable[None]]
+"""Lets go of what is kept for addresses other than these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Fleet:
         clock: Clock,
         metrics: Metrics,
         probe: Probe,
+        keep_only: KeepOnly,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -78,6 +81,7 @@ class Fleet:
         self._clock = clock
         self._metrics = metrics
         self._probe = probe
+        self._keep_only = keep_only
         # What a node of a model should hold at a revision: (revision, digest).
         self._desired: dict[str, tuple[int, bytes]] = {}
         self.changed = Pulse()
@@ -209,6 +213,7 @@ class Fleet:
                 lost = await leases.fence_expired(connection, await self._database.lease_now_s(connection))
             get_logger().warning("fleet.fenced", node_ids=lost)
             self.changed.beat()
+        await self._keep_only({lease.address for lease in found})
         self._metrics.head_seq.set(head)
         for state in ("joining", "serving", "draining"):
             self._metrics.nodes.labels(state).set(sum(lease.state == state for lease in found))

@@ -238,3 +238,17 @@ async def test_a_lease_is_not_fenced_while_a_renewal_of_it_is_under_way(any_worl
     assert await fencing == []
     (lease,), _ = await plane.core.fleet.holders()
     assert lease.incarnation == node.incarnation
+
+
+async def test_channels_to_addresses_that_nobody_holds_are_let_go_past_their_bound(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.nodes.CHANNELS_MAX", 2)
+    plane = await world.plane()
+    node = await world.node(plane)
+    nodes = plane.core.nodes
+    for port in range(1, 4):  # nodes that came back elsewhere
+        nodes.stub(f"127.0.0.1:{port}")
+    nodes.stub(node.address)
+    await until(lambda: repr(nodes) == "Nodes(1 channels)")
+    assert await nodes.incarnation_at(node.address) == node.incarnation
