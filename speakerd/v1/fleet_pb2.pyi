@@ -43,7 +43,7 @@ class RenewRequest(_message.Message):
     """How many voices are held, and the digest of them (see VoiceDigest in docs/architecture.md)."""
     voices_digest: _builtins.bytes
     address: _builtins.str
-    """Where clients and the control plane reach the node: "host:port"."""
+    """Where the control plane reaches the node: "host:port". Clients are sent to the address of the heartbeats."""
     model: _builtins.str
     """"<embedding id>@<revision>" """
     state: _node_pb2.NodeState.ValueType
@@ -80,6 +80,7 @@ class RenewResponse(_message.Message):
     HEAD_FIELD_NUMBER: _builtins.int
     RESYNC_FIELD_NUMBER: _builtins.int
     TICKET_KEYS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_KEYS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """The node's incarnation from now on."""
     lease_ms: _builtins.int
@@ -96,6 +97,10 @@ class RenewResponse(_message.Message):
     def ticket_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Ed25519 public keys (32 bytes each) whose stream tickets are good."""
 
+    @_builtins.property
+    def checkpoint_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Secrets (32 bytes each) under which nodes seal checkpoints: the first one seals, every one opens."""
+
     def __init__(
         self,
         *,
@@ -105,10 +110,11 @@ class RenewResponse(_message.Message):
         head: _builtins.int = ...,
         resync: _builtins.bool = ...,
         ticket_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        checkpoint_keys: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "incarnation", b"incarnation", "lease_ms", b"lease_ms", "renew_ms", b"renew_ms", "resync", b"resync", "ticket_keys", b"ticket_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_keys", b"checkpoint_keys", "head", b"head", "incarnation", b"incarnation", "lease_ms", b"lease_ms", "renew_ms", b"renew_ms", "resync", b"resync", "ticket_keys", b"ticket_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -129,6 +135,7 @@ class HeartbeatRequest(_message.Message):
     incarnation: _builtins.int
     state: _node_pb2.NodeState.ValueType
     address: _builtins.str
+    """Where clients reach the node: "host:port"."""
     model: _builtins.str
     cursor: _builtins.int
     @_builtins.property

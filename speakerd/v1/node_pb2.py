@@ -26,15 +26,15 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from speakerd.v1 import common_pb2 as speakerd_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16speakerd/v1/node.proto\x12\x0bspeakerd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18speakerd/v1/common.proto\"4\n\x0bLogPosition\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\"\xd1\x01\n\rEnrollRequest\x12$\n\x05voice\x18\x01 \x01(\x0b\x32\x15.speakerd.v1.VoiceRef\x12\r\n\x05label\x18\x02 \x01(\t\x12-\n\nvoiceprint\x18\x03 \x01(\x0b\x32\x17.speakerd.v1.VoiceprintH\x00\x12&\n\x04\x63lip\x18\x04 \x01(\x0b\x32\x16.speakerd.v1.AudioClipH\x00\x12*\n\x08position\x18\x05 \x01(\x0b\x32\x18.speakerd.v1.LogPositionB\x08\n\x06source\"w\n\x0e\x45nrollResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12,\n\x08\x61nalysis\x18\x04 \x01(\x0b\x32\x1a.speakerd.v1.VoiceAnalysis\"`\n\x0c\x45victRequest\x12$\n\x05voice\x18\x01 \x01(\x0b\x32\x15.speakerd.v1.VoiceRef\x12*\n\x08position\x18\x02 \x01(\x0b\x32\x18.speakerd.v1.LogPosition\"F\n\rEvictResponse\x12\x10\n\x08was_held\x18\x01 \x01(\x08\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\"6\n\x0e\x41nalyzeRequest\x12$\n\x04\x63lip\x18\x01 \x01(\x0b\x32\x16.speakerd.v1.AudioClip\"l\n\x0f\x41nalyzeResponse\x12,\n\x08\x61nalysis\x18\x01 \x01(\x0b\x32\x1a.speakerd.v1.VoiceAnalysis\x12+\n\nvoiceprint\x18\x02 \x01(\x0b\x32\x17.speakerd.v1.Voiceprint\"u\n\rVoiceAnalysis\x12\x13\n\x0b\x64uration_ms\x18\x01 \x01(\r\x12\x15\n\rnet_speech_ms\x18\x02 \x01(\r\x12\x14\n\x0cnum_speakers\x18\x03 \x01(\r\x12\x10\n\x08\x63ohesion\x18\x04 \x01(\x02\x12\x10\n\x08warnings\x18\x05 \x03(\t\"\x82\x01\n\x0e\x44iarizeRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.speakerd.v1.StreamOpenH\x00\x12\x0f\n\x05\x61udio\x18\x02 \x01(\x0cH\x00\x12+\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x19.speakerd.v1.StreamFinishH\x00\x42\t\n\x07message\"\xe9\x01\n\nStreamOpen\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x11\n\tstream_id\x18\x03 \x01(\t\x12(\n\x06\x66ormat\x18\x04 \x01(\x0b\x32\x18.speakerd.v1.AudioFormat\x12\x12\n\nlatency_ms\x18\x05 \x01(\r\x12\x11\n\texclusive\x18\x06 \x01(\x08\x12\x11\n\tvoice_ids\x18\x07 \x03(\t\x12\x18\n\x10num_speakers_max\x18\x08 \x01(\r\x12\x12\n\ncheckpoint\x18\t \x01(\x0c\x12\x13\n\x0bprovisional\x18\n \x01(\x08\"\x0e\n\x0cStreamFinish\"\xf4\x02\n\x0f\x44iarizeResponse\x12+\n\x06opened\x18\x01 \x01(\x0b\x32\x19.speakerd.v1.StreamOpenedH\x00\x12#\n\x05turns\x18\x02 \x01(\x0b\x32\x12.speakerd.v1.TurnsH\x00\x12\'\n\x07relabel\x18\x03 \x01(\x0b\x32\x14.speakerd.v1.RelabelH\x00\x12)\n\x08progress\x18\x04 \x01(\x0b\x32\x15.speakerd.v1.ProgressH\x00\x12-\n\ncheckpoint\x18\x05 \x01(\x0b\x32\x17.speakerd.v1.CheckpointH\x00\x12)\n\x08\x64raining\x18\x06 \x01(\x0b\x32\x15.speakerd.v1.DrainingH\x00\x12)\n\x08\x64\x65graded\x18\x07 \x01(\x0b\x32\x15.speakerd.v1.DegradedH\x00\x12+\n\x06\x63losed\x18\x08 \x01(\x0b\x32\x19.speakerd.v1.StreamClosedH\x00\x42\t\n\x07message\"~\n\x0cStreamOpened\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nlatency_ms\x18\x03 \x01(\r\x12\x0f\n\x07step_ms\x18\x04 \x01(\r\x12\x12\n\nnum_voices\x18\x05 \x01(\r\x12\x11\n\tresume_ms\x18\x06 \x01(\x03\")\n\x05Turns\x12 \n\x05turns\x18\x01 \x03(\x0b\x32\x11.speakerd.v1.Turn\"\x8b\x01\n\x07Relabel\x12\x0f\n\x07speaker\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08voice_id\x18\x03 \x01(\t\x12\x13\n\x0bprobability\x18\x04 \x01(\x02\x12\x10\n\x08since_ms\x18\x05 \x01(\x03\x12\'\n\x05match\x18\x06 \x01(\x0b\x32\x18.speakerd.v1.MatchReport\"Z\n\x08Progress\x12\x13\n\x0breceived_ms\x18\x01 \x01(\x03\x12\x10\n\x08\x66inal_ms\x18\x02 \x01(\x03\x12\x0e\n\x06lag_ms\x18\x03 \x01(\r\x12\x17\n\x0fskipped_windows\x18\x04 \x01(\x04\"/\n\nCheckpoint\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x0bposition_ms\x18\x02 \x01(\x03\"8\n\x08\x44raining\x12,\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"*\n\x08\x44\x65graded\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"}\n\x0cStreamClosed\x12\x13\n\x0b\x64uration_ms\x18\x01 \x01(\x03\x12&\n\x08speakers\x18\x02 \x03(\x0b\x32\x14.speakerd.v1.Speaker\x12\x17\n\x0fnum_final_turns\x18\x03 \x01(\x04\x12\x17\n\x0fskipped_windows\x18\x04 \x01(\x04\"W\n\x12\x44iarizeFileRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.speakerd.v1.FileOpenH\x00\x12\x0f\n\x05\x61udio\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x98\x02\n\x08\x46ileOpen\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12(\n\x06\x66ormat\x18\x02 \x01(\x0b\x32\x18.speakerd.v1.AudioFormat\x12\x13\n\x0b\x64uration_ms\x18\x03 \x01(\x04\x12\x14\n\x0cnum_speakers\x18\x04 \x01(\r\x12\x14\n\x0cmin_speakers\x18\x05 \x01(\r\x12\x14\n\x0cmax_speakers\x18\x06 \x01(\r\x12\x11\n\tvoice_ids\x18\x07 \x03(\t\x12(\n\x04mode\x18\x08 \x01(\x0e\x32\x1a.speakerd.v1.FileOpen.Mode\";\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nMODE_EXACT\x10\x01\x12\r\n\tMODE_FAST\x10\x02\"z\n\x13\x44iarizeFileResponse\x12-\n\x08progress\x18\x01 \x01(\x0b\x32\x19.speakerd.v1.FileProgressH\x00\x12)\n\x06result\x18\x02 \x01(\x0b\x32\x17.speakerd.v1.FileResultH\x00\x42\t\n\x07message\"9\n\x0c\x46ileProgress\x12\x14\n\x0cprocessed_ms\x18\x01 \x01(\x04\x12\x13\n\x0b\x64uration_ms\x18\x02 \x01(\x04\"\xa9\x01\n\nFileResult\x12 \n\x05turns\x18\x01 \x03(\x0b\x32\x11.speakerd.v1.Turn\x12*\n\x0f\x65xclusive_turns\x18\x02 \x03(\x0b\x32\x11.speakerd.v1.Turn\x12&\n\x08speakers\x18\x03 \x03(\x0b\x32\x14.speakerd.v1.Speaker\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x04\x12\x10\n\x08warnings\x18\x05 \x03(\t\"%\n\x10InventoryRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"_\n\x11InventoryResponse\x12%\n\x06voices\x18\x01 \x03(\x0b\x32\x15.speakerd.v1.VoiceRef\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\"\x11\n\x0f\x44\x65scribeRequest\"\xa5\x02\n\x10\x44\x65scribeResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.speakerd.v1.NodeState\x12\x12\n\nstandalone\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0e\n\x06\x62undle\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x15\n\rembedding_dim\x18\x08 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12#\n\x04load\x18\n \x01(\x0b\x32\x15.speakerd.v1.NodeLoad\x12\x11\n\twindow_ms\x18\x0b \x01(\r\x12\x0f\n\x07step_ms\x18\x0c \x01(\r\x12\x10\n\x08lease_ms\x18\r \x01(\r\"\x8e\x01\n\x08NodeLoad\x12\x0f\n\x07streams\x18\x01 \x01(\r\x12\x13\n\x0bstreams_max\x18\x02 \x01(\r\x12\r\n\x05\x66iles\x18\x03 \x01(\r\x12\x11\n\tfiles_max\x18\x04 \x01(\r\x12\x0e\n\x06voices\x18\x05 \x01(\x04\x12\x16\n\x0equeued_windows\x18\x06 \x01(\r\x12\x12\n\nlag_p99_ms\x18\x07 \x01(\r\"#\n\x0c\x44rainRequest\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x01 \x01(\r\" \n\rDrainResponse\x12\x0f\n\x07streams\x18\x01 \x01(\r*\x87\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12NODE_STATE_JOINING\x10\x01\x12\x16\n\x12NODE_STATE_SERVING\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x12\x15\n\x11NODE_STATE_FENCED\x10\x04\x32\xc6\x04\n\x04Node\x12\x41\n\x06\x45nroll\x12\x1a.speakerd.v1.EnrollRequest\x1a\x1b.speakerd.v1.EnrollResponse\x12>\n\x05\x45vict\x12\x19.speakerd.v1.EvictRequest\x1a\x1a.speakerd.v1.EvictResponse\x12\x44\n\x07\x41nalyze\x12\x1b.speakerd.v1.AnalyzeRequest\x1a\x1c.speakerd.v1.AnalyzeResponse\x12H\n\x07\x44iarize\x12\x1b.speakerd.v1.DiarizeRequest\x1a\x1c.speakerd.v1.DiarizeResponse(\x01\x30\x01\x12T\n\x0b\x44iarizeFile\x12\x1f.speakerd.v1.DiarizeFileRequest\x1a .speakerd.v1.DiarizeFileResponse(\x01\x30\x01\x12L\n\tInventory\x12\x1d.speakerd.v1.InventoryRequest\x1a\x1e.speakerd.v1.InventoryResponse0\x01\x12G\n\x08\x44\x65scribe\x12\x1c.speakerd.v1.DescribeRequest\x1a\x1d.speakerd.v1.DescribeResponse\x12>\n\x05\x44rain\x12\x19.speakerd.v1.DrainRequest\x1a\x1a.speakerd.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16speakerd/v1/node.proto\x12\x0bspeakerd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18speakerd/v1/common.proto\"4\n\x0bLogPosition\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\"\xd1\x01\n\rEnrollRequest\x12$\n\x05voice\x18\x01 \x01(\x0b\x32\x15.speakerd.v1.VoiceRef\x12\r\n\x05label\x18\x02 \x01(\t\x12-\n\nvoiceprint\x18\x03 \x01(\x0b\x32\x17.speakerd.v1.VoiceprintH\x00\x12&\n\x04\x63lip\x18\x04 \x01(\x0b\x32\x16.speakerd.v1.AudioClipH\x00\x12*\n\x08position\x18\x05 \x01(\x0b\x32\x18.speakerd.v1.LogPositionB\x08\n\x06source\"w\n\x0e\x45nrollResponse\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12,\n\x08\x61nalysis\x18\x04 \x01(\x0b\x32\x1a.speakerd.v1.VoiceAnalysis\"`\n\x0c\x45victRequest\x12$\n\x05voice\x18\x01 \x01(\x0b\x32\x15.speakerd.v1.VoiceRef\x12*\n\x08position\x18\x02 \x01(\x0b\x32\x18.speakerd.v1.LogPosition\"F\n\rEvictResponse\x12\x10\n\x08was_held\x18\x01 \x01(\x08\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\"6\n\x0e\x41nalyzeRequest\x12$\n\x04\x63lip\x18\x01 \x01(\x0b\x32\x16.speakerd.v1.AudioClip\"l\n\x0f\x41nalyzeResponse\x12,\n\x08\x61nalysis\x18\x01 \x01(\x0b\x32\x1a.speakerd.v1.VoiceAnalysis\x12+\n\nvoiceprint\x18\x02 \x01(\x0b\x32\x17.speakerd.v1.Voiceprint\"u\n\rVoiceAnalysis\x12\x13\n\x0b\x64uration_ms\x18\x01 \x01(\r\x12\x15\n\rnet_speech_ms\x18\x02 \x01(\r\x12\x14\n\x0cnum_speakers\x18\x03 \x01(\r\x12\x10\n\x08\x63ohesion\x18\x04 \x01(\x02\x12\x10\n\x08warnings\x18\x05 \x03(\t\"\x82\x01\n\x0e\x44iarizeRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.speakerd.v1.StreamOpenH\x00\x12\x0f\n\x05\x61udio\x18\x02 \x01(\x0cH\x00\x12+\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x19.speakerd.v1.StreamFinishH\x00\x42\t\n\x07message\"\xe9\x01\n\nStreamOpen\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x11\n\tstream_id\x18\x03 \x01(\t\x12(\n\x06\x66ormat\x18\x04 \x01(\x0b\x32\x18.speakerd.v1.AudioFormat\x12\x12\n\nlatency_ms\x18\x05 \x01(\r\x12\x11\n\texclusive\x18\x06 \x01(\x08\x12\x11\n\tvoice_ids\x18\x07 \x03(\t\x12\x18\n\x10num_speakers_max\x18\x08 \x01(\r\x12\x12\n\ncheckpoint\x18\t \x01(\x0c\x12\x13\n\x0bprovisional\x18\n \x01(\x08\"\x0e\n\x0cStreamFinish\"\xf4\x02\n\x0f\x44iarizeResponse\x12+\n\x06opened\x18\x01 \x01(\x0b\x32\x19.speakerd.v1.StreamOpenedH\x00\x12#\n\x05turns\x18\x02 \x01(\x0b\x32\x12.speakerd.v1.TurnsH\x00\x12\'\n\x07relabel\x18\x03 \x01(\x0b\x32\x14.speakerd.v1.RelabelH\x00\x12)\n\x08progress\x18\x04 \x01(\x0b\x32\x15.speakerd.v1.ProgressH\x00\x12-\n\ncheckpoint\x18\x05 \x01(\x0b\x32\x17.speakerd.v1.CheckpointH\x00\x12)\n\x08\x64raining\x18\x06 \x01(\x0b\x32\x15.speakerd.v1.DrainingH\x00\x12)\n\x08\x64\x65graded\x18\x07 \x01(\x0b\x32\x15.speakerd.v1.DegradedH\x00\x12+\n\x06\x63losed\x18\x08 \x01(\x0b\x32\x19.speakerd.v1.StreamClosedH\x00\x42\t\n\x07message\"~\n\x0cStreamOpened\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nlatency_ms\x18\x03 \x01(\r\x12\x0f\n\x07step_ms\x18\x04 \x01(\r\x12\x12\n\nnum_voices\x18\x05 \x01(\r\x12\x11\n\tresume_ms\x18\x06 \x01(\x03\";\n\x05Turns\x12 \n\x05turns\x18\x01 \x03(\x0b\x32\x11.speakerd.v1.Turn\x12\x10\n\x08\x66inal_ms\x18\x02 \x01(\x03\"\x8b\x01\n\x07Relabel\x12\x0f\n\x07speaker\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08voice_id\x18\x03 \x01(\t\x12\x13\n\x0bprobability\x18\x04 \x01(\x02\x12\x10\n\x08since_ms\x18\x05 \x01(\x03\x12\'\n\x05match\x18\x06 \x01(\x0b\x32\x18.speakerd.v1.MatchReport\"Z\n\x08Progress\x12\x13\n\x0breceived_ms\x18\x01 \x01(\x03\x12\x10\n\x08\x66inal_ms\x18\x02 \x01(\x03\x12\x0e\n\x06lag_ms\x18\x03 \x01(\r\x12\x17\n\x0fskipped_windows\x18\x04 \x01(\x04\"/\n\nCheckpoint\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x0bposition_ms\x18\x02 \x01(\x03\"8\n\x08\x44raining\x12,\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"*\n\x08\x44\x65graded\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"}\n\x0cStreamClosed\x12\x13\n\x0b\x64uration_ms\x18\x01 \x01(\x03\x12&\n\x08speakers\x18\x02 \x03(\x0b\x32\x14.speakerd.v1.Speaker\x12\x17\n\x0fnum_final_turns\x18\x03 \x01(\x04\x12\x17\n\x0fskipped_windows\x18\x04 \x01(\x04\"W\n\x12\x44iarizeFileRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.speakerd.v1.FileOpenH\x00\x12\x0f\n\x05\x61udio\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x98\x02\n\x08\x46ileOpen\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12(\n\x06\x66ormat\x18\x02 \x01(\x0b\x32\x18.speakerd.v1.AudioFormat\x12\x13\n\x0b\x64uration_ms\x18\x03 \x01(\x04\x12\x14\n\x0cnum_speakers\x18\x04 \x01(\r\x12\x14\n\x0cmin_speakers\x18\x05 \x01(\r\x12\x14\n\x0cmax_speakers\x18\x06 \x01(\r\x12\x11\n\tvoice_ids\x18\x07 \x03(\t\x12(\n\x04mode\x18\x08 \x01(\x0e\x32\x1a.speakerd.v1.FileOpen.Mode\";\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nMODE_EXACT\x10\x01\x12\r\n\tMODE_FAST\x10\x02\"z\n\x13\x44iarizeFileResponse\x12-\n\x08progress\x18\x01 \x01(\x0b\x32\x19.speakerd.v1.FileProgressH\x00\x12)\n\x06result\x18\x02 \x01(\x0b\x32\x17.speakerd.v1.FileResultH\x00\x42\t\n\x07message\"9\n\x0c\x46ileProgress\x12\x14\n\x0cprocessed_ms\x18\x01 \x01(\x04\x12\x13\n\x0b\x64uration_ms\x18\x02 \x01(\x04\"\xa9\x01\n\nFileResult\x12 \n\x05turns\x18\x01 \x03(\x0b\x32\x11.speakerd.v1.Turn\x12*\n\x0f\x65xclusive_turns\x18\x02 \x03(\x0b\x32\x11.speakerd.v1.Turn\x12&\n\x08speakers\x18\x03 \x03(\x0b\x32\x14.speakerd.v1.Speaker\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x04\x12\x10\n\x08warnings\x18\x05 \x03(\t\"%\n\x10InventoryRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"_\n\x11InventoryResponse\x12%\n\x06voices\x18\x01 \x03(\x0b\x32\x15.speakerd.v1.VoiceRef\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\"\x11\n\x0f\x44\x65scribeRequest\"\xa5\x02\n\x10\x44\x65scribeResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.speakerd.v1.NodeState\x12\x12\n\nstandalone\x18\x04 \x01(\x08\x12\x0f\n\x07version\x18\x05 \x01(\t\x12\x0e\n\x06\x62undle\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x15\n\rembedding_dim\x18\x08 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12#\n\x04load\x18\n \x01(\x0b\x32\x15.speakerd.v1.NodeLoad\x12\x11\n\twindow_ms\x18\x0b \x01(\r\x12\x0f\n\x07step_ms\x18\x0c \x01(\r\x12\x10\n\x08lease_ms\x18\r \x01(\r\"\x8e\x01\n\x08NodeLoad\x12\x0f\n\x07streams\x18\x01 \x01(\r\x12\x13\n\x0bstreams_max\x18\x02 \x01(\r\x12\r\n\x05\x66iles\x18\x03 \x01(\r\x12\x11\n\tfiles_max\x18\x04 \x01(\r\x12\x0e\n\x06voices\x18\x05 \x01(\x04\x12\x16\n\x0equeued_windows\x18\x06 \x01(\r\x12\x12\n\nlag_p99_ms\x18\x07 \x01(\r\"#\n\x0c\x44rainRequest\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x01 \x01(\r\" \n\rDrainResponse\x12\x0f\n\x07streams\x18\x01 \x01(\r*\x87\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12NODE_STATE_JOINING\x10\x01\x12\x16\n\x12NODE_STATE_SERVING\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x12\x15\n\x11NODE_STATE_FENCED\x10\x04\x32\xc6\x04\n\x04Node\x12\x41\n\x06\x45nroll\x12\x1a.speakerd.v1.EnrollRequest\x1a\x1b.speakerd.v1.EnrollResponse\x12>\n\x05\x45vict\x12\x19.speakerd.v1.EvictRequest\x1a\x1a.speakerd.v1.EvictResponse\x12\x44\n\x07\x41nalyze\x12\x1b.speakerd.v1.AnalyzeRequest\x1a\x1c.speakerd.v1.AnalyzeResponse\x12H\n\x07\x44iarize\x12\x1b.speakerd.v1.DiarizeRequest\x1a\x1c.speakerd.v1.DiarizeResponse(\x01\x30\x01\x12T\n\x0b\x44iarizeFile\x12\x1f.speakerd.v1.DiarizeFileRequest\x1a .speakerd.v1.DiarizeFileResponse(\x01\x30\x01\x12L\n\tInventory\x12\x1d.speakerd.v1.InventoryRequest\x1a\x1e.speakerd.v1.InventoryResponse0\x01\x12G\n\x08\x44\x65scribe\x12\x1c.speakerd.v1.DescribeRequest\x1a\x1d.speakerd.v1.DescribeResponse\x12>\n\x05\x44rain\x12\x19.speakerd.v1.DrainRequest\x1a\x1a.speakerd.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'speakerd.v1.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODESTATE']._serialized_start=3778
-  _globals['_NODESTATE']._serialized_end=3913
+  _globals['_NODESTATE']._serialized_start=3796
+  _globals['_NODESTATE']._serialized_end=3931
   _globals['_LOGPOSITION']._serialized_start=98
   _globals['_LOGPOSITION']._serialized_end=150
   _globals['_ENROLLREQUEST']._serialized_start=153
@@ -62,45 +62,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMOPENED']._serialized_start=1700
   _globals['_STREAMOPENED']._serialized_end=1826
   _globals['_TURNS']._serialized_start=1828
-  _globals['_TURNS']._serialized_end=1869
-  _globals['_RELABEL']._serialized_start=1872
-  _globals['_RELABEL']._serialized_end=2011
-  _globals['_PROGRESS']._serialized_start=2013
-  _globals['_PROGRESS']._serialized_end=2103
-  _globals['_CHECKPOINT']._serialized_start=2105
-  _globals['_CHECKPOINT']._serialized_end=2152
-  _globals['_DRAINING']._serialized_start=2154
-  _globals['_DRAINING']._serialized_end=2210
-  _globals['_DEGRADED']._serialized_start=2212
-  _globals['_DEGRADED']._serialized_end=2254
-  _globals['_STREAMCLOSED']._serialized_start=2256
-  _globals['_STREAMCLOSED']._serialized_end=2381
-  _globals['_DIARIZEFILEREQUEST']._serialized_start=2383
-  _globals['_DIARIZEFILEREQUEST']._serialized_end=2470
-  _globals['_FILEOPEN']._serialized_start=2473
-  _globals['_FILEOPEN']._serialized_end=2753
-  _globals['_FILEOPEN_MODE']._serialized_start=2694
-  _globals['_FILEOPEN_MODE']._serialized_end=2753
-  _globals['_DIARIZEFILERESPONSE']._serialized_start=2755
-  _globals['_DIARIZEFILERESPONSE']._serialized_end=2877
-  _globals['_FILEPROGRESS']._serialized_start=2879
-  _globals['_FILEPROGRESS']._serialized_end=2936
-  _globals['_FILERESULT']._serialized_start=2939
-  _globals['_FILERESULT']._serialized_end=3108
-  _globals['_INVENTORYREQUEST']._serialized_start=3110
-  _globals['_INVENTORYREQUEST']._serialized_end=3147
-  _globals['_INVENTORYRESPONSE']._serialized_start=3149
-  _globals['_INVENTORYRESPONSE']._serialized_end=3244
-  _globals['_DESCRIBEREQUEST']._serialized_start=3246
-  _globals['_DESCRIBEREQUEST']._serialized_end=3263
-  _globals['_DESCRIBERESPONSE']._serialized_start=3266
-  _globals['_DESCRIBERESPONSE']._serialized_end=3559
-  _globals['_NODELOAD']._serialized_start=3562
-  _globals['_NODELOAD']._serialized_end=3704
-  _globals['_DRAINREQUEST']._serialized_start=3706
-  _globals['_DRAINREQUEST']._serialized_end=3741
-  _globals['_DRAINRESPONSE']._serialized_start=3743
-  _globals['_DRAINRESPONSE']._serialized_end=3775
-  _globals['_NODE']._serialized_start=3916
-  _globals['_NODE']._serialized_end=4498
+  _globals['_TURNS']._serialized_end=1887
+  _globals['_RELABEL']._serialized_start=1890
+  _globals['_RELABEL']._serialized_end=2029
+  _globals['_PROGRESS']._serialized_start=2031
+  _globals['_PROGRESS']._serialized_end=2121
+  _globals['_CHECKPOINT']._serialized_start=2123
+  _globals['_CHECKPOINT']._serialized_end=2170
+  _globals['_DRAINING']._serialized_start=2172
+  _globals['_DRAINING']._serialized_end=2228
+  _globals['_DEGRADED']._serialized_start=2230
+  _globals['_DEGRADED']._serialized_end=2272
+  _globals['_STREAMCLOSED']._serialized_start=2274
+  _globals['_STREAMCLOSED']._serialized_end=2399
+  _globals['_DIARIZEFILEREQUEST']._serialized_start=2401
+  _globals['_DIARIZEFILEREQUEST']._serialized_end=2488
+  _globals['_FILEOPEN']._serialized_start=2491
+  _globals['_FILEOPEN']._serialized_end=2771
+  _globals['_FILEOPEN_MODE']._serialized_start=2712
+  _globals['_FILEOPEN_MODE']._serialized_end=2771
+  _globals['_DIARIZEFILERESPONSE']._serialized_start=2773
+  _globals['_DIARIZEFILERESPONSE']._serialized_end=2895
+  _globals['_FILEPROGRESS']._serialized_start=2897
+  _globals['_FILEPROGRESS']._serialized_end=2954
+  _globals['_FILERESULT']._serialized_start=2957
+  _globals['_FILERESULT']._serialized_end=3126
+  _globals['_INVENTORYREQUEST']._serialized_start=3128
+  _globals['_INVENTORYREQUEST']._serialized_end=3165
+  _globals['_INVENTORYRESPONSE']._serialized_start=3167
+  _globals['_INVENTORYRESPONSE']._serialized_end=3262
+  _globals['_DESCRIBEREQUEST']._serialized_start=3264
+  _globals['_DESCRIBEREQUEST']._serialized_end=3281
+  _globals['_DESCRIBERESPONSE']._serialized_start=3284
+  _globals['_DESCRIBERESPONSE']._serialized_end=3577
+  _globals['_NODELOAD']._serialized_start=3580
+  _globals['_NODELOAD']._serialized_end=3722
+  _globals['_DRAINREQUEST']._serialized_start=3724
+  _globals['_DRAINREQUEST']._serialized_end=3759
+  _globals['_DRAINRESPONSE']._serialized_start=3761
+  _globals['_DRAINRESPONSE']._serialized_end=3793
+  _globals['_NODE']._serialized_start=3934
+  _globals['_NODE']._serialized_end=4516
 # @@protoc_insertion_point(module_scope)

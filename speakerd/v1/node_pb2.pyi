@@ -479,16 +479,22 @@ class Turns(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TURNS_FIELD_NUMBER: _builtins.int
+    FINAL_MS_FIELD_NUMBER: _builtins.int
+    final_ms: _builtins.int
+    """Every final turn that begins before it has been sent, with those of this message. Never goes back on one node; on
+    resumption it begins anew where the checkpoint was, and what lies before the last one that was read is dropped.
+    """
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Turn]: ...
     def __init__(
         self,
         *,
         turns: _abc.Iterable[_common_pb2.Turn] | None = ...,
+        final_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["turns", b"turns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["final_ms", b"final_ms", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -536,7 +542,9 @@ Global___Relabel: _TypeAlias = Relabel  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """Sent about once a second while audio flows: the stream lives."""
+    """Sent about once a second, whether audio flows or not: the stream lives. Hearing nothing for 3 s means that the node
+    does not.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -569,7 +577,9 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class Checkpoint(_message.Message):
-    """State to go on from elsewhere: opaque, encrypted, bound to the stream, valid for minutes."""
+    """State to go on from elsewhere: opaque, encrypted, bound to the stream, valid for minutes. Sent about once a second
+    while windows are analysed. docs/streaming.md says how to resume from it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -594,7 +604,9 @@ Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
 
 @_typing.final
 class Draining(_message.Message):
-    """The node is about to stop: place the stream again and resume there."""
+    """The node is about to stop: place the stream again and resume there, from the checkpoint that came just before. A
+    stream that stays gets its last turns at the deadline, and ends as UNAVAILABLE.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

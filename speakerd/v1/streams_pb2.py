@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19speakerd/v1/streams.proto\x12\x0bspeakerd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"R\n\x12PlaceStreamRequest\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x11\n\tvoice_ids\x18\x02 \x03(\t\x12\x16\n\x0e\x61void_node_ids\x18\x03 \x03(\t\"\x98\x01\n\x13PlaceStreamResponse\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0e\n\x06ticket\x18\x04 \x01(\t\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04warm\x18\x06 \x01(\x08\x32[\n\x07Streams\x12P\n\x0bPlaceStream\x12\x1f.speakerd.v1.PlaceStreamRequest\x1a .speakerd.v1.PlaceStreamResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19speakerd/v1/streams.proto\x12\x0bspeakerd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"R\n\x12PlaceStreamRequest\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x11\n\tvoice_ids\x18\x02 \x03(\t\x12\x16\n\x0e\x61void_node_ids\x18\x03 \x03(\t\"\xaa\x01\n\x13PlaceStreamResponse\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0e\n\x06ticket\x18\x04 \x01(\t\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04warm\x18\x06 \x01(\x08\x12\x10\n\x08tls_name\x18\x07 \x01(\t2[\n\x07Streams\x12P\n\x0bPlaceStream\x12\x1f.speakerd.v1.PlaceStreamRequest\x1a .speakerd.v1.PlaceStreamResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLACESTREAMREQUEST']._serialized_start=75
   _globals['_PLACESTREAMREQUEST']._serialized_end=157
   _globals['_PLACESTREAMRESPONSE']._serialized_start=160
-  _globals['_PLACESTREAMRESPONSE']._serialized_end=312
-  _globals['_STREAMS']._serialized_start=314
-  _globals['_STREAMS']._serialized_end=405
+  _globals['_PLACESTREAMRESPONSE']._serialized_end=330
+  _globals['_STREAMS']._serialized_start=332
+  _globals['_STREAMS']._serialized_end=423
 # @@protoc_insertion_point(module_scope)

@@ -61,6 +61,7 @@ class PlaceStreamResponse(_message.Message):
     TICKET_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     WARM_FIELD_NUMBER: _builtins.int
+    TLS_NAME_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     node_id: _builtins.str
     address: _builtins.str
@@ -69,6 +70,8 @@ class PlaceStreamResponse(_message.Message):
     """For StreamOpen.ticket. Good once, for one stream, until it expires."""
     warm: _builtins.bool
     """Whether the node holds every voice asked for."""
+    tls_name: _builtins.str
+    """The name in the node's certificate, to be checked in place of the address. Absent: the fleet speaks plain text."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -80,10 +83,11 @@ class PlaceStreamResponse(_message.Message):
         ticket: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         warm: _builtins.bool = ...,
+        tls_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "expires_at", b"expires_at", "node_id", b"node_id", "stream_id", b"stream_id", "ticket", b"ticket", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "expires_at", b"expires_at", "node_id", b"node_id", "stream_id", b"stream_id", "ticket", b"ticket", "tls_name", b"tls_name", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
