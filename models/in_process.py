@@ -16,7 +16,7 @@ import numpy as np
 from models.analysis import FloatArray
 from models.bundle import Bundle, load_bundle
 from models.diarize import Diarization, SpeakerTurn, diarize_samples
-from models.naming import name_speakers
+from models.naming import all_of, name_speakers
 from models.seams import AnalysisDevice
 from runtime.errors import BadAudio, InvalidRequest, SpeakerdError
 from runtime.media import decode
@@ -108,7 +108,7 @@ class InProcessDiarizer:
         names = list(self._voices)
         speakers = np.stack([speaker.embedding for speaker in found.speakers])  # (P, D)
         net_speech = np.array([speaker.net_speech_samples for speaker in found.speakers])
-        verdicts = name_speakers(self._cosines(speakers), net_speech, self._bundle.naming)
+        verdicts = name_speakers(all_of(self._cosines(speakers)), net_speech, self._bundle.naming)
         return [("", 0.0) if v.voice is None else (names[v.voice], v.probability) for v in verdicts]
 
 

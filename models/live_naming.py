@@ -9,13 +9,12 @@ is not in scope at a step names nobody from that step on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from models.analysis import FloatArray
-from models.naming import NamingParameters, match_probabilities, name_speakers
+from models.naming import Candidates, NamingParameters, match_probabilities, name_speakers
 from models.online import SessionSpeaker, StepOutcome, Turn
 
 
@@ -80,16 +79,21 @@ class LiveNaming:
         return {index: voice for index, (voice, _) in self._voices.items()}
 
     def step(
-        self, outcome: StepOutcome, speakers: Sequence[SessionSpeaker], voices: Sequence[str], cosines: FloatArray
+        self,
+        outcome: StepOutcome,
+        speakers: Sequence[SessionSpeaker],
+        voices: Sequence[str],
+        candidates: Candidates,
     ) -> NamingOutcome:
         """Name the turns of a step.
 
-        voices: V ids, those in scope now and no others. cosines: (K, V), of each session speaker's centroid.
+        voices: V ids, those in scope now and no others; candidates: the same, with cosines (K, V) of each session
+        speaker's centroid.
         """
-        assert cosines.shape == (len(speakers), len(voices))
+        assert candidates.cosines.shape == (len(speakers), len(voices))
         for merge in outcome.merges:
             self._merged[merge.source] = merge.target
-        self._decide(speakers, voices, cosines)
+        self._decide(speakers, voices, candidates)
         first_turns: dict[int, Turn] = {}
         for turn in sorted(outcome.turns, key=lambda turn: (turn.start_samples, turn.speaker)):
             if turn.speaker not in self._shown:
@@ -116,17 +120,17 @@ class LiveNaming:
             for k, number, since, shown_as, voice in state["shown"]
         }
 
-    def _decide(self, speakers: Sequence[SessionSpeaker], voices: Sequence[str], cosines: FloatArray) -> None:
+    def _decide(self, speakers: Sequence[SessionSpeaker], voices: Sequence[str], candidates: Candidates) -> None:
         """Give voices to session speakers, with a bonus for what stands: (K, V)."""
         column = {voice: at for at, voice in enumerate(voices)}
-        held = np.array(cosines, np.float32)
+        held = np.array(candidates.cosines, np.float32)
         for row, speaker in enumerate(speakers):
             voice, _ = self._voices.get(speaker.index, (None, 0.0))
             if voice in column:
                 held[row, column[voice]] += self._naming.stay_cosine
         clean_samples = np.array([speaker.clean_samples for speaker in speakers], np.int64)
-        verdicts = name_speakers(held, clean_samples, self._naming)
-        plain = match_probabilities(cosines, clean_samples, self._naming) if held.size else cosines
+        verdicts = name_speakers(replace(candidates, cosines=held), clean_samples, self._naming)
+        plain = match_probabilities(candidates, clean_samples, self._naming)
         # Who has left the session speakers, long silent or merged, keeps his name while his voice is in scope.
         present = {speaker.index for speaker in speakers}
         gone = {k: named for k, named in self._voices.items() if k not in present and named[0] in column}

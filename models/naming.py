@@ -1,7 +1,7 @@
 """From session speakers and enrolled voices to names: calibrated, exclusive, or a reason why not.
 
-Pure NumPy and SciPy. In come cosines of speakers against the voices in scope and the clean speech behind each speaker;
-out comes one verdict a speaker. A voice names at most one speaker and a speaker has at most one voice, always. What is
+Pure NumPy and SciPy. In come cosines of speakers against the voices in scope and the clean speech behind both; out
+comes one verdict a speaker. A voice names at most one speaker and a speaker has at most one voice, always. What is
 matched are session speakers, never single windows.
 """
 
@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from models.analysis import FloatArray
-from runtime.units import seconds_from_samples
+from runtime.units import SAMPLE_RATE_HZ
+
+UNKNOWN_VOICE_SAMPLES = 10 * SAMPLE_RATE_HZ
+"""Clean speech that a voice is taken to stand on where nobody says."""
+LEAST_SECONDS = 0.1
 
 
 class Reason(Enum):
@@ -32,9 +37,13 @@ class Reason(Enum):
 class NamingParameters:
     """How names are decided. Fitted on speakers other than those it is tested on, and kept in the bundle.
 
-    The log odds of a match are `bias + cosine_weight * cosine + margin_weight * margin + speech_weight * log(net speech
-    in seconds)`, where the margin is to the next voice, or to `background_cosine` where no other voice comes nearer.
-    Net speech counts up to `net_speech_samples_max`: beyond, more of it does not bring the cosine any nearer.
+    The log odds of a match are `bias + cosine_weight * cosine + margin_weight * margin + speech_weight * log(speaker's
+    net speech) + voice_speech_weight * log(voice's net speech) + gallery_weight * log(voices in scope)`. Net speech is in
+    seconds; the margin is to the next voice, or to `background_cosine` where no other voice comes nearer. The more
+    voices are in scope, the nearer does one of them come by chance: that is what the last term is for.
+    Net speech counts up to `net_speech_samples_max` of the speaker's and `voice_speech_samples_max` of the voice's:
+    beyond, more of it does not bring the cosine any nearer.
+    A name needs `probability_min`, `margin_min` and `net_speech_samples_min`.
     `stay_cosine` is what a name in place is worth in a stream, against another or none: names do not flicker.
     """
 
@@ -47,15 +56,36 @@ class NamingParameters:
     margin_min: float
     net_speech_samples_min: int
     net_speech_samples_max: int = 64_000
+    voice_speech_weight: float = 0.0
+    voice_speech_samples_max: int = 160_000
+    gallery_weight: float = 0.0
     stay_cosine: float = 0.06
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Voices in scope, as a decision sees them.
+
+    cosines: (P, V) of each speaker against each voice that could be his. net_speech_samples: (V,), clean speech that
+    each voice stands on. num_in_scope: how many voices there are in all; more than V where the nearest were picked.
+    """
+
+    cosines: FloatArray
+    net_speech_samples: npt.NDArray[np.int64]
+    num_in_scope: int
+
+    def __post_init__(self) -> None:
+        assert self.net_speech_samples.shape == self.cosines.shape[1:]
+        assert self.num_in_scope >= self.cosines.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What naming says of one session speaker.
+    """What naming says of one session speaker: its report.
 
-    voice: index of its voice, or None. probability, cosine, margin: those of `voice`, or of the best voice where there
-    is none; 0 where there are no voices at all.
+    voice: index of its voice, or None. best: the same, or the likeliest voice where there is none; None without voices.
+    probability, cosine, margin: those of `best`, 0 where there are no voices at all. runner_up: the nearest other voice
+    with its cosine and probability, None where there is no other. voice_speech_samples: clean speech behind `best`.
     """
 
     voice: int | None
@@ -63,18 +93,47 @@ class Verdict:
     probability: float
     cosine: float
     margin: float
+    best: int | None = None
+    runner_up: int | None = None
+    runner_up_cosine: float = 0.0
+    runner_up_probability: float = 0.0
+    voice_speech_samples: int = 0
 
 
-def match_probabilities(cosines: FloatArray, net_speech_samples: np.ndarray, naming: NamingParameters) -> FloatArray:
-    """Probability of each speaker being each voice, taken alone: cosines (P, V), net_speech_samples (P,) → (P, V)."""
-    counted = np.minimum(net_speech_samples, naming.net_speech_samples_max)
-    seconds = np.array([seconds_from_samples(int(n)) for n in counted])
-    odds = (
-        naming.bias
-        + naming.cosine_weight * cosines
-        + naming.margin_weight * margins(cosines, naming.background_cosine)
-        + naming.speech_weight * np.log(np.maximum(seconds, 0.1))[:, None]
+def all_of(cosines: FloatArray, net_speech_samples: np.ndarray | None = None) -> Candidates:
+    """Candidates where every voice in scope is one: cosines (P, V); without net_speech_samples (V,), 10 s each."""
+    if net_speech_samples is None:
+        net_speech_samples = np.full(cosines.shape[1], UNKNOWN_VOICE_SAMPLES)
+    return Candidates(cosines, np.asarray(net_speech_samples, np.int64), cosines.shape[1])
+
+
+def match_evidence(candidates: Candidates, net_speech_samples: np.ndarray, naming: NamingParameters) -> FloatArray:
+    """What the log odds are a weighted sum of, after a 1 for the bias: (P, V, 6)."""
+    cosines = candidates.cosines
+    speaker = _log_seconds(net_speech_samples, naming.net_speech_samples_max)[:, None]  # (P, 1)
+    voice = _log_seconds(candidates.net_speech_samples, naming.voice_speech_samples_max)[None]  # (1, V)
+    gallery = np.full((1, 1), np.log(max(candidates.num_in_scope, 1)))
+    terms = (np.ones((1, 1)), cosines, margins(cosines, naming.background_cosine), speaker, voice, gallery)
+    return np.stack([np.broadcast_to(term, cosines.shape) for term in terms], axis=-1).astype(np.float32)
+
+
+def match_weights(naming: NamingParameters) -> npt.NDArray[np.float64]:
+    """The weights (6,) of that evidence."""
+    return np.array(
+        [
+            naming.bias,
+            naming.cosine_weight,
+            naming.margin_weight,
+            naming.speech_weight,
+            naming.voice_speech_weight,
+            naming.gallery_weight,
+        ]
     )
+
+
+def match_probabilities(candidates: Candidates, net_speech_samples: np.ndarray, naming: NamingParameters) -> FloatArray:
+    """Probability of each speaker being each voice, taken alone: net_speech_samples (P,) → (P, V)."""
+    odds = match_evidence(candidates, net_speech_samples, naming) @ match_weights(naming)
     probabilities: FloatArray = (1.0 / (1.0 + np.exp(-np.clip(odds, -50, 50)))).astype(np.float32)
     return probabilities
 
@@ -84,22 +143,22 @@ def margins(cosines: FloatArray, background_cosine: float) -> FloatArray:
     num_speakers, num_voices = cosines.shape
     rivals = np.full((num_speakers, num_voices), background_cosine, np.float32)
     if num_voices > 1:
-        order = np.sort(cosines, axis=1)
+        order = np.partition(cosines, num_voices - 2, axis=1)
         best, second = order[:, -1:], order[:, -2:-1]
         rivals = np.maximum(rivals, np.where(cosines >= best, second, best))
     found: FloatArray = cosines - rivals
     return found
 
 
-def name_speakers(cosines: FloatArray, net_speech_samples: np.ndarray, naming: NamingParameters) -> list[Verdict]:
-    """One verdict a speaker, from cosines (P, V) and each speaker's clean speech (P,) in samples."""
-    num_speakers, num_voices = cosines.shape
+def name_speakers(candidates: Candidates, net_speech_samples: np.ndarray, naming: NamingParameters) -> list[Verdict]:
+    """One verdict a speaker, from the voices that he could be and each speaker's clean speech (P,) in samples."""
+    num_speakers, num_voices = candidates.cosines.shape
     if num_voices == 0:
         return [Verdict(None, Reason.NO_VOICES, 0.0, 0.0, 0.0) for _ in range(num_speakers)]
     if num_speakers == 0:
         return []
-    probabilities = match_probabilities(cosines, net_speech_samples, naming)
-    margin = margins(cosines, naming.background_cosine)
+    probabilities = match_probabilities(candidates, net_speech_samples, naming)
+    margin = margins(candidates.cosines, naming.background_cosine)
     heard = np.asarray(net_speech_samples) >= naming.net_speech_samples_min
     acceptable = (probabilities >= naming.probability_min) & (margin >= naming.margin_min) & heard[:, None]
     rows, columns = linear_sum_assignment(np.where(acceptable, probabilities, 0.0), maximize=True)
@@ -118,13 +177,33 @@ def name_speakers(cosines: FloatArray, net_speech_samples: np.ndarray, naming: N
             reason = Reason.THIN_MARGIN
         else:
             reason = Reason.TAKEN
+        runner_up = _nearest_other(candidates.cosines[speaker], best)
         verdicts.append(
             Verdict(
                 voice,
                 reason,
                 float(probabilities[speaker, best]),
-                float(cosines[speaker, best]),
+                float(candidates.cosines[speaker, best]),
                 float(margin[speaker, best]),
+                best=best,
+                runner_up=runner_up,
+                runner_up_cosine=0.0 if runner_up is None else float(candidates.cosines[speaker, runner_up]),
+                runner_up_probability=0.0 if runner_up is None else float(probabilities[speaker, runner_up]),
+                voice_speech_samples=int(candidates.net_speech_samples[best]),
             )
         )
     return verdicts
+
+
+def _nearest_other(cosines: FloatArray, voice: int) -> int | None:
+    """The voice nearest to a speaker with cosines (V,), but for one; None where that is the only one."""
+    if len(cosines) < 2:
+        return None
+    others = np.array(cosines)
+    others[voice] = -np.inf
+    return int(np.argmax(others))
+
+
+def _log_seconds(samples: np.ndarray, most: int) -> npt.NDArray[np.float64]:
+    seconds = np.minimum(np.asarray(samples, np.float64), most) / SAMPLE_RATE_HZ
+    return np.log(np.maximum(seconds, LEAST_SECONDS))

@@ -179,7 +179,7 @@ class FileRuns:
             for index, heard in enumerate(found.speakers)
         ]
         cosines, roster = await score(self._store, self._standing, scope, speakers)
-        decided = matches(speakers, cosines, roster.voices, self._engine.naming)
+        decided = matches(speakers, cosines, roster, self._engine.naming)
         names = {index: self._name(match) for index, match in decided.items()}
         speech: dict[int, int] = {}
         for turn in found.turns:

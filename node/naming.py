@@ -15,7 +15,7 @@ import numpy as np
 
 from models.analysis import FloatArray
 from models.live_naming import LiveNaming, NamingOutcome
-from models.naming import NamingParameters, Reason, Verdict, name_speakers
+from models.naming import Candidates, NamingParameters, Reason, Verdict, name_speakers
 from models.online import SessionSpeaker, StepOutcome
 from node.voice_store import Roster, Voice, VoiceStore
 
@@ -28,13 +28,17 @@ class NamingGuard(Protocol):
         ...
 
 
-NOBODY = Roster("", 0, (), np.zeros(0, np.int64), {})
+NOBODY = Roster("", 0, (), np.zeros(0, np.int64), {}, np.zeros(0, np.int64), 0)
 """The candidates while nobody may be named."""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A decision about one speaker, with what it stands on. Cosines are in [-1, 1], probability in [0, 1]."""
+    """A decision about one speaker, with what it stands on. Cosines are in [-1, 1], probabilities in [0, 1].
+
+    margin: by how much the best voice is nearer than the next, or than voices at large. net_speech_samples: the
+    speaker's; the voice's own is `best.net_speech_samples`.
+    """
 
     reason: Reason
     best: Voice | None
@@ -43,6 +47,8 @@ class Match:
     runner_up: Voice | None
     runner_up_cosine: float
     net_speech_samples: int
+    margin: float = 0.0
+    runner_up_probability: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +85,20 @@ async def score(
 
 
 def matches(
-    speakers: Sequence[SessionSpeaker], cosines: FloatArray, voices: Sequence[Voice], parameters: NamingParameters
+    speakers: Sequence[SessionSpeaker], cosines: FloatArray, roster: Roster, parameters: NamingParameters
 ) -> dict[int, Match]:
     """The decision on each session speaker, by its index."""
-    verdicts = name_speakers(cosines, np.array([s.clean_samples for s in speakers], np.int64), parameters)
+    clean_samples = np.array([speaker.clean_samples for speaker in speakers], np.int64)
+    verdicts = name_speakers(candidates_of(cosines, roster), clean_samples, parameters)
     return {
-        speaker.index: _match(speaker, verdict, row, voices)
-        for speaker, verdict, row in zip(speakers, verdicts, cosines, strict=True)
+        speaker.index: _match(speaker, verdict, roster.voices)
+        for speaker, verdict in zip(speakers, verdicts, strict=True)
     }
+
+
+def candidates_of(cosines: FloatArray, roster: Roster) -> Candidates:
+    """The voices of a roster as a decision sees them; cosines: (K, V) against them."""
+    return Candidates(cosines, roster.net_speech_samples, roster.num_in_scope)
 
 
 class SessionNaming:
@@ -113,7 +125,8 @@ class SessionNaming:
         cosines, roster = await score(self._store, self._guard, self._scope, speakers)
         self._last = (list(speakers), cosines, roster)
         voice_ids = list(roster.generations)
-        return [self._live.step(outcome, speakers, voice_ids, cosines) for outcome in outcomes]
+        candidates = candidates_of(cosines, roster)
+        return [self._live.step(outcome, speakers, voice_ids, candidates) for outcome in outcomes]
 
     def name(self, voice_id: str | None, probability: float) -> Name | None:
         """What may be said, at this very moment, of a speaker whom a step gave this voice."""
@@ -129,7 +142,7 @@ class SessionNaming:
         speakers, cosines, roster = self._last
         if not speakers or not self._guard.allows():
             return {}
-        found = matches(speakers, cosines, roster.voices, self._parameters)
+        found = matches(speakers, cosines, roster, self._parameters)
         return {index: match for index, match in found.items() if self._is_held(match.best, match.runner_up)}
 
     def voices(self) -> dict[int, tuple[str | None, float]]:
@@ -148,17 +161,16 @@ class SessionNaming:
         return all(voice is None or self._store.find(voice.tenant_id, voice.voice_id) == voice for voice in voices)
 
 
-def _match(speaker: SessionSpeaker, verdict: Verdict, cosines: FloatArray, voices: Sequence[Voice]) -> Match:
-    """A verdict with the voices that it speaks of. cosines: (V,)."""
-    ranked = np.argsort(-cosines)
-    best = verdict.voice if verdict.voice is not None else (int(ranked[0]) if len(ranked) else None)
-    second = next((int(index) for index in ranked if index != best), None)
+def _match(speaker: SessionSpeaker, verdict: Verdict, voices: Sequence[Voice]) -> Match:
+    """A verdict with the voices that it speaks of."""
     return Match(
         reason=verdict.reason,
-        best=voices[best] if best is not None else None,
+        best=None if verdict.best is None else voices[verdict.best],
         probability=verdict.probability,
-        cosine=float(cosines[best]) if best is not None else 0.0,
-        runner_up=voices[second] if second is not None else None,
-        runner_up_cosine=float(cosines[second]) if second is not None else 0.0,
+        cosine=verdict.cosine,
+        runner_up=None if verdict.runner_up is None else voices[verdict.runner_up],
+        runner_up_cosine=verdict.runner_up_cosine,
         net_speech_samples=speaker.clean_samples,
+        margin=verdict.margin,
+        runner_up_probability=verdict.runner_up_probability,
     )

@@ -47,6 +47,8 @@ class Roster:
     """Candidates as they were at one moment: shared by all streams of a tenant until one of its voices changes.
 
     revision: of the tenant's voices. rows: (V,) int64, their rows in the gallery. generations: by voice id.
+    net_speech_samples: (V,) int64, clean speech that each stands on. num_in_scope: how many voices there were to choose
+    from, where these are the nearest of them; V otherwise.
     """
 
     tenant_id: str
@@ -54,6 +56,8 @@ class Roster:
     voices: tuple[Voice, ...]
     rows: np.ndarray
     generations: Mapping[str, int]
+    net_speech_samples: np.ndarray
+    num_in_scope: int
 
     def __len__(self) -> int:
         return len(self.voices)
@@ -175,6 +179,8 @@ class VoiceStore:
             tuple(voices),
             np.array([voice.row for voice in voices], np.int64),
             {voice.voice_id: voice.generation for voice in voices},
+            np.array([voice.net_speech_samples for voice in voices], np.int64),
+            len(voices),
         )
 
     async def _put(self, wanted: Voice, embedding: FloatArray, epoch: int) -> Voice:

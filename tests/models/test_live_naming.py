@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.live_naming import LiveNaming, NamedTurn, NamingOutcome, Relabel
-from models.naming import NamingParameters
+from models.naming import NamingParameters, all_of
 from models.online import Merge, SessionSpeaker, StepOutcome, Turn
 
 NAMING = NamingParameters(
@@ -43,7 +43,7 @@ def step(
     )
     speakers = [SessionSpeaker(index, CENTROID, int(clean_s * SECOND)) for index in scores]
     cosines = np.array(list(scores.values()), np.float32).reshape(len(scores), len(voices))
-    return naming.step(outcome, speakers, voices, cosines)
+    return naming.step(outcome, speakers, voices, all_of(cosines))
 
 
 def labels(turns: Sequence[NamedTurn]) -> list[tuple[int, str | None]]:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.naming import Reason, margins, match_probabilities, name_speakers
+from models.naming import Reason, all_of, margins, match_probabilities, name_speakers
 from tests.models.builtin_engine import bundle
 
 NAMING = bundle().naming
@@ -18,7 +18,7 @@ LONG = 30 * 16_000
 def _named(cosines, seconds=None, **changes):
     cosines = np.array(cosines, np.float32)
     net_speech = np.full(len(cosines), LONG) if seconds is None else np.array(seconds) * 16_000
-    return name_speakers(cosines, net_speech, dataclasses.replace(NAMING, **changes))
+    return name_speakers(all_of(cosines), net_speech, dataclasses.replace(NAMING, **changes))
 
 
 def test_two_speakers_never_get_one_name():
@@ -40,16 +40,16 @@ def test_a_stranger_and_a_whisper_of_speech_are_not_named():
 
 
 def test_without_voices_or_without_speakers_nobody_is_named():
-    assert [v.reason for v in name_speakers(np.zeros((2, 0), np.float32), np.full(2, LONG), NAMING)] == [
+    assert [v.reason for v in name_speakers(all_of(np.zeros((2, 0), np.float32)), np.full(2, LONG), NAMING)] == [
         Reason.NO_VOICES,
         Reason.NO_VOICES,
     ]
-    assert name_speakers(np.zeros((0, 3), np.float32), np.zeros(0), NAMING) == []
+    assert name_speakers(all_of(np.zeros((0, 3), np.float32)), np.zeros(0), NAMING) == []
 
 
 def test_a_match_grows_likelier_with_the_cosine_and_with_the_margin():
     cosines = np.array([[0.3, 0.1], [0.5, 0.1], [0.5, 0.45], [0.7, 0.1]], np.float32)
-    low, middle, contested, high = match_probabilities(cosines, np.full(4, LONG), NAMING)[:, 0]
+    low, middle, contested, high = match_probabilities(all_of(cosines), np.full(4, LONG), NAMING)[:, 0]
     assert low < middle < high
     assert contested < middle
 
@@ -65,7 +65,7 @@ def test_a_name_is_given_once_and_only_above_every_bound(seed, num_speakers, num
     rng = np.random.default_rng(seed)
     cosines = rng.uniform(-0.2, 1.0, (num_speakers, num_voices)).astype(np.float32)
     net_speech = rng.integers(0, LONG, num_speakers)
-    verdicts = name_speakers(cosines, net_speech, NAMING)
+    verdicts = name_speakers(all_of(cosines), net_speech, NAMING)
     given_names = [verdict.voice for verdict in verdicts if verdict.voice is not None]
     assert len(given_names) == len(set(given_names))
     for verdict, net in zip(verdicts, net_speech, strict=True):
