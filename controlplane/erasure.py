@@ -167,6 +167,12 @@ class Erasures:
                     residual_node_ids="[]",
                     blob_bytes_deleted=0,
                     blobs_pending=True,
+                    source="api",
+                    trigger_user="",
+                    key_id=principal.key_id,
+                    replicas_evicted=0,
+                    journaled=False,
+                    is_open=True,
                 )
             )
             await self._audit(

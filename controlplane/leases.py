@@ -97,6 +97,7 @@ async def grant(connection: AsyncConnection, report: NodeReport, deadline_s: flo
     await connection.execute(
         insert(node_leases).values(
             incarnation=last + 1,
+            kind="node",
             node_id=report.node_id,
             process_id=report.process_id,
             deadline_lease_s=deadline_s,

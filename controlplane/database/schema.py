@@ -30,6 +30,24 @@ tenants = Table(
     metadata,
     Column("tenant_id", ID, primary_key=True),
     Column("created_at_s", Float, nullable=False),
+    # Its keys open nothing any more; the row stays, for what outlives a tenant names it.
+    Column("closed_at_s", Float),
+    # Quotas; None: no limit.
+    Column("voices_max", BigInteger),
+    Column("streams_max", BigInteger),
+    Column("jobs_max", BigInteger),
+    Column("storage_bytes_max", BigInteger),
+)
+
+# Whom a tenant's keys stand for. The id is the tenant's own choice and must not be a name.
+users = Table(
+    "users",
+    metadata,
+    Column("tenant_id", ID, primary_key=True),
+    Column("user_id", ID, primary_key=True),
+    Column("created_at_s", Float, nullable=False),
+    Column("closed_at_s", Float),
+    ForeignKeyConstraint(["tenant_id"], ["tenants.tenant_id"], name="users_tenant"),
 )
 
 api_keys = Table(
@@ -43,7 +61,17 @@ api_keys = Table(
     Column("scopes", Text, nullable=False),
     Column("created_at_s", Float, nullable=False),
     Column("revoked_at_s", Float),
+    # The user that it stands for; None: the tenant's services.
+    Column("user_id", ID),
+    # What it is for, in the words of whoever made it.
+    Column("purpose", String(100), nullable=False, server_default=""),
+    Column("expires_at_s", Float),
+    # Written now and then, so it may be a minute old.
+    Column("last_used_at_s", Float),
+    # The key that took its place.
+    Column("replaced_by", ID),
     ForeignKeyConstraint(["tenant_id"], ["tenants.tenant_id"], name="api_keys_tenant"),
+    Index("api_keys_by_tenant", "tenant_id"),
 )
 
 voices = Table(
@@ -52,7 +80,7 @@ voices = Table(
     Column("tenant_id", ID, primary_key=True),
     Column("voice_id", ID, primary_key=True),
     Column("generation", BigInteger, nullable=False),
-    # pending, ready, failed, erasing, erased
+    # pending, ready, failed, frozen (consent withdrawn or licence lapsed: held by nobody), erasing, erased
     Column("state", String(16), nullable=False),
     Column("state_reason", Text, nullable=False),
     # None once erased.
@@ -63,8 +91,19 @@ voices = Table(
     Column("revision", BigInteger, nullable=False),
     Column("created_at_s", Float, nullable=False),
     Column("updated_at_s", Float, nullable=False),
+    # user, tenant, global (controlplane.policy)
+    Column("scope", String(8), nullable=False, server_default="tenant"),
+    Column("owner_user_id", ID),
+    # The normalised label under the tenant's own key; None once erased. Finds a label without opening every voice.
+    Column("label_index", LargeBinary),
+    Column("language", String(35), nullable=False, server_default=""),
+    Column("gender", String(16), nullable=False, server_default=""),
+    # JSON of what a library shows beside the label; None: nothing.
+    Column("details_ciphertext", LargeBinary),
     ForeignKeyConstraint(["tenant_id"], ["tenants.tenant_id"], name="voices_tenant"),
     Index("voices_by_state", "state"),
+    Index("voices_by_id", "voice_id"),
+    Index("voices_by_label", "tenant_id", "label_index"),
 )
 
 
@@ -80,7 +119,19 @@ data_keys = Table(
     Column("voice_id", ID, primary_key=True),
     Column("wrapped", LargeBinary, nullable=False),
     Column("created_at_s", Float, nullable=False),
+    # Which key-encryption key wrapped it; "": one of before they were told apart.
+    Column("kek_id", String(16), nullable=False, server_default=""),
     _of_voice("data_keys_voice"),
+)
+
+# Keys of the deployment ("audit") and of tenants ("labels:<tenant>"), wrapped as data keys are.
+wrapped_secrets = Table(
+    "wrapped_secrets",
+    metadata,
+    Column("name", String(80), primary_key=True),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("created_at_s", Float, nullable=False),
+    Column("kek_id", String(16), nullable=False, server_default=""),
 )
 
 voiceprints = Table(
@@ -91,8 +142,31 @@ voiceprints = Table(
     Column("model", String(255), primary_key=True),
     Column("generation", BigInteger, nullable=False),
     Column("net_speech_ms", Integer, nullable=False),
+    # The centroid of the members that were not left out.
     Column("ciphertext", LargeBinary, nullable=False),
+    # Mean cosine of the kept members to the centroid; None: of one clip.
+    Column("quality", Float),
+    Column("num_members", Integer, nullable=False, server_default="1"),
     _of_voice("voiceprints_voice"),
+)
+
+# What each clip gave a voiceprint, so that one may be added, or left out, later.
+voiceprint_members = Table(
+    "voiceprint_members",
+    metadata,
+    Column("tenant_id", ID, primary_key=True),
+    Column("voice_id", ID, primary_key=True),
+    Column("model", String(255), primary_key=True),
+    # The sample's: the generation in which it came, and its number in it.
+    Column("generation", BigInteger, primary_key=True, autoincrement=False),
+    Column("clip", Integer, primary_key=True, autoincrement=False),
+    Column("net_speech_ms", Integer, nullable=False),
+    # Cosine to the centroid of the others; None: it is the only one.
+    Column("cohesion", Float),
+    # Kept out of the centroid, being too far from the others.
+    Column("left_out", Boolean, nullable=False),
+    Column("ciphertext", LargeBinary, nullable=False),
+    _of_voice("voiceprint_members_voice"),
 )
 
 samples = Table(
@@ -100,6 +174,7 @@ samples = Table(
     metadata,
     Column("tenant_id", ID, primary_key=True),
     Column("voice_id", ID, primary_key=True),
+    # In which it came: a voice that is added to keeps what it had.
     Column("generation", BigInteger, primary_key=True),
     Column("clip", Integer, primary_key=True),
     Column("blob_key", String(255), nullable=False),
@@ -109,18 +184,96 @@ samples = Table(
     Column("encoding", Integer, nullable=False),
     Column("sample_rate_hz", Integer, nullable=False),
     Column("channels", Integer, nullable=False),
+    # reference, or consent: the person agreeing aloud
+    Column("purpose", String(16), nullable=False, server_default="reference"),
     _of_voice("samples_voice"),
 )
 
+# Never changed, never deleted, by triggers: not even when the voice is erased. What it says is under the voice's key,
+# so that it becomes unreadable with it; there is no reference to the voice, whose row is purged one day.
 consents = Table(
     "consents",
     metadata,
     Column("tenant_id", ID, primary_key=True),
     Column("voice_id", ID, primary_key=True),
     Column("generation", BigInteger, primary_key=True),
+    # JSON: full_name, purpose, text, subject, and SHA-256 of the text and of each recording.
     Column("ciphertext", LargeBinary, nullable=False),
     Column("created_at_s", Float, nullable=False),
-    _of_voice("consents_voice"),
+    # When the person agreed, as the caller says.
+    Column("given_at_s", Float),
+    # Which wording it was, in the caller's count.
+    Column("version", String(64), nullable=False, server_default=""),
+    # The person, in the caller's words, under the tenant's key. None: not said.
+    Column("subject_index", LargeBinary),
+    # Keyed digest of all that the ciphertext says; the audit has the same one. None: of before it was kept.
+    Column("evidence", LargeBinary),
+    Column("key_id", ID),
+    Index("consents_by_subject", "tenant_id", "subject_index"),
+)
+
+# Of global voices. As immutable as consents.
+licences = Table(
+    "licences",
+    metadata,
+    Column("tenant_id", ID, primary_key=True),
+    Column("voice_id", ID, primary_key=True),
+    Column("generation", BigInteger, primary_key=True),
+    # perpetual, time_bound, usage_bound
+    Column("kind", String(16), nullable=False),
+    Column("expires_at_s", Float),
+    # What is counted (characters, seconds, matches), and how much of it may be used.
+    Column("unit", String(16), nullable=False),
+    Column("usage_max", BigInteger),
+    # JSON: licensor, terms.
+    Column("ciphertext", LargeBinary, nullable=False),
+    Column("created_at_s", Float, nullable=False),
+    Column("evidence", LargeBinary, nullable=False),
+    Column("key_id", ID),
+)
+
+# What became of consents and licences: appended, never changed.
+agreement_events = Table(
+    "agreement_events",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", ID, nullable=False),
+    # "": of the person, whatever the voice.
+    Column("voice_id", ID, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    # consent_given, consent_withdrawn, opted_out, licence_granted, licence_revoked, licence_expired, licence_used_up
+    Column("kind", String(24), nullable=False),
+    Column("subject_index", LargeBinary),
+    Column("at_s", Float, nullable=False),
+    Column("key_id", ID),
+    Index("agreement_events_by_voice", "tenant_id", "voice_id"),
+    Index("agreement_events_by_subject", "tenant_id", "subject_index"),
+)
+
+# What was used, for billing and for licences: it outlives what it records, and names a voice by its keyed hash alone.
+usage_records = Table(
+    "usage_records",
+    metadata,
+    Column("record_id", ID, primary_key=True),
+    Column("tenant_id", ID, nullable=False),
+    # As the audit names the voice; "": no voice.
+    Column("subject", String(64), nullable=False),
+    # voiceprints, characters, seconds, matches
+    Column("unit", String(16), nullable=False),
+    Column("quantity", BigInteger, nullable=False),
+    Column("at_s", Float, nullable=False),
+    Index("usage_records_by_tenant", "tenant_id", "at_s"),
+    Index("usage_records_by_subject", "subject", "unit"),
+)
+
+# Which control plane does a chore that one at a time may do.
+leaders = Table(
+    "leaders",
+    metadata,
+    Column("chore", String(64), primary_key=True),
+    Column("holder_id", String(64), nullable=False),
+    # On the lease clock.
+    Column("until_lease_s", Float, nullable=False),
 )
 
 # One row: the heads of all that rises by one. Locking it orders the writers.
@@ -130,6 +283,12 @@ fleet_head = Table(
     Column("head_id", Integer, primary_key=True),
     Column("revision", BigInteger, nullable=False),
     Column("incarnation", BigInteger, nullable=False),
+    # Random. Another one after a restore: what nodes hold under an earlier one is of another history.
+    Column("epoch", String(64), nullable=False),
+    # Random, another one at every start of a control plane: tells the database of this run from a copy of an earlier.
+    Column("run", String(64), nullable=False),
+    # Which erasure journal belongs to this database; empty until there is one.
+    Column("journal_id", String(64), nullable=False),
 )
 
 fleet_log = Table(
@@ -150,6 +309,8 @@ node_leases = Table(
     "node_leases",
     metadata,
     Column("incarnation", BigInteger, primary_key=True, autoincrement=False),
+    # node; relay: a control plane through which results leave, which holds no voices.
+    Column("kind", String(8), nullable=False),
     Column("node_id", ID, nullable=False),
     Column("process_id", String(128), nullable=False),
     Column("deadline_lease_s", Float, nullable=False),
@@ -190,6 +351,20 @@ erasures = Table(
     Column("residual_node_ids", Text, nullable=False),
     Column("blob_bytes_deleted", BigInteger, nullable=False),
     Column("blobs_pending", Boolean, nullable=False),
+    # Where it was asked for: api, cli, worker, journal.
+    Column("source", String(32), nullable=False),
+    # Who asked, as the caller calls them; no free text.
+    Column("trigger_user", String(128), nullable=False),
+    # Why, in the caller's words, sealed with the deployment's key.
+    Column("reason_ciphertext", LargeBinary),
+    # The API key that asked; empty for workers.
+    Column("key_id", ID, nullable=False),
+    Column("replicas_evicted", Integer, nullable=False),
+    # The erasure journal has it: a restore cannot bring the voice back.
+    Column("journaled", Boolean, nullable=False),
+    # Something is left to do: proof, recordings, journal, residual nodes.
+    Column("is_open", Boolean, nullable=False),
+    Index("erasures_by_open", "is_open"),
     Index("erasures_by_voice", "tenant_id", "voice_id"),
     Index("erasures_by_state", "state"),
 )

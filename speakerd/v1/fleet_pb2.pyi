@@ -33,6 +33,7 @@ class RenewRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     PROCESS_ID_FIELD_NUMBER: _builtins.int
+    FLEET_EPOCH_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Chosen by the operator, unique in the fleet. Required."""
     incarnation: _builtins.int
@@ -49,6 +50,10 @@ class RenewRequest(_message.Message):
     state: _node_pb2.NodeState.ValueType
     process_id: _builtins.str
     """Random, drawn by the node when its process starts: two processes under one node id are told apart by it."""
+    fleet_epoch: _builtins.str
+    """The epoch of the answer before. Another one than the control plane's: what the node holds is of another history (a
+    backup was restored), its incarnation has ended. Absent: none yet.
+    """
     def __init__(
         self,
         *,
@@ -61,10 +66,11 @@ class RenewRequest(_message.Message):
         model: _builtins.str = ...,
         state: _node_pb2.NodeState.ValueType = ...,
         process_id: _builtins.str = ...,
+        fleet_epoch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cursor", b"cursor", "incarnation", b"incarnation", "model", b"model", "node_id", b"node_id", "num_voices", b"num_voices", "process_id", b"process_id", "state", b"state", "voices_digest", b"voices_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cursor", b"cursor", "fleet_epoch", b"fleet_epoch", "incarnation", b"incarnation", "model", b"model", "node_id", b"node_id", "num_voices", b"num_voices", "process_id", b"process_id", "state", b"state", "voices_digest", b"voices_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

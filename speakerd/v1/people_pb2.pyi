@@ -481,25 +481,72 @@ class EraseVoiceRequest(_message.Message):
     VOICE_ID_FIELD_NUMBER: _builtins.int
     TRIGGER_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
+    TRIGGER_USER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     voice_id: _builtins.str
     trigger: _builtins.str
     """Why, for the audit: user_request, license_revoked, license_expired, platform_decision. Absent: user_request."""
     wait_ms: _builtins.int
     """How long to wait for the proof, milliseconds, at most 30000. Absent (0): answer at once."""
+    trigger_user: _builtins.str
+    """Who asked, as your system calls them (letters, digits and . _ : @ + / -, at most 128); kept in the audit for good, so
+    an id rather than a name. Absent: the API key alone is named.
+    """
+    reason: _builtins.str
+    """Why, in words, at most 500 characters. Kept sealed beside the erasure; the audit keeps a keyed hash of it."""
+    source: _builtins.str
+    """Where it was asked for: "api", "cli" or "worker". Absent: api."""
     def __init__(
         self,
         *,
         voice_id: _builtins.str = ...,
         trigger: _builtins.str = ...,
         wait_ms: _builtins.int = ...,
+        trigger_user: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["trigger", b"trigger", "voice_id", b"voice_id", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "source", b"source", "trigger", b"trigger", "trigger_user", b"trigger_user", "voice_id", b"voice_id", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EraseVoiceRequest: _TypeAlias = EraseVoiceRequest  # noqa: Y015
+
+@_typing.final
+class EraseAllVoicesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    TRIGGER_USER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    trigger: _builtins.str
+    """As of EraseVoiceRequest."""
+    trigger_user: _builtins.str
+    reason: _builtins.str
+    source: _builtins.str
+    tenant_id: _builtins.str
+    """The tenant's id, written out: a guard against doing this by mistake. Required."""
+    def __init__(
+        self,
+        *,
+        trigger: _builtins.str = ...,
+        trigger_user: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        source: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "source", b"source", "tenant_id", b"tenant_id", "trigger", b"trigger", "trigger_user", b"trigger_user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseAllVoicesRequest: _TypeAlias = EraseAllVoicesRequest  # noqa: Y015
 
 @_typing.final
 class GetErasureRequest(_message.Message):
@@ -552,12 +599,24 @@ class Erasure(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     RESIDUAL_NODE_IDS_FIELD_NUMBER: _builtins.int
     BLOB_BYTES_DELETED_FIELD_NUMBER: _builtins.int
+    BLOBS_PENDING_FIELD_NUMBER: _builtins.int
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    TRIGGER_USER_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REPLICAS_EVICTED_FIELD_NUMBER: _builtins.int
     audit_id: _builtins.str
     voice_id: _builtins.str
     state: Global___Erasure.State.ValueType
     revision: _builtins.int
     """The revision that every node has to have applied."""
     blob_bytes_deleted: _builtins.int
+    blobs_pending: _builtins.bool
+    """Recordings are still being deleted; their key is gone."""
+    trigger: _builtins.str
+    trigger_user: _builtins.str
+    source: _builtins.str
+    replicas_evicted: _builtins.int
+    """Nodes that evicted the voice, or joined holding nothing after it was erased."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -584,10 +643,15 @@ class Erasure(_message.Message):
         nodes: _abc.Iterable[Global___NodeOutcome] | None = ...,
         residual_node_ids: _abc.Iterable[_builtins.str] | None = ...,
         blob_bytes_deleted: _builtins.int = ...,
+        blobs_pending: _builtins.bool = ...,
+        trigger: _builtins.str = ...,
+        trigger_user: _builtins.str = ...,
+        source: _builtins.str = ...,
+        replicas_evicted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["erased_at", b"erased_at", "requested_at", b"requested_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_id", b"audit_id", "blob_bytes_deleted", b"blob_bytes_deleted", "erased_at", b"erased_at", "nodes", b"nodes", "requested_at", b"requested_at", "residual_node_ids", b"residual_node_ids", "revision", b"revision", "state", b"state", "voice_id", b"voice_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_id", b"audit_id", "blob_bytes_deleted", b"blob_bytes_deleted", "blobs_pending", b"blobs_pending", "erased_at", b"erased_at", "nodes", b"nodes", "replicas_evicted", b"replicas_evicted", "requested_at", b"requested_at", "residual_node_ids", b"residual_node_ids", "revision", b"revision", "source", b"source", "state", b"state", "trigger", b"trigger", "trigger_user", b"trigger_user", "voice_id", b"voice_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

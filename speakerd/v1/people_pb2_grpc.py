@@ -66,6 +66,11 @@ class PeopleStub(object):
                 request_serializer=speakerd_dot_v1_dot_people__pb2.EraseVoiceRequest.SerializeToString,
                 response_deserializer=speakerd_dot_v1_dot_people__pb2.Erasure.FromString,
                 _registered_method=True)
+        self.EraseAllVoices = channel.unary_stream(
+                '/speakerd.v1.People/EraseAllVoices',
+                request_serializer=speakerd_dot_v1_dot_people__pb2.EraseAllVoicesRequest.SerializeToString,
+                response_deserializer=speakerd_dot_v1_dot_people__pb2.Erasure.FromString,
+                _registered_method=True)
         self.GetErasure = channel.unary_unary(
                 '/speakerd.v1.People/GetErasure',
                 request_serializer=speakerd_dot_v1_dot_people__pb2.GetErasureRequest.SerializeToString,
@@ -125,6 +130,13 @@ class PeopleServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseAllVoices(self, request, context):
+        """Erase every voice of the key's tenant; each erasure is answered as it is asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetErasure(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -170,6 +182,11 @@ def add_PeopleServicer_to_server(servicer, server):
             'EraseVoice': grpc.unary_unary_rpc_method_handler(
                     servicer.EraseVoice,
                     request_deserializer=speakerd_dot_v1_dot_people__pb2.EraseVoiceRequest.FromString,
+                    response_serializer=speakerd_dot_v1_dot_people__pb2.Erasure.SerializeToString,
+            ),
+            'EraseAllVoices': grpc.unary_stream_rpc_method_handler(
+                    servicer.EraseAllVoices,
+                    request_deserializer=speakerd_dot_v1_dot_people__pb2.EraseAllVoicesRequest.FromString,
                     response_serializer=speakerd_dot_v1_dot_people__pb2.Erasure.SerializeToString,
             ),
             'GetErasure': grpc.unary_unary_rpc_method_handler(
@@ -346,6 +363,33 @@ class People(object):
             target,
             '/speakerd.v1.People/EraseVoice',
             speakerd_dot_v1_dot_people__pb2.EraseVoiceRequest.SerializeToString,
+            speakerd_dot_v1_dot_people__pb2.Erasure.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseAllVoices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/speakerd.v1.People/EraseAllVoices',
+            speakerd_dot_v1_dot_people__pb2.EraseAllVoicesRequest.SerializeToString,
             speakerd_dot_v1_dot_people__pb2.Erasure.FromString,
             options,
             channel_credentials,

@@ -32,6 +32,8 @@ class PeopleStub:
     """Erase a voice: nothing names it from now on, and the proof of that is collected. Answered at once with state
     ERASING unless `wait_ms` lets it wait for the proof.
     """
+    EraseAllVoices: _aio.UnaryStreamMultiCallable[_people_pb2.EraseAllVoicesRequest, _people_pb2.Erasure]
+    """Erase every voice of the key's tenant; each erasure is answered as it is asked for."""
     GetErasure: _aio.UnaryUnaryMultiCallable[_people_pb2.GetErasureRequest, _people_pb2.Erasure]
     ReportMatches: _aio.StreamUnaryMultiCallable[_people_pb2.ReportMatchesRequest, _people_pb2.ReportMatchesResponse]
     """Score a recording's speakers against the voices in scope and say why each was named or not. Same requests as
@@ -92,6 +94,14 @@ class PeopleServicer(metaclass=_abc_1.ABCMeta):
         """Erase a voice: nothing names it from now on, and the proof of that is collected. Answered at once with state
         ERASING unless `wait_ms` lets it wait for the proof.
         """
+
+    @_abc_1.abstractmethod
+    def EraseAllVoices(
+        self,
+        request: _people_pb2.EraseAllVoicesRequest,
+        context: _aio.ServicerContext[_people_pb2.EraseAllVoicesRequest, _abc.AsyncIterator[_people_pb2.Erasure]],
+    ) -> _abc.AsyncIterator[_people_pb2.Erasure]:
+        """Erase every voice of the key's tenant; each erasure is answered as it is asked for."""
 
     @_abc_1.abstractmethod
     def GetErasure(
