@@ -38,8 +38,8 @@ class NamingParameters:
     """How names are decided. Fitted on speakers other than those it is tested on, and kept in the bundle.
 
     The log odds of a match are `bias + cosine_weight * cosine + margin_weight * margin + speech_weight * log(speaker's
-    net speech) + voice_speech_weight * log(voice's net speech) + gallery_weight * log(voices in scope)`. Net speech is in
-    seconds; the margin is to the next voice, or to `background_cosine` where no other voice comes nearer. The more
+    net speech) + voice_speech_weight * log(voice's net speech) + gallery_weight * log(voices in scope)`. Net speech is
+    in seconds; the margin is to the next voice, or to `background_cosine` where no other comes nearer. The more
     voices are in scope, the nearer does one of them come by chance: that is what the last term is for.
     Net speech counts up to `net_speech_samples_max` of the speaker's and `voice_speech_samples_max` of the voice's:
     beyond, more of it does not bring the cosine any nearer.

@@ -198,7 +198,11 @@ def response(event: events.Event) -> node_pb2.DiarizeResponse:
                 )
             )
         case events.Turns():
-            return node_pb2.DiarizeResponse(turns=node_pb2.Turns(turns=[turn(piece) for piece in event.pieces]))
+            return node_pb2.DiarizeResponse(
+                turns=node_pb2.Turns(
+                    turns=[turn(piece) for piece in event.pieces], final_ms=ms_from_samples(event.final_samples)
+                )
+            )
         case events.Relabel():
             return node_pb2.DiarizeResponse(
                 relabel=node_pb2.Relabel(
@@ -286,6 +290,9 @@ def match_report(match: Match | None) -> common_pb2.MatchReport | None:
         runner_up_voice_id=match.runner_up.voice_id if match.runner_up else "",
         runner_up_cosine=match.runner_up_cosine,
         net_speech_ms=ms_from_samples(match.net_speech_samples),
+        margin=match.margin,
+        best_net_speech_ms=ms_from_samples(match.best.net_speech_samples) if match.best else 0,
+        runner_up_probability=match.runner_up_probability,
     )
 
 

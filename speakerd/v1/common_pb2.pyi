@@ -235,6 +235,9 @@ class MatchReport(_message.Message):
     RUNNER_UP_VOICE_ID_FIELD_NUMBER: _builtins.int
     RUNNER_UP_COSINE_FIELD_NUMBER: _builtins.int
     NET_SPEECH_MS_FIELD_NUMBER: _builtins.int
+    MARGIN_FIELD_NUMBER: _builtins.int
+    BEST_NET_SPEECH_MS_FIELD_NUMBER: _builtins.int
+    RUNNER_UP_PROBABILITY_FIELD_NUMBER: _builtins.int
     outcome: Global___MatchReport.Outcome.ValueType
     best_voice_id: _builtins.str
     """Best voice in scope, and the calibrated probability in [0, 1] that it is this speaker. Absent: no candidates."""
@@ -245,6 +248,12 @@ class MatchReport(_message.Message):
     runner_up_cosine: _builtins.float
     net_speech_ms: _builtins.int
     """Clean speech of the speaker that the decision stands on, milliseconds."""
+    margin: _builtins.float
+    """By how much the best voice's cosine is above the runner-up's, or above that of voices at large."""
+    best_net_speech_ms: _builtins.int
+    """Clean speech that the best voice stands on, milliseconds."""
+    runner_up_probability: _builtins.float
+    """Calibrated probability of the runner-up, taken alone."""
     def __init__(
         self,
         *,
@@ -255,10 +264,13 @@ class MatchReport(_message.Message):
         runner_up_voice_id: _builtins.str = ...,
         runner_up_cosine: _builtins.float = ...,
         net_speech_ms: _builtins.int = ...,
+        margin: _builtins.float = ...,
+        best_net_speech_ms: _builtins.int = ...,
+        runner_up_probability: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_cosine", b"best_cosine", "best_probability", b"best_probability", "best_voice_id", b"best_voice_id", "net_speech_ms", b"net_speech_ms", "outcome", b"outcome", "runner_up_cosine", b"runner_up_cosine", "runner_up_voice_id", b"runner_up_voice_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_cosine", b"best_cosine", "best_net_speech_ms", b"best_net_speech_ms", "best_probability", b"best_probability", "best_voice_id", b"best_voice_id", "margin", b"margin", "net_speech_ms", b"net_speech_ms", "outcome", b"outcome", "runner_up_cosine", b"runner_up_cosine", "runner_up_probability", b"runner_up_probability", "runner_up_voice_id", b"runner_up_voice_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,6 +309,7 @@ class Turn(_message.Message):
     PROBABILITY_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
     start_ms: _builtins.int
     """Start and end, milliseconds from the start of the stream, half-open."""
     end_ms: _builtins.int
@@ -311,6 +324,10 @@ class Turn(_message.Message):
     state: Global___Turn.State.ValueType
     sequence: _builtins.int
     """Grows by one with each final turn of a stream, from 1, across reconnection. 0 for provisional turns."""
+    confidence: _builtins.float
+    """Recordings: the share of the turn in which this speaker is expected to be speaking indeed, in [0, 1]. Absent:
+    not said (streams).
+    """
     def __init__(
         self,
         *,
@@ -322,12 +339,15 @@ class Turn(_message.Message):
         probability: _builtins.float = ...,
         state: Global___Turn.State.ValueType = ...,
         sequence: _builtins.int = ...,
+        confidence: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_ms", b"end_ms", "label", b"label", "probability", b"probability", "sequence", b"sequence", "speaker", b"speaker", "start_ms", b"start_ms", "state", b"state", "voice_id", b"voice_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence", "end_ms", b"end_ms", "label", b"label", "probability", b"probability", "sequence", b"sequence", "speaker", b"speaker", "start_ms", b"start_ms", "state", b"state", "voice_id", b"voice_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
+    _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence) -> _WhichOneofReturnType__confidence | None: ...
 
 Global___Turn: _TypeAlias = Turn  # noqa: Y015
 
@@ -344,6 +364,8 @@ class Speaker(_message.Message):
     SPEECH_MS_FIELD_NUMBER: _builtins.int
     NET_SPEECH_MS_FIELD_NUMBER: _builtins.int
     MATCH_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
+    VOICEPRINT_FIELD_NUMBER: _builtins.int
     speaker: _builtins.str
     label: _builtins.str
     voice_id: _builtins.str
@@ -352,8 +374,14 @@ class Speaker(_message.Message):
     speech_ms: _builtins.int
     """Speech in all, and the clean part of it, milliseconds."""
     net_speech_ms: _builtins.int
+    confidence: _builtins.float
+    """Recordings: as of a turn, over all turns of this speaker."""
     @_builtins.property
     def match(self) -> Global___MatchReport: ...
+    @_builtins.property
+    def voiceprint(self) -> Global___Voiceprint:
+        """Recordings, where FileOpen.embeddings asks for it: what the speaker sounds like. Absent where too little was heard."""
+
     def __init__(
         self,
         *,
@@ -364,12 +392,16 @@ class Speaker(_message.Message):
         speech_ms: _builtins.int = ...,
         net_speech_ms: _builtins.int = ...,
         match: Global___MatchReport | None = ...,
+        confidence: _builtins.float | None = ...,
+        voiceprint: Global___Voiceprint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["match", b"match"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence", "match", b"match", "voiceprint", b"voiceprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "match", b"match", "net_speech_ms", b"net_speech_ms", "probability", b"probability", "speaker", b"speaker", "speech_ms", b"speech_ms", "voice_id", b"voice_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence", "label", b"label", "match", b"match", "net_speech_ms", b"net_speech_ms", "probability", b"probability", "speaker", b"speaker", "speech_ms", b"speech_ms", "voice_id", b"voice_id", "voiceprint", b"voiceprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
+    _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__confidence) -> _WhichOneofReturnType__confidence | None: ...
 
 Global___Speaker: _TypeAlias = Speaker  # noqa: Y015
 

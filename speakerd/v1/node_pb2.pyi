@@ -736,6 +736,8 @@ class FileOpen(_message.Message):
     MAX_SPEAKERS_FIELD_NUMBER: _builtins.int
     VOICE_IDS_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    FRAME_CONFIDENCE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Standalone nodes: absent means "default". From the control plane: required."""
     duration_ms: _builtins.int
@@ -745,6 +747,10 @@ class FileOpen(_message.Message):
     min_speakers: _builtins.int
     max_speakers: _builtins.int
     mode: Global___FileOpen.Mode.ValueType
+    embeddings: _builtins.bool
+    """Send Speaker.voiceprint with the result. They are biometric data: ask for them only to use them."""
+    frame_confidence: _builtins.bool
+    """Send FileConfidence before the result."""
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat: ...
     @_builtins.property
@@ -762,10 +768,12 @@ class FileOpen(_message.Message):
         max_speakers: _builtins.int = ...,
         voice_ids: _abc.Iterable[_builtins.str] | None = ...,
         mode: Global___FileOpen.Mode.ValueType = ...,
+        embeddings: _builtins.bool = ...,
+        frame_confidence: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "format", b"format", "max_speakers", b"max_speakers", "min_speakers", b"min_speakers", "mode", b"mode", "num_speakers", b"num_speakers", "tenant_id", b"tenant_id", "voice_ids", b"voice_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "embeddings", b"embeddings", "format", b"format", "frame_confidence", b"frame_confidence", "max_speakers", b"max_speakers", "min_speakers", b"min_speakers", "mode", b"mode", "num_speakers", b"num_speakers", "tenant_id", b"tenant_id", "voice_ids", b"voice_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -777,25 +785,58 @@ class DiarizeFileResponse(_message.Message):
 
     PROGRESS_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> Global___FileProgress: ...
     @_builtins.property
     def result(self) -> Global___FileResult: ...
+    @_builtins.property
+    def confidence(self) -> Global___FileConfidence: ...
     def __init__(
         self,
         *,
         progress: Global___FileProgress | None = ...,
         result: Global___FileResult | None = ...,
+        confidence: Global___FileConfidence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "message", b"message", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "message", b"message", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["progress", "result"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["progress", "result", "confidence"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___DiarizeFileResponse: _TypeAlias = DiarizeFileResponse  # noqa: Y015
+
+@_typing.final
+class FileConfidence(_message.Message):
+    """How sure the result is of each frame, in pieces, in order; sent where it was asked for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_MS_FIELD_NUMBER: _builtins.int
+    FRAME_MS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    start_ms: _builtins.int
+    """Where the piece begins, and how long a frame is, milliseconds."""
+    frame_ms: _builtins.int
+    values: _builtins.bytes
+    """One byte a frame: 255 times the probability that all that the turns say of the frame is right, silence included."""
+    def __init__(
+        self,
+        *,
+        start_ms: _builtins.int = ...,
+        frame_ms: _builtins.int = ...,
+        values: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_ms", b"frame_ms", "start_ms", b"start_ms", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileConfidence: _TypeAlias = FileConfidence  # noqa: Y015
 
 @_typing.final
 class FileProgress(_message.Message):
