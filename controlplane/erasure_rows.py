@@ -10,11 +10,11 @@ from sqlalchemy import Row, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.schema import (
-    consents,
     data_keys,
     erasures,
     fleet_log,
     idempotency,
+    voiceprint_members,
     voiceprints,
     voices,
 )
@@ -43,8 +43,11 @@ class Erasure:
 async def destroy(
     connection: AsyncConnection, voice: VoiceAddress, generation: int, revision: int, now_s: float
 ) -> None:
-    """The tombstone: the voice's key, voiceprints and consents go at once; its recordings follow."""
-    for table in (data_keys, voiceprints, consents, idempotency):
+    """The tombstone: the voice's key and voiceprints go at once; its recordings follow.
+
+    Consents and licences stay, as ciphertext that nothing opens any more.
+    """
+    for table in (data_keys, voiceprints, voiceprint_members, idempotency):
         await connection.execute(
             delete(table).where(table.c.tenant_id == voice.tenant_id, table.c.voice_id == voice.voice_id)
         )
@@ -56,6 +59,10 @@ async def destroy(
             state_reason="",
             generation=generation,
             label_ciphertext=None,
+            label_index=None,
+            details_ciphertext=None,
+            language="",
+            gender="",
             net_speech_ms=0,
             model="",
             revision=revision,

@@ -39,7 +39,7 @@ def sqlite_triggers(table: str) -> dict[str, str]:
         f"{table}_keeps_updates_out": f"CREATE TRIGGER {table}_keeps_updates_out BEFORE UPDATE ON {table} {says}",
         f"{table}_keeps_deletes_out": f"CREATE TRIGGER {table}_keeps_deletes_out BEFORE DELETE ON {table} {says}",
         # INSERT OR REPLACE fires no DELETE trigger, and may give the hidden rowid of a row that it means to replace.
-        f"{table}_keeps_replaces_out": f"CREATE TRIGGER {table}_keeps_replaces_out BEFORE INSERT ON {table}"
+        f"{table}_keeps_replaces_out": f"CREATE TRIGGER {table}_keeps_replaces_out BEFORE INSERT ON {table}"  # noqa: S608
         f" WHEN EXISTS (SELECT 1 FROM {table} WHERE ({same}) OR rowid = NEW.rowid) {says}",
     }
 
