@@ -202,16 +202,42 @@ class AnalyzeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CLIP_FIELD_NUMBER: _builtins.int
+    MORE_CLIPS_FIELD_NUMBER: _builtins.int
+    CONSENT_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    AUDIENCES_FIELD_NUMBER: _builtins.int
+    EXCEPT_VOICE_ID_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Where to look for a voice that this one is too close to: the voices of this tenant. Absent: nowhere."""
+    except_voice_id: _builtins.str
+    """A voice that is enrolled anew does not collide with itself."""
     @_builtins.property
     def clip(self) -> _common_pb2.AudioClip: ...
+    @_builtins.property
+    def more_clips(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.AudioClip]:
+        """More recordings of the same person: with `clip`, at most 10 and 120 s in all."""
+
+    @_builtins.property
+    def consent(self) -> _common_pb2.AudioClip:
+        """The person speaking their consent: heard for itself, and scored against the voice of the clips."""
+
+    @_builtins.property
+    def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of them, those of these audiences (as in FileOpen). Empty: all."""
+
     def __init__(
         self,
         *,
         clip: _common_pb2.AudioClip | None = ...,
+        more_clips: _abc.Iterable[_common_pb2.AudioClip] | None = ...,
+        consent: _common_pb2.AudioClip | None = ...,
+        tenant_id: _builtins.str = ...,
+        audiences: _abc.Iterable[_builtins.str] | None = ...,
+        except_voice_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "consent", b"consent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "clip", b"clip", "consent", b"consent", "except_voice_id", b"except_voice_id", "more_clips", b"more_clips", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -223,23 +249,126 @@ class AnalyzeResponse(_message.Message):
 
     ANALYSIS_FIELD_NUMBER: _builtins.int
     VOICEPRINT_FIELD_NUMBER: _builtins.int
+    CLIPS_FIELD_NUMBER: _builtins.int
+    CONSENT_FIELD_NUMBER: _builtins.int
+    COLLISION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def analysis(self) -> Global___VoiceAnalysis: ...
+    def analysis(self) -> Global___VoiceAnalysis:
+        """Of all clips that were not left out, taken together."""
+
     @_builtins.property
-    def voiceprint(self) -> _common_pb2.Voiceprint: ...
+    def voiceprint(self) -> _common_pb2.Voiceprint:
+        """Absent where no speech was heard."""
+
+    @_builtins.property
+    def clips(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClipAnalysis]:
+        """Clip by clip, in the order of the request."""
+
+    @_builtins.property
+    def consent(self) -> Global___ConsentAnalysis:
+        """Absent without a consent clip."""
+
+    @_builtins.property
+    def collision(self) -> Global___Collision:
+        """The nearest voice in scope. Absent where there is none, or none was asked for."""
+
     def __init__(
         self,
         *,
         analysis: Global___VoiceAnalysis | None = ...,
         voiceprint: _common_pb2.Voiceprint | None = ...,
+        clips: _abc.Iterable[Global___ClipAnalysis] | None = ...,
+        consent: Global___ConsentAnalysis | None = ...,
+        collision: Global___Collision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "voiceprint", b"voiceprint"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "collision", b"collision", "consent", b"consent", "voiceprint", b"voiceprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "voiceprint", b"voiceprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "clips", b"clips", "collision", b"collision", "consent", b"consent", "voiceprint", b"voiceprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AnalyzeResponse: _TypeAlias = AnalyzeResponse  # noqa: Y015
+
+@_typing.final
+class ClipAnalysis(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANALYSIS_FIELD_NUMBER: _builtins.int
+    VOICEPRINT_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    probability: _builtins.float
+    """Probability that the clip is of the same person as the other clips. 1 where there are no others."""
+    left_out: _builtins.bool
+    """Kept out of the voiceprint: it is of another person, or of nobody, while the others agree."""
+    @_builtins.property
+    def analysis(self) -> Global___VoiceAnalysis: ...
+    @_builtins.property
+    def voiceprint(self) -> _common_pb2.Voiceprint:
+        """Absent where no speech was heard."""
+
+    def __init__(
+        self,
+        *,
+        analysis: Global___VoiceAnalysis | None = ...,
+        voiceprint: _common_pb2.Voiceprint | None = ...,
+        probability: _builtins.float = ...,
+        left_out: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "voiceprint", b"voiceprint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "left_out", b"left_out", "probability", b"probability", "voiceprint", b"voiceprint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClipAnalysis: _TypeAlias = ClipAnalysis  # noqa: Y015
+
+@_typing.final
+class ConsentAnalysis(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANALYSIS_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    probability: _builtins.float
+    """Probability that it is spoken by the voice of the clips."""
+    @_builtins.property
+    def analysis(self) -> Global___VoiceAnalysis: ...
+    def __init__(
+        self,
+        *,
+        analysis: Global___VoiceAnalysis | None = ...,
+        probability: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "probability", b"probability"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConsentAnalysis: _TypeAlias = ConsentAnalysis  # noqa: Y015
+
+@_typing.final
+class Collision(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOICE_ID_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    voice_id: _builtins.str
+    probability: _builtins.float
+    """Probability that it is the same person."""
+    def __init__(
+        self,
+        *,
+        voice_id: _builtins.str = ...,
+        probability: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["probability", b"probability", "voice_id", b"voice_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Collision: _TypeAlias = Collision  # noqa: Y015
 
 @_typing.final
 class VoiceAnalysis(_message.Message):

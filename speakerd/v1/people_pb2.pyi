@@ -114,10 +114,15 @@ class ClipChunk(_message.Message):
     CLIP_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    IS_CONSENT_FIELD_NUMBER: _builtins.int
     clip: _builtins.int
     """Which clip the bytes go on with: 0, 1, ... Chunks of a clip arrive in order."""
     data: _builtins.bytes
     """At most 1 MiB; 32 MiB a clip, 10 clips."""
+    is_consent: _builtins.bool
+    """Read from a clip's first chunk: the person speaking their consent, one clip at most. It is kept with the consent,
+    its voice is compared with that of the other clips, and no voiceprint is made of it.
+    """
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat:
         """Read from a clip's first chunk. Absent: CONTAINER."""
@@ -128,10 +133,11 @@ class ClipChunk(_message.Message):
         clip: _builtins.int = ...,
         format: _common_pb2.AudioFormat | None = ...,
         data: _builtins.bytes = ...,
+        is_consent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "data", b"data", "format", b"format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "data", b"data", "format", b"format", "is_consent", b"is_consent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -146,8 +152,17 @@ class EnrollVoiceResponse(_message.Message):
     ANALYSIS_FIELD_NUMBER: _builtins.int
     ENROLLED_ON_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    SPEAKER_CHECKS_DEFERRED_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    CONSENT_PROBABILITY_FIELD_NUMBER: _builtins.int
     note: _builtins.str
     """What to know, in plain words; for example that no node is online."""
+    speaker_checks_deferred: _builtins.bool
+    """No node was online: what only the engine can hear is checked as soon as one is, and a voice that fails then ends as
+    FAILED, its recordings deleted.
+    """
+    consent_probability: _builtins.float
+    """Probability that the consent clip is spoken by the enrolled voice. 0 without one, or while the checks are deferred."""
     @_builtins.property
     def voice(self) -> Global___Voice: ...
     @_builtins.property
@@ -160,6 +175,10 @@ class EnrollVoiceResponse(_message.Message):
     def enrolled_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Nodes that held the voice when this was answered."""
 
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """What the engine found to mend or to know. Those that refuse an enrolment come with the error instead."""
+
     def __init__(
         self,
         *,
@@ -168,14 +187,53 @@ class EnrollVoiceResponse(_message.Message):
         analysis: _node_pb2.VoiceAnalysis | None = ...,
         enrolled_on: _abc.Iterable[_builtins.str] | None = ...,
         note: _builtins.str = ...,
+        speaker_checks_deferred: _builtins.bool = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        consent_probability: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "preflight", b"preflight", "voice", b"voice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "enrolled_on", b"enrolled_on", "note", b"note", "preflight", b"preflight", "voice", b"voice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "consent_probability", b"consent_probability", "enrolled_on", b"enrolled_on", "findings", b"findings", "note", b"note", "preflight", b"preflight", "speaker_checks_deferred", b"speaker_checks_deferred", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EnrollVoiceResponse: _TypeAlias = EnrollVoiceResponse  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """Something that spoils a recording, and the threshold that it tripped, in the unit of what was measured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    REFUSES_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """For example snr_below_threshold. Those of refusals and those of warnings differ."""
+    measured: _builtins.float
+    threshold: _builtins.float
+    text: _builtins.str
+    """What to mend, in plain words."""
+    refuses: _builtins.bool
+    """Reason to refuse the enrolment."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        measured: _builtins.float = ...,
+        threshold: _builtins.float = ...,
+        text: _builtins.str = ...,
+        refuses: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "measured", b"measured", "refuses", b"refuses", "text", b"text", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
 
 @_typing.final
 class Preflight(_message.Message):
@@ -188,6 +246,8 @@ class Preflight(_message.Message):
     VOICE_ACTIVITY_RATIO_FIELD_NUMBER: _builtins.int
     SNR_DB_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    CLIPPED_RATIO_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
     duration_ms: _builtins.int
     sample_rate_hz: _builtins.int
     channels: _builtins.int
@@ -197,8 +257,14 @@ class Preflight(_message.Message):
     """Share of frames with speech energy, in [0, 1]."""
     snr_db: _builtins.float
     """Estimated signal to noise ratio, decibels."""
+    clipped_ratio: _builtins.float
+    """Share of samples cut off at their peak, in [0, 1]."""
     @_builtins.property
-    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The texts of the findings that do not refuse."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]: ...
     def __init__(
         self,
         *,
@@ -209,10 +275,12 @@ class Preflight(_message.Message):
         voice_activity_ratio: _builtins.float = ...,
         snr_db: _builtins.float = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        clipped_ratio: _builtins.float = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "duration_ms", b"duration_ms", "peak_dbfs", b"peak_dbfs", "sample_rate_hz", b"sample_rate_hz", "snr_db", b"snr_db", "voice_activity_ratio", b"voice_activity_ratio", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "clipped_ratio", b"clipped_ratio", "duration_ms", b"duration_ms", "findings", b"findings", "peak_dbfs", b"peak_dbfs", "sample_rate_hz", b"sample_rate_hz", "snr_db", b"snr_db", "voice_activity_ratio", b"voice_activity_ratio", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
