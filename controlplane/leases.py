@@ -111,6 +111,7 @@ async def grant(connection: AsyncConnection, report: NodeReport, deadline_s: flo
             superseded=False,
             fenced=False,
             wiped=False,
+            renewals=0,
         )
     )
     return Lease(

@@ -329,6 +329,9 @@ node_leases = Table(
     Column("fenced", Boolean, nullable=False),
     # It said that it forgot everything; a fenced one that did not may still hold voices in memory.
     Column("wiped", Boolean, nullable=False),
+    # How often it was prolonged: a control plane that has seen no other number for longer than a lease lasts, on its
+    # own clock, takes the holder for silent.
+    Column("renewals", BigInteger, nullable=False),
     Index("node_leases_by_node", "node_id"),
     Index("node_leases_by_fenced", "fenced"),
 )
