@@ -138,6 +138,14 @@ def match_probabilities(candidates: Candidates, net_speech_samples: np.ndarray, 
     return probabilities
 
 
+def same_voice_probability(
+    one: FloatArray, other: FloatArray, one_speech_samples: int, other_speech_samples: int, naming: NamingParameters
+) -> float:
+    """Probability that two unit embeddings (D,) are of one person, each with the clean speech that it stands on."""
+    alone = all_of(np.array([[one @ other]], np.float32), np.array([other_speech_samples]))
+    return float(match_probabilities(alone, np.array([one_speech_samples]), naming)[0, 0])
+
+
 def margins(cosines: FloatArray, background_cosine: float) -> FloatArray:
     """By how much each voice beats the best other voice, or the background: (P, V) → (P, V)."""
     num_speakers, num_voices = cosines.shape

@@ -49,7 +49,7 @@ def split_voices(voices: Voices, rng: np.random.Generator) -> dict[str, SplitVoi
         wanted = int(rng.uniform(*ENROLMENT_S) * RATE)
         kept: list[FloatArray] = []
         left: list[FloatArray] = []
-        for chunk in voices.chunks[name]:
+        for chunk in [chunk for chunk in voices.chunks[name] if len(chunk) >= LEAST_CHUNK_SAMPLES]:
             room = wanted - sum(map(len, kept))
             if room >= len(chunk):
                 kept.append(chunk)
@@ -103,9 +103,9 @@ def _turns(chunks: Sequence[FloatArray], rng: np.random.Generator) -> list[list[
     turns, at = [], 0
     while at < len(order):
         count = int(rng.integers(1, 4))
-        turns.append([chunk for chunk in order[at : at + count] if len(chunk) >= LEAST_CHUNK_SAMPLES])
+        turns.append(order[at : at + count])
         at += count
-    return [turn for turn in turns if turn]
+    return turns
 
 
 def _as_heard(mix: FloatArray, rng: np.random.Generator) -> FloatArray:
