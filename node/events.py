@@ -66,9 +66,10 @@ class TurnPiece:
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """New final pieces, and all provisional ones that stand."""
+    """New final pieces, and all provisional ones that stand. final_samples: what begins before it is all told now."""
 
     pieces: tuple[TurnPiece, ...]
+    final_samples: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,12 @@ from node.naming import NamingGuard, SessionNaming
 from node.source import Source
 from runtime.clock import Clock
 from runtime.errors import SpeakerdError, TimedOut, Unavailable
-from runtime.units import seconds_from_samples
+from runtime.units import SAMPLE_RATE_HZ, seconds_from_samples
 
 WRITE_BOUND_S = 5.0
 TICK_S = 1.0
+CHECKPOINT_SAMPLES_MAX = 20 * SAMPLE_RATE_HZ
+"""A stream that is faster than speech gets a checkpoint at least this often, so that its client need not keep more."""
 EVENTS_MAX = 64
 
 
@@ -45,14 +47,18 @@ class Peer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What steps decided, to be put into words when it is written: relabels, then turns with their sequence numbers."""
+    """What steps decided, to be put into words when it is written: relabels, then turns with their sequence numbers.
+
+    final_samples: everything before it is final, and told once this has been written.
+    """
 
     relabels: Sequence[Relabel]
     turns: Sequence[tuple[NamedTurn, int]]
+    final_samples: int
 
 
-class Wake:
-    """Wakes the writer, which has something to say of itself."""
+class Tick:
+    """Nothing was decided, but it is time to tell that the stream lives."""
 
 
 class LiveSession:
@@ -91,7 +97,7 @@ class LiveSession:
         self._intake = Intake(
             peer, source, request.sound, piece_samples=grid.hop_samples, is_resumed=resumed is not None
         )
-        self._queue: asyncio.Queue[Said | events.Event | Wake | None] = asyncio.Queue(EVENTS_MAX)
+        self._queue: asyncio.Queue[Said | events.Event | None] = asyncio.Queue(EVENTS_MAX)
         state = resumed or StreamState()
         self._base = state.resume_samples(grid)  # where the source's sound begins in the stream
         self._analysed = state.analysed_samples
@@ -99,8 +105,9 @@ class LiveSession:
         self._speech = dict(state.speech)  # final speech of each speaker shown, samples
         self._shown_as = dict(state.shown_as)  # speakers found to be another → that one
         self._numbers = dict(state.numbers)  # session speaker → the number under which it is shown
-        self._final = self._analysed
+        self._told = self._base  # final turns that begin before it have been written
         self._drain_deadline_s: float | None = None
+        self._drain_told = False
         self.skipped_windows = 0
 
     def __repr__(self) -> str:
@@ -129,10 +136,8 @@ class LiveSession:
             raise Unavailable("this node is stopping: place the stream again and resume from the last checkpoint")
 
     def announce_drain(self, deadline_s: float) -> None:
-        """Tell the client that the node is about to stop, by a Unix time."""
+        """Tell the client that the node is about to stop, by a Unix time, with a checkpoint to move on with."""
         self._drain_deadline_s = deadline_s
-        if not self._queue.full():
-            self._queue.put_nowait(Wake())
 
     def hand_over(self) -> None:
         """Read no more; what was heard becomes final, and the stream ends as UNAVAILABLE."""
@@ -141,25 +146,42 @@ class LiveSession:
     async def _step(self) -> None:
         """Analyses become turns with names. Several that came back together are named together."""
         loop = asyncio.get_running_loop()
-        checkpoint_due_s = self._clock.monotonic_s() + TICK_S
+        checkpoint_due_s, checkpoint_due = self._clock.monotonic_s() + TICK_S, self._analysed + CHECKPOINT_SAMPLES_MAX
+        handed_over = False
         while analyses := await self._source.take():
             placed = [replace(analysis, start_samples=analysis.start_samples + self._base) for analysis in analyses]
             while placed:
                 together = self._online.steps_on_one_roster
                 known = self._known_voices()
+                last_end = placed[-1].start_samples + self._grid.window_samples
+                if self._intake.handing_over and not handed_over and last_end > self._end:
+                    # The last window is filled up with silence that nobody has sent: where the stream goes on, that
+                    # window is analysed with what was really said.
+                    await self._hand_over_checkpoint()
+                    handed_over = True
                 outcomes = await loop.run_in_executor(self._steps, _step_all, self._online, placed[:together], known)
                 self._analysed = placed[:together][-1].start_samples + self._grid.window_samples
                 await self._tell(outcomes)
                 del placed[:together]
-            if self._clock.monotonic_s() >= checkpoint_due_s:
+            if self._drain_deadline_s is not None and not self._drain_told:
+                await self._hand_over_checkpoint()
+            elif self._clock.monotonic_s() >= checkpoint_due_s or self._analysed >= checkpoint_due:
                 await self._queue.put(await self._checkpoint())
                 checkpoint_due_s = self._clock.monotonic_s() + TICK_S
-        if self._intake.handing_over:
-            await self._queue.put(await self._checkpoint())
+                checkpoint_due = self._analysed + CHECKPOINT_SAMPLES_MAX
+        if self._intake.handing_over and not handed_over:
+            await self._hand_over_checkpoint()
         ended = self._online.finish(self._end, self._known_voices(), goes_on=self._intake.handing_over)
         await self._tell([ended])
         await self._queue.put(self._summary())
         await self._queue.put(None)
+
+    async def _hand_over_checkpoint(self) -> None:
+        """A checkpoint to move on with, and word of the drain behind it if none was given."""
+        await self._queue.put(await self._checkpoint())
+        if self._drain_deadline_s is not None and not self._drain_told:
+            self._drain_told = True
+            await self._queue.put(events.Draining(self._drain_deadline_s))
 
     def _known_voices(self) -> dict[int, str]:
         """The voice of each session speaker who is recognised now."""
@@ -170,12 +192,11 @@ class LiveSession:
         return self._base + self._intake.received_samples
 
     async def _tell(self, outcomes: Sequence[StepOutcome]) -> None:
-        for named in await self._naming.step(outcomes, self._online.session_speakers()):
+        told = await self._naming.step(outcomes, self._online.session_speakers())
+        for outcome, named in zip(outcomes, told, strict=True):
             turns = [self._numbered(turn) for turn in named.turns if turn.turn.final or self._request.provisional]
             self._note(named)
-            if turns or named.relabels or self._request.provisional:
-                await self._queue.put(Said(named.relabels, turns))
-        self._final = outcomes[-1].final_samples
+            await self._queue.put(Said(named.relabels, turns, outcome.final_samples))
 
     def _numbered(self, named: NamedTurn) -> tuple[NamedTurn, int]:
         if not named.turn.final:
@@ -209,9 +230,9 @@ class LiveSession:
 
     async def _write(self) -> None:
         tick_s = self._clock.monotonic_s() + TICK_S
-        degraded = drain_told = False
+        degraded = False
         while True:
-            item: Said | events.Event | Wake | None = Wake()
+            item: Said | events.Event | Tick | None = Tick()
             try:
                 async with asyncio.timeout(max(0.0, tick_s - self._clock.monotonic_s())):
                     item = await self._queue.get()
@@ -222,18 +243,19 @@ class LiveSession:
             if degraded is self._guard.allows():
                 degraded = not degraded
                 await self._send(events.Degraded(degraded))
-            if self._drain_deadline_s is not None and not drain_told:
-                drain_told = True
-                await self._send(events.Draining(self._drain_deadline_s))
             if isinstance(item, Said):
                 await self._say(item)
             elif isinstance(item, events.Closed):
                 await self._send(self._described(item))
-            elif not isinstance(item, Wake):
+            elif not isinstance(item, Tick):
                 await self._send(item)
             if self._clock.monotonic_s() >= tick_s:
                 tick_s = self._clock.monotonic_s() + TICK_S
                 await self._send(self._progress())
+                if self._drain_deadline_s is not None and not self._drain_told:
+                    # No sound comes, so that no step tells it: the last checkpoint is as good as another.
+                    self._drain_told = True
+                    await self._send(events.Draining(self._drain_deadline_s))
 
     async def _say(self, said: Said) -> None:
         """Put what was decided into words, with the names that may be said now."""
@@ -255,8 +277,9 @@ class LiveSession:
             )
             for named, sequence in said.turns
         )
+        self._told = max(self._told, said.final_samples)
         if pieces or self._request.provisional:
-            await self._send(events.Turns(pieces))
+            await self._send(events.Turns(pieces, self._told))
 
     async def _send(self, event: events.Event) -> None:
         try:
@@ -268,7 +291,7 @@ class LiveSession:
     def _progress(self) -> events.Progress:
         lag = max(0, self._end - max(self._analysed, self._base))
         self._metrics.stream_lag_seconds.observe(seconds_from_samples(lag))
-        return events.Progress(self._end, self._final, lag, self.skipped_windows)
+        return events.Progress(self._end, self._told, lag, self.skipped_windows)
 
     def _summary(self) -> events.Closed:
         speech: dict[int, int] = {}
