@@ -21,6 +21,8 @@ class FrameGrid:
     Frame `f` of a window that starts at sample `w` stands for `[w + f * step_samples, w + (f + 1) * step_samples)`.
     A window is `num_frames` frames of `window_samples` samples; windows follow each other every `hop_samples`, and
     `hop_samples` is a multiple of `step_samples`, so that frames of overlapping windows lie on one common grid.
+    starts_at_zero: no window begins before the sound does. A recording shorter than a window is followed by silence
+    then; else its one window ends with it, and begins in the silence before.
     """
 
     window_samples: int
@@ -29,6 +31,7 @@ class FrameGrid:
     num_frames: int
     num_local_speakers: int  # S
     embedding_dim: int  # D
+    starts_at_zero: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 import numpy as np
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
+
+
+class SlotKind(Enum):
+    """What a slot holds, which decides its windows' grid and how they are analysed."""
+
+    LIVE = "live"
+    FILE = "file"
+    """A recording, with all care."""
+    FAST_FILE = "fast file"
+    """A recording, at less cost and within a tenth of a point of FILE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +55,14 @@ class AnalysisDevice(Protocol):
 
     @property
     def grid(self) -> FrameGrid:
-        """The geometry of windows and frames."""
+        """The geometry of live windows and their frames."""
         ...
 
-    def open(self, slot: int, ring_samples: int) -> None:
+    def grid_of(self, kind: SlotKind) -> FrameGrid:
+        """The geometry of the windows of such slots."""
+        ...
+
+    def open(self, slot: int, ring_samples: int, kind: SlotKind = SlotKind.LIVE) -> None:
         """Give a slot an empty ring whose first sample is stream position 0. Forgets what the slot held."""
         ...
 

@@ -26,7 +26,7 @@ from models.bundle import Bundle
 from models.enrolment import hear_voice
 from models.local_speakers import find_local_speakers
 from models.ring import Ring
-from models.seams import DueWindow, VoiceSample
+from models.seams import DueWindow, SlotKind, VoiceSample
 from runtime.errors import Unavailable
 
 MAX_PARTIALS_A_BATCH = 256
@@ -75,10 +75,14 @@ class TorchDevice:
 
     @property
     def grid(self) -> FrameGrid:
-        """The geometry of windows and frames."""
+        """The geometry of live windows and their frames."""
         return self._grid
 
-    def open(self, slot: int, ring_samples: int) -> None:
+    def grid_of(self, kind: SlotKind) -> FrameGrid:
+        """The geometry of the windows of such slots."""
+        return self._grid
+
+    def open(self, slot: int, ring_samples: int, kind: SlotKind = SlotKind.LIVE) -> None:
         """Give a slot an empty ring whose first sample is stream position 0. Forgets what the slot held."""
         assert ring_samples >= self._grid.window_samples
         self._slots[slot] = _Slot(

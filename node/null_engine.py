@@ -14,7 +14,7 @@ import numpy as np
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.clustering import ClusteringParameters
 from models.naming import NamingParameters
-from models.seams import DueWindow, VoiceSample
+from models.seams import DueWindow, SlotKind, VoiceSample
 
 GRID = FrameGrid(
     window_samples=80_000,
@@ -74,7 +74,11 @@ class NullDevice:
         """The geometry of windows and frames."""
         return GRID
 
-    def open(self, slot: int, ring_samples: int) -> None:
+    def grid_of(self, kind: SlotKind) -> FrameGrid:
+        """The same for all."""
+        return GRID
+
+    def open(self, slot: int, ring_samples: int, kind: SlotKind = SlotKind.LIVE) -> None:
         """Give a slot an empty ring."""
         assert ring_samples >= GRID.window_samples
         self._rings[slot] = _Ring(ring_samples)
