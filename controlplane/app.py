@@ -27,6 +27,8 @@ from controlplane.identity import Identity, ensure_admin, new_fleet_key
 from controlplane.intake import Intake
 from controlplane.key_check import require_matching_key
 from controlplane.keys import KeyRing
+from controlplane.lease_rules import LeaseRules, LeaseTimes
+from controlplane.leases import SqlTables
 from controlplane.metrics import Metrics, declare
 from controlplane.nodes import Nodes
 from controlplane.orphans import sweep_orphans
@@ -164,22 +166,24 @@ class ControlPlane:
         settings, clock, metrics = self.settings, self._clock, self.metrics
         blobs = Blobs(settings.data / "blobs")
         nodes = Nodes(fleet_key, push_timeout_s=settings.push_timeout_s, analyze_timeout_s=settings.analyze_timeout_s)
+        times = LeaseTimes(settings.node_lease_s, settings.lease_s, settings.renew_s, settings.hold_s)
         fleet = Fleet(
-            settings=settings,
-            database=database,
+            rules=LeaseRules(times),
+            tables=SqlTables(database),
             keys=keys,
             registry=registry,
             clock=clock,
             metrics=metrics,
             probe=nodes.incarnation_at,
             keep_only=nodes.keep_only,
+            reconcile_s=settings.reconcile_s,
         )
         library = Voices(database, keys, fleet, nodes)
         intake = Intake(fleet, nodes)
         waiting_voices = Pulse()
         return Core(
             database=database,
-            identity=Identity(database, fleet_key),
+            identity=Identity(database, fleet_key, clock),
             registry=registry,
             nodes=nodes,
             fleet=fleet,

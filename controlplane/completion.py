@@ -23,8 +23,9 @@ from controlplane.intake import Clip, Intake, judge
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.nodes import Analysis
 from controlplane.pulse import Pulse, wait_for_any
+from controlplane.voice_lookup import NO_SUCH_VOICE
 from controlplane.voice_rows import place_voiceprint
-from controlplane.voices import NO_SUCH_VOICE, Voices
+from controlplane.voices import Voices
 from runtime.clock import Clock
 from runtime.errors import Cause, NotFound, SpeakerdError, Unavailable
 from runtime.logs import get_logger

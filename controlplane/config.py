@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 
 from runtime.config import DaemonSettings
 
@@ -25,6 +25,11 @@ class ControlPlaneSettings(DaemonSettings):
         validation_alias=AliasChoices("redis_url", "SPEAKERD_REDIS_URL", "REDIS_URL"),
         description="Redis; absent: one of our own.",
     )
+    kek: SecretStr | None = Field(
+        None, description="Key-encryption keys, base64, the one that wraps first, commas between; absent: kek_source."
+    )
+    kek_source: str = Field("file", description="`file`, or an installed entry point of the group speakerd.kek.")
+    kek_file: Path | None = Field(None, description="File of key-encryption keys; absent: kek.key in the data folder.")
     insecure: bool = Field(False, description="Allow plain text on addresses that are not loopback.")
     drain_s: float = Field(10.0, ge=0.0, le=3600.0)
 
@@ -40,6 +45,13 @@ class ControlPlaneSettings(DaemonSettings):
     ticket_s: float = Field(60.0, ge=1.0, le=600.0, description="How long a stream ticket is good.")
     slot_s: float = Field(
         10.0, gt=0.0, description="How long a placed stream holds its slot until the node reports it."
+    )
+
+    require_consent: bool = Field(False, description="Refuse enrolments without a full name, a purpose and a text.")
+    chore_s: float = Field(60.0, gt=0.0, description="How often expired licences and what is overdue are looked for.")
+    tombstone_days: float = Field(30.0, ge=0.0, description="How long what is left of an erased voice is listed.")
+    pending_days: float = Field(
+        30.0, gt=0.0, description="How long a voice may wait for a node to listen before it fails."
     )
 
     @model_validator(mode="after")

@@ -19,14 +19,15 @@ from controlplane.blobs import Blobs
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import data_keys, idempotency, samples
 from controlplane.enrolment_request import Request, request_digest, validate
-from controlplane.identity import Principal
 from controlplane.intake import Intake, judge
 from controlplane.keys import DataKey, KeyRing, VoiceAddress
 from controlplane.metrics import Metrics
 from controlplane.nodes import Analysis
+from controlplane.policy import Principal
 from controlplane.pulse import Pulse
+from controlplane.voice_lookup import NO_SUCH_VOICE
 from controlplane.voice_rows import Kept, insert_evidence, insert_voice, place_voiceprint, replace_voice
-from controlplane.voices import NO_SUCH_VOICE, Voice, Voices
+from controlplane.voices import Voice, Voices
 from runtime.clock import Clock
 from runtime.errors import Conflict, NotFound, SpeakerdError, Unavailable
 from runtime.media import SignalPreflight

@@ -1,7 +1,7 @@
-"""Who calls: API keys of tenants, and the fleet's own key.
+"""Who calls: API keys of tenants and their users, and the fleet's own key.
 
-A key is `sk_<id>_<secret>`; what is stored is its SHA-256. A key belongs to one tenant and carries scopes; `admin`
-includes them all.
+A key is `sk_<id>_<secret>`; what is stored is its SHA-256. A key belongs to one tenant, stands for one of its users or
+for none, and carries scopes (controlplane.scopes). gRPC metadata and HTTP headers are answered by the same function.
 """
 
 from __future__ import annotations
@@ -9,47 +9,30 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import insert, select
+from sqlalchemy import and_, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.engine import Database
-from controlplane.database.schema import api_keys, tenants
+from controlplane.database.schema import api_keys, tenants, users
+from controlplane.policy import GLOBAL_TENANT, Principal
+from controlplane.scopes import ADMIN, PLATFORM, expand
 from controlplane.secret_files import read_or_make_text
 from runtime.clock import Clock
-from runtime.errors import Denied, Unauthenticated
+from runtime.errors import Unauthenticated
 
 DEFAULT_TENANT = "default"
-ADMIN = "admin"
-VOICES_READ = "voices:read"
-VOICES_WRITE = "voices:write"
-VOICES_ERASE = "voices:erase"
-STREAMS_OPEN = "streams:open"
-JOBS_WRITE = "jobs:write"
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """An authenticated caller."""
-
-    tenant_id: str
-    key_id: str
-    scopes: frozenset[str]
-
-    def require(self, scope: str) -> None:
-        """Raises Denied when the key does not carry the scope."""
-        if scope not in self.scopes and ADMIN not in self.scopes:
-            raise Denied(f"this API key lacks the scope {scope}")
 
 
 class Identity:
     """Resolves tokens to callers."""
 
-    def __init__(self, database: Database, fleet_key: str) -> None:
+    def __init__(self, database: Database, fleet_key: str, clock: Clock) -> None:
         self._database = database
         self._fleet_key = fleet_key.encode()
+        self._clock = clock
+        self._used: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return "Identity()"
@@ -58,19 +41,53 @@ class Identity:
         """The caller of a token. Raises Unauthenticated, or Denied without the scope."""
         if token is None:
             raise Unauthenticated("send an API key: metadata or header `authorization: Bearer sk_…`")
-        query = select(api_keys).where(api_keys.c.key_id == _key_id(token), api_keys.c.revoked_at_s.is_(None))
+        now_s = self._clock.wall_s()
+        query = (
+            select(api_keys)
+            .join(tenants, and_(tenants.c.tenant_id == api_keys.c.tenant_id, tenants.c.closed_at_s.is_(None)))
+            .join(
+                users,
+                and_(users.c.tenant_id == api_keys.c.tenant_id, users.c.user_id == api_keys.c.user_id),
+                isouter=True,
+            )
+            .where(
+                api_keys.c.key_id == _key_id(token),
+                api_keys.c.revoked_at_s.is_(None),
+                or_(api_keys.c.expires_at_s.is_(None), api_keys.c.expires_at_s > now_s),
+                or_(api_keys.c.user_id.is_(None), and_(users.c.user_id.is_not(None), users.c.closed_at_s.is_(None))),
+            )
+        )
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
         if row is None or not hmac.compare_digest(bytes(row.key_hash), _hash(token)):
-            raise Unauthenticated("this API key is unknown or revoked")
-        principal = Principal(row.tenant_id, row.key_id, frozenset(row.scopes.split()))
+            raise Unauthenticated("this API key is unknown, expired or revoked")
+        self._used[row.key_id] = now_s
+        principal = Principal(row.tenant_id, row.key_id, expand(row.scopes.split()), row.user_id)
         principal.require(scope)
         return principal
+
+    async def note_use(self) -> None:
+        """Write down when keys were used last: now and then, never on the way of a call."""
+        used, self._used = self._used, {}
+        if not used:
+            return
+        async with self._database.write() as connection:
+            for key_id, at_s in sorted(used.items()):
+                await connection.execute(
+                    update(api_keys).where(api_keys.c.key_id == key_id).values(last_used_at_s=at_s)
+                )
 
     def require_fleet(self, token: str | None) -> None:
         """Raises Unauthenticated unless the token is the fleet's key."""
         if token is None or not hmac.compare_digest(token.encode(), self._fleet_key):
             raise Unauthenticated("nodes send the fleet key of this control plane: --fleet-key-file DATA/fleet.key")
+
+
+def token_of(authorization: str | None) -> str | None:
+    """The token of an `authorization: Bearer TOKEN` header, or None."""
+    if authorization is None or authorization[:7].lower() != "bearer ":
+        return None
+    return authorization[7:].strip()
 
 
 def new_key() -> str:
@@ -84,22 +101,36 @@ def new_fleet_key() -> str:
 
 
 async def ensure_admin(database: Database, path: Path, clock: Clock) -> None:
-    """See that the default tenant and its first administrator's key exist, the key in `path`.
+    """See that the default tenant and the platform's first administrator exist, the key of the latter in `path`.
 
     The file is written first: after a crash in between, the same key is put into the database.
     """
     key = read_or_make_text(path, new_key)
     async with database.write() as connection:
-        found = await connection.execute(select(tenants).where(tenants.c.tenant_id == DEFAULT_TENANT))
-        if found.one_or_none() is None:
-            await connection.execute(insert(tenants).values(tenant_id=DEFAULT_TENANT, created_at_s=clock.wall_s()))
-        known = await connection.execute(select(api_keys).where(api_keys.c.key_id == _key_id(key)))
-        if known.one_or_none() is None:
-            await add_key(connection, key, DEFAULT_TENANT, frozenset({ADMIN}), clock)
+        for tenant_id in (DEFAULT_TENANT, GLOBAL_TENANT):
+            found = await connection.execute(select(tenants.c.tenant_id).where(tenants.c.tenant_id == tenant_id))
+            if found.one_or_none() is None:
+                await connection.execute(insert(tenants).values(tenant_id=tenant_id, created_at_s=clock.wall_s()))
+        scopes = frozenset({ADMIN, PLATFORM})
+        known = await connection.execute(
+            update(api_keys).where(api_keys.c.key_id == _key_id(key)).values(scopes=" ".join(sorted(scopes)))
+        )
+        if known.rowcount == 0:
+            await add_key(connection, key, DEFAULT_TENANT, scopes, clock)
 
 
-async def add_key(connection: AsyncConnection, key: str, tenant_id: str, scopes: frozenset[str], clock: Clock) -> None:
-    """Store a key of a tenant that exists."""
+async def add_key(
+    connection: AsyncConnection,
+    key: str,
+    tenant_id: str,
+    scopes: frozenset[str],
+    clock: Clock,
+    *,
+    user_id: str | None = None,
+    purpose: str = "",
+    expires_at_s: float | None = None,
+) -> str:
+    """Store a key of a tenant that exists, and return its id."""
     await connection.execute(
         insert(api_keys).values(
             key_id=_key_id(key),
@@ -107,8 +138,12 @@ async def add_key(connection: AsyncConnection, key: str, tenant_id: str, scopes:
             key_hash=_hash(key),
             scopes=" ".join(sorted(scopes)),
             created_at_s=clock.wall_s(),
+            user_id=user_id,
+            purpose=purpose,
+            expires_at_s=expires_at_s,
         )
     )
+    return _key_id(key)
 
 
 def _key_id(token: str) -> str:

@@ -16,7 +16,7 @@ from controlplane.database.schema import voiceprints, voices
 from controlplane.holdings import LIVE_STATES
 from controlplane.metrics import Metrics
 from controlplane.registry import NodeView, Registry
-from controlplane.voices import NO_SUCH_VOICE
+from controlplane.voice_lookup import NO_SUCH_VOICE
 from runtime.clock import Clock
 from runtime.errors import NotFound, Overloaded, SpeakerdError, Unavailable
 from runtime.tickets import Ticket, sign_ticket

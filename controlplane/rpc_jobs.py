@@ -7,8 +7,9 @@ from typing import Any
 
 from grpc import aio
 
-from controlplane.identity import JOBS_WRITE, Identity
+from controlplane.identity import Identity
 from controlplane.relay import Relay
+from controlplane.scopes import JOBS_WRITE
 from runtime.errors import Unimplemented
 from runtime.grpc_server import bearer
 from speakerd.v1 import jobs_pb2, jobs_pb2_grpc, node_pb2

@@ -14,11 +14,13 @@ from controlplane.enrolment import Enrolled, Enrolment
 from controlplane.enrolment_request import Consent, Request
 from controlplane.erasure import Erasures
 from controlplane.erasure_rows import Erasure
-from controlplane.identity import JOBS_WRITE, VOICES_ERASE, VOICES_READ, VOICES_WRITE, Identity, Principal
+from controlplane.identity import Identity
 from controlplane.intake import CLIP_BYTES_MAX, CLIPS_MAX, CONTAINER, TOTAL_BYTES_MAX, Clip
 from controlplane.keys import VoiceAddress
 from controlplane.nodes import Analysis
+from controlplane.policy import Principal
 from controlplane.relay import Relay
+from controlplane.scopes import JOBS_WRITE, VOICES_ERASE, VOICES_READ, VOICES_WRITE
 from controlplane.voices import Outcome, Voice, Voices, Warmth
 from runtime.errors import InvalidRequest, Overloaded, SpeakerdError, TooLarge
 from runtime.grpc_server import bearer

@@ -8,8 +8,9 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
-from controlplane.identity import STREAMS_OPEN, Identity
+from controlplane.identity import Identity
 from controlplane.placement import Placing
+from controlplane.scopes import STREAMS_OPEN
 from runtime.errors import InvalidRequest
 from runtime.grpc_server import bearer
 from speakerd.v1 import streams_pb2, streams_pb2_grpc

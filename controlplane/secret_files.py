@@ -51,13 +51,14 @@ def read_or_make_bytes(path: Path) -> bytes:
     return value
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Put a text in the place of a secret file's, whole and durably."""
+    _temporary(path, text).replace(path)
+    _settle(path.parent)
+
+
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(number, "w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = _temporary(path, text)
     try:
         # Unlike a rename, a link never takes the place of what another process has just written and relies on.
         os.link(temporary, path)
@@ -66,7 +67,21 @@ def _write(path: Path, text: str) -> None:
     except OSError:
         temporary.replace(path)  # a file system without links
     temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _settle(path.parent)
+
+
+def _temporary(path: Path, text: str) -> Path:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(number, "w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
+
+
+def _settle(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
     finally:

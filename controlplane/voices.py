@@ -22,11 +22,11 @@ from controlplane.holdings import LIVE_STATES, one
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.leases import Lease
 from controlplane.nodes import Nodes
+from controlplane.voice_lookup import NO_SUCH_VOICE
 from runtime.errors import InvalidRequest, NotFound, SpeakerdError
 
 PAGE_MAX = 200
 PAGE_DEFAULT = 50
-NO_SUCH_VOICE = "no such voice"
 
 
 @dataclass(frozen=True, slots=True)
