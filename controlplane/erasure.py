@@ -8,7 +8,6 @@ voice in memory are named as residual.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 
@@ -20,23 +19,24 @@ from controlplane.blobs import Blobs
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import erasures, samples, voices
 from controlplane.erasure_rows import Erasure, destroy, erasure_of, first_entry_of, latest_of
+from controlplane.erasure_rules import ErasureRules
 from controlplane.fleet import Fleet
 from controlplane.fleet_log import Change
-from controlplane.holdings import Holding
-from controlplane.identity import Principal
 from controlplane.keys import KeyRing, VoiceAddress
-from controlplane.leases import Lease
+from controlplane.leases import SqlRows
 from controlplane.metrics import Metrics
 from controlplane.nodes import Nodes
+from controlplane.policy import Principal
+from controlplane.proving import LOOK_AGAIN_S, Proving, settle
 from controlplane.pulse import Pulse, wait_s
-from controlplane.voices import NO_SUCH_VOICE, Outcome
+from controlplane.voice_lookup import NO_SUCH_VOICE
+from controlplane.voices import Outcome
 from runtime.clock import Clock
-from runtime.errors import InvalidRequest, NotFound, SpeakerdError, Unavailable
+from runtime.errors import InvalidRequest, NotFound, Unavailable
 from runtime.logs import get_logger
 
 TRIGGERS = ("user_request", "license_revoked", "license_expired", "platform_decision")
 WAIT_S_MAX = 30.0
-LOOK_AGAIN_S = 0.5
 SILENT = "silent: its lease ran out and it is fenced"
 BLOBS_AGAIN_S = 5.0
 
@@ -59,17 +59,17 @@ class Erasures:
         self._keys = keys
         self._blobs = blobs
         self._fleet = fleet
-        self._nodes = nodes
+        self._rules = ErasureRules()
+        self._proving = Proving(fleet=fleet, nodes=nodes, rules=self._rules)
         self._clock = clock
         self._metrics = metrics
         self._asked = Pulse()
         self._moved = Pulse()
-        self._pushing: dict[int, asyncio.Task[None]] = {}
         # What an earlier run deleted may be in the log still.
         self._is_unscrubbed = True
 
     def __repr__(self) -> str:
-        return f"Erasures(pushing={sorted(self._pushing)})"
+        return f"Erasures({self._proving!r})"
 
     async def erase(self, principal: Principal, voice_id: str, *, trigger: str, wait_s_max: float) -> Erasure:
         """Erase a voice, and wait for the proof at most so long. Repeating it gives the same one. Raises NotFound."""
@@ -106,7 +106,8 @@ class Erasures:
                 if self._is_unscrubbed:
                     await self._scrub()
                 open_ones = await self._open()
-                await self._prove([erasure for erasure in open_ones if erasure.state == "erasing"])
+                erasing = [erasure for erasure in open_ones if erasure.state == "erasing"]
+                await self._proving.turn(erasing, self._finish)
                 waiting = [erasure for erasure in open_ones if erasure.blobs_pending]
                 if waiting and self._clock.monotonic_s() >= blobs_at_s:
                     # Past this point only when all went well; a store that is away is not asked at every turn.
@@ -123,10 +124,7 @@ class Erasures:
 
     async def close(self) -> None:
         """Leave off pushing; what is open is taken up by the next run."""
-        pushing = list(self._pushing.values())
-        for task in pushing:
-            task.cancel()
-        await asyncio.gather(*pushing, return_exceptions=True)
+        await self._proving.close()
 
     async def _request(self, principal: Principal, voice: VoiceAddress, trigger: str) -> str:
         async with self._database.write() as connection:
@@ -202,38 +200,6 @@ class Erasures:
         )
         return found
 
-    async def _prove(self, erasing: list[Erasure]) -> None:
-        if not erasing:
-            return
-        holders, now_s = await self._fleet.holders()
-        newest = erasing[-1]
-        for lease in holders:
-            # One command is enough for all: a node that applies the newest has applied what is before it.
-            if not lease.has_applied(newest.revision) and lease.deadline_s >= now_s and not lease.superseded:
-                self._push(lease, newest)
-        for erasure in erasing:
-            settled = all(lease.has_applied(erasure.revision) or lease.deadline_s < now_s for lease in holders)
-            if settled:
-                await self._finish(erasure)
-
-    def _push(self, lease: Lease, erasure: Erasure) -> None:
-        running = self._pushing.get(lease.incarnation)
-        if running is not None and not running.done():
-            return
-        task = asyncio.create_task(self._evict(lease, erasure), name=f"erasure.push.{lease.node_id}")
-        self._pushing[lease.incarnation] = task
-        task.add_done_callback(lambda _: self._pushing.pop(lease.incarnation, None))
-
-    async def _evict(self, lease: Lease, erasure: Erasure) -> None:
-        item = Holding(erasure.revision, erasure.voice, erasure.generation, Change.EVICT, None, None)
-        try:
-            ack = await self._nodes.push(lease, item)
-            await self._fleet.acknowledged(lease, ack.incarnation, ack.cursor)
-        except SpeakerdError as error:
-            get_logger().info("erasure.push_failed", node_id=lease.node_id, cause=error.cause.value)
-            # The next look is at the rhythm of the loop; a node that refuses at once must not turn it faster.
-            await asyncio.sleep(LOOK_AGAIN_S)
-
     async def _finish(self, erasure: Erasure) -> None:
         """Say `erased` if it is so, decided on one state of the leases; the late are fenced with it."""
         async with self._database.write() as connection:
@@ -245,17 +211,12 @@ class Erasures:
             ).one()
             if row.state != "erasing":
                 return
-            found = await leases.holders(connection, locked=True)
-            now_s = await self._database.lease_now_s(connection)
-            outcomes = []
-            for lease in found:
-                if lease.has_applied(erasure.revision):
-                    outcomes.append(Outcome(lease.node_id, ok=True))
-                elif lease.deadline_s < now_s:
-                    await leases.fence(connection, lease.incarnation)
-                    outcomes.append(Outcome(lease.node_id, ok=False, error=SILENT))
-                else:
-                    return
+            rows = SqlRows(self._database, connection, writes=True)
+            settlement = await settle(rows, self._rules, self._fleet.watch, erasure.revision)
+            if settlement is None:
+                return
+            outcomes = [Outcome(lease.node_id, ok=True) for lease in settlement.applied]
+            outcomes += [Outcome(lease.node_id, ok=False, error=SILENT) for lease in settlement.silent]
             first = await first_entry_of(connection, erasure.voice)
             residual = await leases.residual_nodes(connection, *first) if first else []
             answered = {outcome.node_id for outcome in outcomes}

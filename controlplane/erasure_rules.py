@@ -34,11 +34,7 @@ class ErasureRules:
 
     def to_push(self, holders: Sequence[Lease], revision: int, is_silent: IsSilent) -> list[Lease]:
         """Whom to send an eviction. The superseded are waited for and not spoken to: another has their address."""
-        return [
-            lease
-            for lease in self.waited_for(holders, revision)
-            if not lease.superseded and not is_silent(lease)
-        ]
+        return [lease for lease in self.waited_for(holders, revision) if not lease.superseded and not is_silent(lease)]
 
     def settlement(self, holders: Sequence[Lease], revision: int, is_silent: IsSilent) -> Settlement | None:
         """The end of an erasure, or None while somebody is waited for. holders: every lease that is not fenced."""

@@ -1,36 +1,44 @@
 """The fleet's use cases: renewing leases, taking heartbeats, and telling nodes what to hold.
 
-What always holds: a lease given out here ends, at the node, before this side stops waiting for it; an incarnation that
-is fenced never renews; and a node that leaves an eviction unapplied for too long is not prolonged.
+What always holds: what is decided is decided by `controlplane.lease_rules` on the rows of one transaction, over SQL or,
+in the simulator, in memory; a lease given out here ends, at the node, before this side stops waiting for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
-from controlplane import fleet_log, leases
-from controlplane.config import ControlPlaneSettings
-from controlplane.database.engine import Database
-from controlplane.holdings import Holding, SealedHolding, changes_after, desired_digest, everything
+from controlplane.fleet_rows import FleetRows, FleetTables
+from controlplane.holdings import Holding, SealedHolding
 from controlplane.keys import KeyRing
-from controlplane.leases import Lease, NodeReport
+from controlplane.lease_rules import NODE, Health, Lease, LeaseRules, LeaseWatch, NodeReport, Refused, Renewed
 from controlplane.metrics import Metrics
 from controlplane.pulse import Pulse
-from controlplane.registry import NodeView, Registry
+from controlplane.registry import NodeView
 from runtime.clock import Clock
 from runtime.errors import Conflict, InvalidRequest, Stale, Unavailable
 from runtime.logs import get_logger
 
 PAGE_ENTRIES = 1_000
+FAR_BEHIND_ENTRIES = 100_000
+"""Past so many entries a snapshot is read sooner than the log."""
+LOST = "this incarnation has lost its lease: forget every voice and renew with incarnation 0"
 
 Probe = Callable[[str], Awaitable[int | None]]
 """Asks an address which incarnation lives there: None when nobody does, -1 when it does not answer in time."""
 KeepOnly = Callable[[set[str]], Awaitable[None]]
 """Lets go of what is kept for addresses other than these."""
+
+
+class Heartbeats(Protocol):
+    """Where load goes."""
+
+    async def heartbeat(self, node: NodeView) -> None:
+        """Take a node's heartbeat."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,7 @@ class Renewal:
     renew_s: float
     head: int
     resync: bool
+    epoch: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,83 +69,74 @@ class SnapshotEnds:
 
 
 class Fleet:
-    """Leases and the log, over SQL; load, over Redis."""
+    """Leases and the log, over rows; load, over Redis."""
 
     def __init__(
         self,
         *,
-        settings: ControlPlaneSettings,
-        database: Database,
+        rules: LeaseRules,
+        tables: FleetTables,
         keys: KeyRing,
-        registry: Registry,
+        registry: Heartbeats,
         clock: Clock,
         metrics: Metrics,
         probe: Probe,
         keep_only: KeepOnly,
+        reconcile_s: float,
     ) -> None:
-        self._settings = settings
-        self._database = database
+        self._rules = rules
+        self._tables = tables
         self._keys = keys
         self._registry = registry
         self._clock = clock
         self._metrics = metrics
         self._probe = probe
         self._keep_only = keep_only
+        self._reconcile_s = reconcile_s
         # What a node of a model should hold at a revision: (revision, digest).
         self._desired: dict[str, tuple[int, bytes]] = {}
+        self.watch = LeaseWatch(clock, rules.times)
         self.changed = Pulse()
 
     def __repr__(self) -> str:
-        return "Fleet()"
+        return f"Fleet({self.watch!r})"
 
     async def renew(self, report: NodeReport) -> Renewal:
         """Take or prolong a lease.
 
-        Raises Stale for an incarnation that is fenced or lapsed, Conflict when another living process has the node id.
+        Raises Stale for an incarnation that is fenced or superseded, Conflict when another living process has the id.
         """
-        if not report.node_id or not report.process_id or not report.address:
+        if not report.node_id or not report.process_id or not (report.address or report.kind != NODE):
             raise InvalidRequest("a renewal says node_id, process_id and address")
         if report.incarnation == 0:
             return await self._join(report)
-        async with self._database.write() as connection:
-            now_s = await self._database.lease_now_s(connection)
-            lease = await leases.find(connection, report.incarnation)
-            current = (
-                lease is not None
-                and lease.node_id == report.node_id
-                and lease.process_id == report.process_id
-                and not lease.superseded
+        async with self._tables.write() as rows:
+            now_s = await rows.now_s()
+            head = await rows.head()
+            lease = await rows.find(report.incarnation)
+            applied = max(report.cursor, lease.joined_revision) if lease else 0
+            verdict = self._rules.renewal(
+                lease,
+                report,
+                head=head.revision,
+                epoch=head.epoch,
+                unapplied_since_s=await rows.unapplied_since_s(applied),
+                now_s=now_s,
             )
-            head = await fleet_log.head(connection)
-            if lease is None or not current or lease.deadline_s < now_s:
-                refused = True
-            elif report.cursor > head:
-                # The log was cut back, as by a restored backup: what the node holds is of another history.
-                await leases.fence(connection, report.incarnation)
-                refused = True
-            else:
-                refused = False
-                if report.state == "fenced":
-                    # It has let go by itself: nobody needs to wait for it.
-                    await leases.fence(connection, report.incarnation, wiped=True)
-                    lease_s = 0.0
-                else:
-                    held = await self._held(connection, lease, report, now_s)
-                    lease_s = 0.0 if held else self._settings.node_lease_s
-                    await leases.prolong(connection, report, None if held else now_s + self._settings.lease_s)
-                    if report.cursor > lease.cursor or report.state != lease.state:
-                        await leases.settle_pending(connection, report.model, report.cursor, self._clock.wall_s())
-        if refused:
-            raise Stale("this incarnation has lost its lease: forget every voice and renew with incarnation 0")
+            await self._write_down(rows, lease, verdict)
+        if isinstance(verdict, Refused):
+            raise Stale(LOST)
         self.changed.beat()
-        resync = self._differs(report, head)
-        return Renewal(report.incarnation, lease_s, self._settings.renew_s, head, resync)
+        times = self._rules.times
+        lease_s = 0.0 if verdict.is_held else times.node_lease_s
+        resync = self._differs(report, head.revision)
+        return Renewal(report.incarnation, lease_s, times.renew_s, head.revision, resync, head.epoch)
 
     async def heartbeat(self, view: NodeView) -> int:
         """Take a node's load for routing. Returns the head of the log."""
         await self._registry.heartbeat(view)
-        async with self._database.read() as connection:
-            return await fleet_log.head(connection)
+        async with self._tables.read() as rows:
+            return (await rows.head()).revision
 
     async def sync(
         self, incarnation: int, cursor: int, model: str
@@ -145,14 +145,15 @@ class Fleet:
 
         Raises Stale for an incarnation without a lease.
         """
-        async with self._database.read() as connection:
-            lease = await leases.look_up(connection, incarnation)
+        async with self._tables.read() as rows:
+            lease = await rows.find(incarnation)
             if lease is None or lease.superseded:
-                raise Stale("this incarnation has lost its lease: renew with incarnation 0, then sync")
-            head = await fleet_log.head(connection)
+                raise Stale(LOST)
+            head = (await rows.head()).revision
             snapshot = None
-            if cursor == 0 or cursor > head:
-                snapshot = await everything(connection, model)
+            floor = await rows.floor()
+            if self._rules.reads_whole(cursor, floor=floor, head=head, far_behind=FAR_BEHIND_ENTRIES):
+                snapshot = await rows.everything(model)
         if snapshot is not None:
             yield SnapshotBegins(head, len(snapshot))
             for start in range(0, len(snapshot), PAGE_ENTRIES):
@@ -162,8 +163,8 @@ class Fleet:
             yield SnapshotEnds(head)
             cursor = head
         while True:
-            async with self._database.read() as connection:
-                page = await changes_after(connection, cursor, model, PAGE_ENTRIES)
+            async with self._tables.read() as rows:
+                page = await rows.changes_after(cursor, model, PAGE_ENTRIES)
             if not page:
                 return
             yield await asyncio.to_thread(self._opened, page)
@@ -171,24 +172,36 @@ class Fleet:
 
     async def acknowledged(self, lease: Lease, incarnation: int, cursor: int) -> None:
         """A node answered a command: it is at `cursor` under `incarnation`, which counts only for that incarnation."""
-        if incarnation != lease.incarnation:
-            return
-        async with self._database.write() as connection:
-            if cursor > await fleet_log.head(connection):
-                return  # of a log that was cut back since; the node's next renewal ends its incarnation
-            await leases.acknowledge(connection, incarnation, cursor)
-            await leases.settle_pending(connection, lease.model, cursor, self._clock.wall_s())
+        async with self._tables.write() as rows:
+            head = (await rows.head()).revision
+            row = await rows.find(lease.incarnation)
+            told = self._rules.acknowledgement(row, incarnation=incarnation, cursor=cursor, head=head)
+            if told is None:
+                return
+            await rows.put(told)
+            await rows.settle_pending(told.model, told.cursor, self._clock.wall_s())
         self.changed.beat()
 
     async def holders(self) -> tuple[list[Lease], float]:
-        """Every lease holder, and now on the lease clock."""
-        async with self._database.read() as connection:
-            return await leases.holders(connection), await self._database.lease_now_s(connection)
+        """Every lease holder, and now on the database's clock. What is seen here is what silence is counted from."""
+        async with self._tables.read() as rows:
+            found, now_s = await rows.holders(), await rows.now_s()
+        self.watch.look(found)
+        return found, now_s
 
     async def serving(self) -> list[Lease]:
         """The nodes that work may be sent to."""
         found, now_s = await self.holders()
         return [lease for lease in found if lease.serves(now_s)]
+
+    async def healths(self) -> dict[str, Health]:
+        """How fresh each node's lease is, by node id."""
+        found, now_s = await self.holders()
+        return {
+            lease.node_id: self._rules.health(lease, now_s)
+            for lease in found
+            if lease.kind == NODE and not lease.superseded
+        }
 
     async def reconcile(self) -> None:
         """Compare desired with observed, at its own rhythm: fence who is silent, and know each model's digest."""
@@ -197,70 +210,81 @@ class Fleet:
                 await self._reconcile_once()
             except Unavailable as error:
                 get_logger().warning("fleet.not_reconciled", reason=str(error))
-            await asyncio.sleep(self._settings.reconcile_s)
+            await asyncio.sleep(self._reconcile_s)
 
     async def _reconcile_once(self) -> None:
-        async with self._database.read() as connection:
-            now_s = await self._database.lease_now_s(connection)
-            found = await leases.holders(connection)
-            head = await fleet_log.head(connection)
-            for model in {lease.model for lease in found}:
+        found, _ = await self.holders()
+        async with self._tables.read() as rows:
+            head = (await rows.head()).revision
+            for model in sorted({lease.model for lease in found}):
                 if self._desired.get(model, (-1, b""))[0] != head:
-                    self._desired[model] = (head, await desired_digest(connection, model))
-        self._desired = {model: known for model, known in self._desired.items() if model in {x.model for x in found}}
-        if any(lease.deadline_s < now_s for lease in found):
-            async with self._database.write() as connection:
-                lost = await leases.fence_expired(connection, await self._database.lease_now_s(connection))
-            get_logger().warning("fleet.fenced", node_ids=lost)
-            self.changed.beat()
+                    self._desired[model] = (head, await rows.desired_digest(model))
+        models = {lease.model for lease in found}
+        self._desired = {model: known for model, known in self._desired.items() if model in models}
+        if any(self.watch.is_silent(lease) for lease in found):
+            await self._fence_silent()
         await self._keep_only({lease.address for lease in found})
         self._metrics.head_seq.set(head)
+        nodes = [lease for lease in found if lease.kind == NODE]
         for state in ("joining", "serving", "draining"):
-            self._metrics.nodes.labels(state).set(sum(lease.state == state for lease in found))
+            self._metrics.nodes.labels(state).set(sum(lease.state == state for lease in nodes))
+
+    async def _fence_silent(self) -> None:
+        async with self._tables.write() as rows:
+            silent = [lease for lease in await rows.holders() if self.watch.is_silent(lease)]
+            for lease in silent:
+                await rows.put(replace(lease, fenced=True))
+        if silent:
+            get_logger().warning("fleet.fenced", node_ids=[lease.node_id for lease in silent])
+            self.changed.beat()
+
+    async def _write_down(self, rows: FleetRows, lease: Lease | None, verdict: Renewed | Refused) -> None:
+        if isinstance(verdict, Refused):
+            if verdict.fence and lease is not None:
+                await rows.put(replace(lease, fenced=True))
+            return
+        assert lease is not None, "only a row is renewed"
+        await rows.put(verdict.lease)
+        if verdict.lease.cursor > lease.cursor or verdict.lease.state != lease.state:
+            await rows.settle_pending(verdict.lease.model, verdict.lease.cursor, self._clock.wall_s())
 
     def _opened(self, page: Sequence[SealedHolding]) -> list[Holding]:
         return [sealed.open(self._keys) for sealed in page]
 
     async def _join(self, report: NodeReport) -> Renewal:
-        async with self._database.read() as connection:
-            now_s = await self._database.lease_now_s(connection)
-            others = [
-                lease
-                for lease in await leases.holders(connection)
-                if lease.node_id == report.node_id
-                and lease.process_id != report.process_id
-                and not lease.superseded
-                and lease.deadline_s >= now_s
-            ]
-            lost_before = await leases.was_superseded(connection, report.node_id, report.process_id)
+        times = self._rules.times
+        async with self._tables.read() as rows:
+            of_node = await rows.of_node(report.node_id)
+            others = self._rules.contenders(of_node, report, await rows.now_s())
+            lost_before = self._rules.has_lost_name(of_node, report)
         for other in others:
             # A node that was killed may come back at once; one that lives keeps its name.
             if lost_before or await self._probe(other.address) in (other.incarnation, -1):
                 raise Conflict(
                     f"another process holds node id {report.node_id!r}: give every node its own --node-id, or wait "
-                    f"until its lease runs out ({self._settings.lease_s:g} s)"
+                    f"until its lease runs out ({times.lease_s:g} s)"
                 )
-        async with self._database.write() as connection:
-            now_s = await self._database.lease_now_s(connection)
-            lease = await leases.grant(connection, report, now_s + self._settings.lease_s)
-        get_logger().info("fleet.joined", node_id=report.node_id, incarnation=lease.incarnation)
+        async with self._tables.write() as rows:
+            head = await rows.locked_head()
+            lease, beside = self._rules.grant(
+                report,
+                await rows.of_node(report.node_id),
+                incarnation=head.incarnation + 1,
+                head=head.revision,
+                now_s=await rows.now_s(),
+            )
+            for row in beside:
+                await rows.put(row)
+            await rows.add(lease)
+        get_logger().info("fleet.joined", node_id=report.node_id, incarnation=lease.incarnation, kind=lease.kind)
         self.changed.beat()
         return Renewal(
-            lease.incarnation, self._settings.node_lease_s, self._settings.renew_s, lease.joined_revision, resync=False
+            lease.incarnation, times.node_lease_s, times.renew_s, lease.joined_revision, resync=False, epoch=head.epoch
         )
-
-    async def _held(self, connection: AsyncConnection, lease: Lease, report: NodeReport, now_s: float) -> bool:
-        # The hold rule: it bounds how long an erasure can take whatever a node does.
-        applied = max(report.cursor, lease.joined_revision)
-        asked_s = await fleet_log.oldest_unapplied_eviction_s(connection, applied)
-        # A time in the future was written before the machine started anew: long enough ago.
-        return asked_s is not None and not 0.0 <= now_s - asked_s <= self._settings.hold_s
 
     def _differs(self, report: NodeReport, head: int) -> bool:
         revision, digest = self._desired.get(report.model, (-1, b""))
-        if report.state != "serving" or revision != report.cursor or revision != head:
-            return False
-        if digest == report.voices_digest:
+        if not self._rules.differs(report, head=head, desired_revision=revision, desired_digest=digest):
             return False
         self._metrics.reconcile_drift.inc()
         get_logger().warning("fleet.drift", node_id=report.node_id, revision=head)

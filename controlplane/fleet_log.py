@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.engine import locked_head
@@ -45,6 +45,12 @@ async def append(
 async def head(connection: AsyncConnection) -> int:
     """The last revision; 0 when nothing has happened yet."""
     return int((await connection.execute(select(fleet_head.c.revision))).scalar_one())
+
+
+async def floor(connection: AsyncConnection) -> int:
+    """The last revision that was trimmed from the log; 0 while it is whole."""
+    first = (await connection.execute(select(func.min(fleet_log.c.revision)))).scalar_one_or_none()
+    return int(first) - 1 if first is not None else await head(connection)
 
 
 async def oldest_unapplied_eviction_s(connection: AsyncConnection, cursor: int) -> float | None:

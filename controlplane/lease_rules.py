@@ -22,7 +22,7 @@ RELAY = "relay"
 
 @dataclass(frozen=True, slots=True)
 class LeaseTimes:
-    """How long leases last. node_lease_s: at the holder, from sending; lease_s: as the database shows it, from receipt."""
+    """How long leases last. node_lease_s: at the holder, from sending; lease_s: in the database, from receipt."""
 
     node_lease_s: float
     lease_s: float
@@ -40,7 +40,10 @@ class LeaseTimes:
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What a holder says of itself as it renews. incarnation 0: it wants a new one and holds nothing."""
+    """What a holder says of itself as it renews.
+
+    incarnation 0: it wants a new one and holds nothing. epoch: of the answer before; empty: none yet.
+    """
 
     node_id: str
     process_id: str
@@ -52,6 +55,7 @@ class NodeReport:
     model: str
     state: str
     kind: str = NODE
+    epoch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,14 @@ class LeaseRules:
         return f"LeaseRules({self.times})"
 
     def renewal(
-        self, lease: Lease | None, report: NodeReport, *, head: int, unapplied_since_s: float | None, now_s: float
+        self,
+        lease: Lease | None,
+        report: NodeReport,
+        *,
+        head: int,
+        epoch: str,
+        unapplied_since_s: float | None,
+        now_s: float,
     ) -> Renewed | Refused:
         """What becomes of a renewal.
 
@@ -126,7 +137,7 @@ class LeaseRules:
         """
         if lease is None or not self.may_renew(lease, report):
             return Refused(fence=False)
-        if report.cursor > head:
+        if report.cursor > head or (report.epoch and report.epoch != epoch):
             # The log was cut back, as by a restored backup: what is held is of another history.
             return Refused(fence=True)
         told = replace(
@@ -143,9 +154,7 @@ class LeaseRules:
             return Renewed(replace(told, fenced=True, wiped=True), is_held=True)
         if self.must_hold(unapplied_since_s, now_s):
             return Renewed(told, is_held=True)
-        return Renewed(
-            replace(told, deadline_s=now_s + self.times.lease_s, renewals=lease.renewals + 1), is_held=False
-        )
+        return Renewed(replace(told, deadline_s=now_s + self.times.lease_s, renewals=lease.renewals + 1), is_held=False)
 
     def may_renew(self, lease: Lease, report: NodeReport) -> bool:
         """Whether this row is the reporter's, and nobody has taken its place."""
@@ -192,14 +201,11 @@ class LeaseRules:
         return granted, changed
 
     def contenders(self, rows: Iterable[Lease], report: NodeReport, now_s: float) -> list[Lease]:
-        """Leases of other processes under the same node id that may still be alive: they are asked before it is given."""
+        """Leases of other processes under the same node id that may be alive: they are asked before it is given."""
         return [
             row
             for row in rows
-            if row.process_id != report.process_id
-            and not row.fenced
-            and not row.superseded
-            and row.deadline_s >= now_s
+            if row.process_id != report.process_id and not row.fenced and not row.superseded and row.deadline_s >= now_s
         ]
 
     def has_lost_name(self, rows: Iterable[Lease], report: NodeReport) -> bool:

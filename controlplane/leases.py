@@ -1,4 +1,4 @@
-"""Leases: who may hold voices, until when, and who never again. Each function is a step of its caller's transaction.
+"""Leases in SQL: the rows that `controlplane.lease_rules` decides on, each a step of its caller's transaction.
 
 A row is an incarnation. It counts as a holder until it is fenced, also after its node has come back under a new one: an
 erasure waits for every holder, because a process that is silent is not a process that is gone.
@@ -6,71 +6,137 @@ erasure waits for every holder, because a process that is silent is not a proces
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Row, exists, insert, or_, select, update
+from sqlalchemy import Row, delete, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from controlplane.database.engine import locked_head
+from controlplane import fleet_log, holdings
+from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import fleet_head, node_leases, voiceprints, voices
+from controlplane.fleet_rows import FleetRows, Head
+from controlplane.holdings import SealedHolding
+from controlplane.lease_rules import NODE, RELAY, Lease, NodeReport
+
+__all__ = ["NODE", "RELAY", "Lease", "NodeReport", "SqlRows", "SqlTables", "holders", "look_up", "residual_nodes"]
+
+FENCED_KEPT = 1_000
+"""Incarnations that said that they forgot everything are kept for a while, and then no more than so many."""
+UNWIPED_KEPT = 10_000
+"""Of those that never said so: they are what residual nodes are told by."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeReport:
-    """What a node says of itself as it renews. incarnation 0: it wants a new one and holds nothing."""
+class SqlTables:
+    """Transactions of the database, as rows of the fleet."""
 
-    node_id: str
-    process_id: str
-    incarnation: int
-    cursor: int
-    num_voices: int
-    voices_digest: bytes
-    address: str
-    model: str
-    state: str
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __repr__(self) -> str:
+        return f"SqlTables({self._database!r})"
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[FleetRows]:
+        """One consistent state."""
+        async with self._database.read() as connection:
+            yield SqlRows(self._database, connection, writes=False)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[FleetRows]:
+        """A transaction."""
+        async with self._database.write() as connection:
+            yield SqlRows(self._database, connection, writes=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A holder. deadline_s: on the database's lease clock."""
+class SqlRows:
+    """The rows of one transaction."""
 
-    incarnation: int
-    node_id: str
-    process_id: str
-    deadline_s: float
-    joined_revision: int
-    cursor: int
-    num_voices: int
-    address: str
-    model: str
-    state: str
-    superseded: bool
+    def __init__(self, database: Database, connection: AsyncConnection, *, writes: bool) -> None:
+        self._database = database
+        self._connection = connection
+        self._writes = writes
 
-    def has_applied(self, revision: int) -> bool:
-        """Whether it is past a revision: it applied it, or joined, holding nothing, after it."""
-        return max(self.cursor, self.joined_revision) >= revision
+    def __repr__(self) -> str:
+        return f"SqlRows(writes={self._writes})"
 
-    def serves(self, now_s: float) -> bool:
-        """Whether work may be sent to it."""
-        return self.state == "serving" and not self.superseded and self.deadline_s >= now_s
+    async def find(self, incarnation: int) -> Lease | None:
+        """An incarnation that is not fenced."""
+        query = select(node_leases).where(node_leases.c.incarnation == incarnation, node_leases.c.fenced.is_(False))
+        row = (await self._connection.execute(query.with_for_update() if self._writes else query)).one_or_none()
+        return None if row is None else _lease(row)
+
+    async def holders(self) -> list[Lease]:
+        """Every incarnation that is not fenced.
+
+        Whoever writes has them locked: a renewal that is under way is waited for and seen, one that comes later sees
+        the fence. Without the lock a lease could be given out and fenced in the same moment.
+        """
+        return await holders(self._connection, locked=self._writes)
+
+    async def of_node(self, node_id: str) -> list[Lease]:
+        """Every incarnation of a node id that is kept."""
+        query = select(node_leases).where(node_leases.c.node_id == node_id).order_by(node_leases.c.incarnation)
+        return [
+            _lease(row) for row in await self._connection.execute(query.with_for_update() if self._writes else query)
+        ]
+
+    async def add(self, lease: Lease) -> None:
+        """A new incarnation; those that were fenced long ago make room."""
+        await self._connection.execute(update(fleet_head).values(incarnation=lease.incarnation))
+        await self._connection.execute(insert(node_leases).values(incarnation=lease.incarnation, **_values(lease)))
+        await _trim(self._connection)
+
+    async def put(self, lease: Lease) -> None:
+        """Write a row."""
+        await self._connection.execute(
+            update(node_leases).where(node_leases.c.incarnation == lease.incarnation).values(**_values(lease))
+        )
+
+    async def now_s(self) -> float:
+        """Now, on the database's clock."""
+        return await self._database.lease_now_s(self._connection)
+
+    async def head(self) -> Head:
+        """The last of everything."""
+        row = (await self._connection.execute(select(fleet_head))).one()
+        return Head(int(row.revision), int(row.incarnation), row.epoch)
+
+    async def locked_head(self) -> Head:
+        """The same, locked."""
+        await locked_head(self._connection)
+        return await self.head()
+
+    async def floor(self) -> int:
+        """The last revision that was trimmed from the log."""
+        return await fleet_log.floor(self._connection)
+
+    async def unapplied_since_s(self, cursor: int) -> float | None:
+        """When the first eviction after a cursor was asked for."""
+        return await fleet_log.oldest_unapplied_eviction_s(self._connection, cursor)
+
+    async def everything(self, model: str) -> list[SealedHolding]:
+        """What a node of a model should hold."""
+        return await holdings.everything(self._connection, model)
+
+    async def changes_after(self, cursor: int, model: str, limit: int) -> list[SealedHolding]:
+        """The next entries of the log."""
+        return await holdings.changes_after(self._connection, cursor, model, limit)
+
+    async def desired_digest(self, model: str) -> bytes:
+        """The digest of what a node of a model should hold."""
+        return await holdings.desired_digest(self._connection, model)
+
+    async def settle_pending(self, model: str, cursor: int, now_wall_s: float) -> int:
+        """Voices that a node of this model holds, as its cursor says, are pending no more."""
+        return await settle_pending(self._connection, model, cursor, now_wall_s)
 
 
 async def holders(connection: AsyncConnection, *, locked: bool = False) -> list[Lease]:
-    """Every incarnation that is not fenced, oldest first.
-
-    locked: whoever decides to fence says so. A renewal that is under way is waited for and seen, one that comes later
-    sees the fence; without the lock a lease could be given out and fenced in the same moment.
-    """
+    """Every incarnation that is not fenced, oldest first."""
     query = select(node_leases).where(node_leases.c.fenced.is_(False)).order_by(node_leases.c.incarnation)
     return [_lease(row) for row in await connection.execute(query.with_for_update() if locked else query)]
-
-
-async def find(connection: AsyncConnection, incarnation: int) -> Lease | None:
-    """An incarnation that is not fenced, locked for the transaction where the database can."""
-    query = select(node_leases).where(node_leases.c.incarnation == incarnation, node_leases.c.fenced.is_(False))
-    row = (await connection.execute(query.with_for_update())).one_or_none()
-    return None if row is None else _lease(row)
 
 
 async def look_up(connection: AsyncConnection, incarnation: int) -> Lease | None:
@@ -78,103 +144,6 @@ async def look_up(connection: AsyncConnection, incarnation: int) -> Lease | None
     query = select(node_leases).where(node_leases.c.incarnation == incarnation, node_leases.c.fenced.is_(False))
     row = (await connection.execute(query)).one_or_none()
     return None if row is None else _lease(row)
-
-
-async def grant(connection: AsyncConnection, report: NodeReport, deadline_s: float) -> Lease:
-    """A new incarnation. What was held under this node id before is superseded: it may not renew.
-
-    The same process says that it forgot it; another process's memory is taken for gone, as nobody was found at its
-    address. The old lease is waited for all the same: this request may be an old one that was long under way, and its
-    sender may since have been given the incarnation that it supersedes, and rely on it until it renews.
-    """
-    revision, last = await locked_head(connection)
-    await connection.execute(
-        update(node_leases)
-        .where(node_leases.c.node_id == report.node_id, node_leases.c.fenced.is_(False))
-        .values(superseded=True, wiped=True)
-    )
-    await connection.execute(update(fleet_head).values(incarnation=last + 1))
-    await connection.execute(
-        insert(node_leases).values(
-            incarnation=last + 1,
-            kind="node",
-            node_id=report.node_id,
-            process_id=report.process_id,
-            deadline_lease_s=deadline_s,
-            joined_revision=revision,
-            cursor=0,
-            num_voices=0,
-            voices_digest=bytes(32),
-            address=report.address,
-            model=report.model,
-            state=report.state,
-            superseded=False,
-            fenced=False,
-            wiped=False,
-            renewals=0,
-        )
-    )
-    return Lease(
-        incarnation=last + 1,
-        node_id=report.node_id,
-        process_id=report.process_id,
-        deadline_s=deadline_s,
-        joined_revision=revision,
-        cursor=0,
-        num_voices=0,
-        address=report.address,
-        model=report.model,
-        state=report.state,
-        superseded=False,
-    )
-
-
-async def prolong(connection: AsyncConnection, report: NodeReport, deadline_s: float | None) -> None:
-    """Write down what a node reports; its deadline moves unless None."""
-    values: dict[str, Any] = {
-        "cursor": report.cursor,
-        "num_voices": report.num_voices,
-        "voices_digest": report.voices_digest,
-        "address": report.address,
-        "model": report.model,
-        "state": report.state,
-    }
-    if deadline_s is not None:
-        values["deadline_lease_s"] = deadline_s
-    await connection.execute(
-        update(node_leases).where(node_leases.c.incarnation == report.incarnation).values(**values)
-    )
-
-
-async def acknowledge(connection: AsyncConnection, incarnation: int, cursor: int) -> None:
-    """A node has applied all up to a revision. Acknowledgements may arrive late: the cursor never goes back."""
-    await connection.execute(
-        update(node_leases)
-        .where(node_leases.c.incarnation == incarnation, node_leases.c.fenced.is_(False), node_leases.c.cursor < cursor)
-        .values(cursor=cursor)
-    )
-
-
-async def fence(connection: AsyncConnection, incarnation: int, *, wiped: bool = False) -> None:
-    """From now on this incarnation may never renew."""
-    values = {"fenced": True, "wiped": True} if wiped else {"fenced": True}
-    await connection.execute(update(node_leases).where(node_leases.c.incarnation == incarnation).values(**values))
-
-
-async def fence_expired(connection: AsyncConnection, now_s: float) -> list[str]:
-    """Fence every holder whose deadline has passed; their node ids."""
-    expired = [lease for lease in await holders(connection, locked=True) if lease.deadline_s < now_s]
-    for lease in expired:
-        await fence(connection, lease.incarnation)
-    return [lease.node_id for lease in expired]
-
-
-async def was_superseded(connection: AsyncConnection, node_id: str, process_id: str) -> bool:
-    """Whether this process once held the node id and lost it to another."""
-    query = select(node_leases.c.incarnation).where(
-        node_leases.c.node_id == node_id, node_leases.c.process_id == process_id, node_leases.c.superseded.is_(True)
-    )
-    return (await connection.execute(query.limit(1))).first() is not None
 
 
 async def residual_nodes(connection: AsyncConnection, first_revision: int, first_at_lease_s: float) -> list[str]:
@@ -186,6 +155,7 @@ async def residual_nodes(connection: AsyncConnection, first_revision: int, first
     query = (
         select(node_leases.c.node_id)
         .where(
+            node_leases.c.kind == NODE,
             node_leases.c.fenced.is_(True),
             node_leases.c.wiped.is_(False),
             or_(node_leases.c.cursor >= first_revision, node_leases.c.deadline_lease_s >= first_at_lease_s),
@@ -212,6 +182,42 @@ async def settle_pending(connection: AsyncConnection, model: str, cursor: int, n
     return settled.rowcount
 
 
+async def _trim(connection: AsyncConnection) -> None:
+    """What was fenced long ago has nothing to say any more; what may still hold voices in memory is kept longer."""
+    for wiped, kept in ((True, FENCED_KEPT), (False, UNWIPED_KEPT)):
+        of_kind = (node_leases.c.fenced.is_(True), node_leases.c.wiped.is_(wiped))
+        oldest_kept = (
+            select(node_leases.c.incarnation)
+            .where(*of_kind)
+            .order_by(node_leases.c.incarnation.desc())
+            .offset(kept)
+            .limit(1)
+        )
+        last = (await connection.execute(oldest_kept)).scalar_one_or_none()
+        if last is not None:
+            await connection.execute(delete(node_leases).where(*of_kind, node_leases.c.incarnation <= last))
+
+
+def _values(lease: Lease) -> dict[str, Any]:
+    return {
+        "kind": lease.kind,
+        "node_id": lease.node_id,
+        "process_id": lease.process_id,
+        "deadline_lease_s": lease.deadline_s,
+        "joined_revision": lease.joined_revision,
+        "cursor": lease.cursor,
+        "num_voices": lease.num_voices,
+        "voices_digest": lease.voices_digest,
+        "address": lease.address,
+        "model": lease.model,
+        "state": lease.state,
+        "superseded": lease.superseded,
+        "fenced": lease.fenced,
+        "wiped": lease.wiped,
+        "renewals": lease.renewals,
+    }
+
+
 def _lease(row: Row[Any]) -> Lease:
     return Lease(
         incarnation=int(row.incarnation),
@@ -225,4 +231,9 @@ def _lease(row: Row[Any]) -> Lease:
         model=row.model,
         state=row.state,
         superseded=bool(row.superseded),
+        kind=row.kind,
+        renewals=int(row.renewals),
+        voices_digest=bytes(row.voices_digest),
+        fenced=bool(row.fenced),
+        wiped=bool(row.wiped),
     )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import pytest
 from grpc import aio
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from controlplane import leases
-from controlplane.leases import NodeReport
+from controlplane.database.engine import Database
+from controlplane.leases import SqlTables
 from speakerd.v1 import fleet_pb2, node_pb2, people_pb2
 from tests.controlplane.conftest import World, until
 
@@ -39,7 +41,11 @@ async def test_a_lapsed_incarnation_never_renews_again(any_world: World) -> None
     plane = await any_world.plane()
     node = await any_world.node(plane, renew=False)
     await node.renew_once()
-    await asyncio.sleep(1.3)
+
+    async def is_fenced() -> bool:
+        return (await plane.core.fleet.holders())[0] == []
+
+    await until(is_fenced)
     assert await status_of(node.renew_once()) is grpc.StatusCode.FAILED_PRECONDITION
     node.incarnation = 0
     assert (await node.renew_once()).incarnation == 2
@@ -217,27 +223,49 @@ async def test_a_node_that_is_ahead_of_a_log_that_was_cut_back_proves_nothing_an
 
 async def test_a_lease_is_not_fenced_while_a_renewal_of_it_is_under_way(any_world: World) -> None:
     plane = await any_world.plane(reconcile_s=60.0)
-    database = plane.core.database
+    fleet, tables = plane.core.fleet, SqlTables(plane.core.database)
     node = await any_world.node(plane, renew=False)
     await node.renew_once()
-    report = NodeReport(
-        node.node_id, node.process_id, node.incarnation, 0, 0, bytes(32), node.address, node.model, "serving"
-    )
+    await fleet.holders()  # from here on silence is counted
 
-    async def fence_expired() -> list[str]:
-        async with database.write() as connection:
-            return await leases.fence_expired(connection, await database.lease_now_s(connection))
+    async def fence_silent() -> list[int]:
+        async with tables.write() as rows:
+            return [lease.incarnation for lease in await rows.holders() if fleet.watch.is_silent(lease)]
 
-    async with database.write() as connection:
-        assert await leases.find(connection, node.incarnation) is not None
+    async with tables.write() as rows:
+        lease = await rows.find(node.incarnation)
+        assert lease is not None
         await asyncio.sleep(1.3)  # meanwhile the lease runs out
-        fencing = asyncio.create_task(fence_expired())
+        assert fleet.watch.is_silent(lease)
+        fencing = asyncio.create_task(fence_silent())
         await asyncio.sleep(0.3)
         assert not fencing.done()
-        await leases.prolong(connection, report, await database.lease_now_s(connection) + 1.2)
+        await rows.put(replace(lease, renewals=lease.renewals + 1))
     assert await fencing == []
-    (lease,), _ = await plane.core.fleet.holders()
-    assert lease.incarnation == node.incarnation
+
+
+async def test_a_databases_clock_that_is_set_fences_nobody_and_keeps_nobody(
+    any_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    healthy, silent = await any_world.node(plane, "node-1"), await any_world.node(plane, "node-2")
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    right = type(plane.core.database).lease_now_s
+    off_s = 0.0
+
+    async def set_clock(database: Database, connection: AsyncConnection) -> float:
+        return await right(database, connection) + off_s
+
+    monkeypatch.setattr(Database, "lease_now_s", set_clock)
+    off_s = 3600.0
+    await asyncio.sleep(0.5)
+    assert healthy.refusals == silent.refusals == []
+    off_s = -3600.0
+    silent.freeze()
+    erasure = await client.erase(voice_id, wait_ms=5_000)
+    assert erasure.state == people_pb2.Erasure.STATE_ERASED
+    assert {(outcome.node_id, outcome.ok) for outcome in erasure.nodes} == {("node-1", True), ("node-2", False)}
 
 
 async def test_channels_to_addresses_that_nobody_holds_are_let_go_past_their_bound(
