@@ -31,7 +31,7 @@ class Verdict:
     head: bytes
 
 
-async def append(connection: AsyncConnection, action: str, *, at_s: float, facts: Mapping[str, str | int]) -> int:
+async def append(connection: AsyncConnection, action: str, *, at_s: float, facts: Mapping[str, object]) -> int:
     """Append a row within the caller's transaction, and return its sequence."""
     await locked_head(connection)
     last = (

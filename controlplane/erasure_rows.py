@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,36 @@ from controlplane.database.schema import (
 from controlplane.fleet_log import Change
 from controlplane.keys import VoiceAddress
 from controlplane.voices import Outcome
+from runtime.errors import InvalidRequest
+
+TRIGGERS = ("user_request", "license_revoked", "license_expired", "platform_decision")
+SOURCES = ("api", "cli", "worker")
+JOURNAL = "journal"
+"""Source of an erasure that a restored database had forgotten."""
+REASON_CHARACTERS_MAX = 500
+_USER = re.compile(r"[A-Za-z0-9._:@+/-]{0,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Who asks for an erasure, where, and why. trigger_user: as the caller calls them; key_id: empty for workers."""
+
+    trigger: str = TRIGGERS[0]
+    source: str = SOURCES[0]
+    trigger_user: str = ""
+    reason: str = ""
+    key_id: str = ""
+
+    def require_valid(self) -> None:
+        """Raises InvalidRequest, naming the field."""
+        if self.trigger not in TRIGGERS:
+            raise InvalidRequest(f"trigger: one of {', '.join(TRIGGERS)}")
+        if self.source not in SOURCES:
+            raise InvalidRequest(f"source: one of {', '.join(SOURCES)}")
+        if _USER.fullmatch(self.trigger_user) is None:
+            raise InvalidRequest("trigger_user: an id of letters, digits and . _ : @ + / -, at most 128 characters")
+        if len(self.reason) > REASON_CHARACTERS_MAX:
+            raise InvalidRequest(f"reason: at most {REASON_CHARACTERS_MAX} characters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +69,10 @@ class Erasure:
     residual_node_ids: tuple[str, ...]
     blob_bytes_deleted: int
     blobs_pending: bool
+    asking: Asking
+    replicas_evicted: int
+    journaled: bool
+    is_open: bool
 
 
 async def destroy(
@@ -112,4 +147,9 @@ def erasure_of(row: Row[Any]) -> Erasure:
         residual_node_ids=tuple(json.loads(row.residual_node_ids)),
         blob_bytes_deleted=int(row.blob_bytes_deleted),
         blobs_pending=bool(row.blobs_pending),
+        # The reason stays sealed: nobody needs it to go on with the erasure.
+        asking=Asking(row.trigger_kind, row.source, row.trigger_user, "", row.key_id),
+        replicas_evicted=int(row.replicas_evicted),
+        journaled=bool(row.journaled),
+        is_open=bool(row.is_open),
     )

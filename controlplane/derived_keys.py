@@ -1,0 +1,41 @@
+"""Keys made from the audit's key, one a purpose: they outlive a rotation of the key-encryption key, as that does."""
+
+from __future__ import annotations
+
+import hmac
+import os
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from controlplane.keys import NONCE_BYTES, KeyRing
+
+
+def journal_key(keys: KeyRing) -> bytes:
+    """What the records of the erasure journal are authenticated with."""
+    return _of(keys, "erasure journal")
+
+
+def backup_key(keys: KeyRing) -> bytes:
+    """What the manifest of a backup is authenticated with."""
+    return _of(keys, "backup manifest")
+
+
+def reason_digest(keys: KeyRing, reason: str) -> str:
+    """What the audit keeps of the reason for an erasure."""
+    return hmac.digest(_of(keys, "erasure reason digest"), reason.encode(), "sha256").hex()
+
+
+def seal_reason(keys: KeyRing, reason: str, audit_id: str) -> bytes:
+    """The reason as it is kept beside the erasure."""
+    nonce = os.urandom(NONCE_BYTES)
+    return nonce + AESGCM(_of(keys, "erasure reason")).encrypt(nonce, reason.encode(), audit_id.encode())
+
+
+def open_reason(keys: KeyRing, sealed: bytes, audit_id: str) -> str:
+    """The reason again."""
+    aead = AESGCM(_of(keys, "erasure reason"))
+    return aead.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], audit_id.encode()).decode()
+
+
+def _of(keys: KeyRing, purpose: str) -> bytes:
+    return hmac.digest(keys.audit_key, b"speakerd " + purpose.encode(), "sha256")
