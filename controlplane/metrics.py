@@ -23,6 +23,11 @@ class Metrics:
     redis_errors: Counter
     redis_up: Gauge
     audit_head: Gauge
+    audit_signed: Gauge
+    audit_checkpoint_failures: Counter
+    audit_verify_ok: Gauge
+    erasure_journal_failures: Counter
+    relay_withheld: Counter
     enrolments: Counter
     http_request_duration_seconds: Histogram
 
@@ -56,6 +61,17 @@ def declare(registry: CollectorRegistry) -> Metrics:
         redis_errors=Counter("cp_redis_errors", "Calls to Redis that failed.", registry=registry),
         redis_up=Gauge("cp_redis_up", "Whether the last call to Redis succeeded.", registry=registry),
         audit_head=Gauge("cp_audit_head", "Rows of the audit.", registry=registry),
+        audit_signed=Gauge("cp_audit_signed", "Rows of the audit up to the last signed checkpoint.", registry=registry),
+        audit_checkpoint_failures=Counter(
+            "cp_audit_checkpoint_failures", "Checkpoints that could not be kept.", registry=registry
+        ),
+        audit_verify_ok=Gauge(
+            "cp_audit_verify_ok", "Whether the last check of the audit found nothing wrong.", registry=registry
+        ),
+        erasure_journal_failures=Counter(
+            "cp_erasure_journal_failures", "Records that the erasure journal did not take.", registry=registry
+        ),
+        relay_withheld=Counter("cp_relay_withheld", "Results relayed without names.", ["reason"], registry=registry),
         enrolments=Counter("cp_enrolments", "Enrolments.", ["result"], registry=registry),
         http_request_duration_seconds=Histogram(
             "http_request_duration_seconds",
