@@ -366,6 +366,7 @@ class Speaker(_message.Message):
     MATCH_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
     VOICEPRINT_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
     speaker: _builtins.str
     label: _builtins.str
     voice_id: _builtins.str
@@ -376,6 +377,10 @@ class Speaker(_message.Message):
     net_speech_ms: _builtins.int
     confidence: _builtins.float
     """Recordings: as of a turn, over all turns of this speaker."""
+    token: _builtins.bytes
+    """What People.PromoteSpeaker takes within 24 h: opaque, sealed by the fleet, bound to the tenant. Absent where too little
+    was heard, or the speaker is enrolled already.
+    """
     @_builtins.property
     def match(self) -> Global___MatchReport: ...
     @_builtins.property
@@ -394,10 +399,11 @@ class Speaker(_message.Message):
         match: Global___MatchReport | None = ...,
         confidence: _builtins.float | None = ...,
         voiceprint: Global___Voiceprint | None = ...,
+        token: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence", "match", b"match", "voiceprint", b"voiceprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence", "label", b"label", "match", b"match", "net_speech_ms", b"net_speech_ms", "probability", b"probability", "speaker", b"speaker", "speech_ms", b"speech_ms", "voice_id", b"voice_id", "voiceprint", b"voiceprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_confidence", b"_confidence", "confidence", b"confidence", "label", b"label", "match", b"match", "net_speech_ms", b"net_speech_ms", "probability", b"probability", "speaker", b"speaker", "speech_ms", b"speech_ms", "token", b"token", "voice_id", b"voice_id", "voiceprint", b"voiceprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__confidence: _TypeAlias = _typing.Literal["confidence"]  # noqa: Y015
     _WhichOneofArgType__confidence: _TypeAlias = _typing.Literal["_confidence", b"_confidence"]  # noqa: Y015

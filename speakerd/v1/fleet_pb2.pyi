@@ -352,7 +352,10 @@ class LogEnroll(_message.Message):
 
     LABEL_FIELD_NUMBER: _builtins.int
     VOICEPRINT_FIELD_NUMBER: _builtins.int
+    AUDIENCE_FIELD_NUMBER: _builtins.int
     label: _builtins.str
+    audience: _builtins.str
+    """Whose streams it is matched for. Absent: its tenant's."""
     @_builtins.property
     def voiceprint(self) -> _common_pb2.Voiceprint:
         """Absent: there is none for the model asked for; the voice is not warm on such a node."""
@@ -362,10 +365,11 @@ class LogEnroll(_message.Message):
         *,
         label: _builtins.str = ...,
         voiceprint: _common_pb2.Voiceprint | None = ...,
+        audience: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["voiceprint", b"voiceprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "voiceprint", b"voiceprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "label", b"label", "voiceprint", b"voiceprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

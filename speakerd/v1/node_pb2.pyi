@@ -81,8 +81,11 @@ class EnrollRequest(_message.Message):
     VOICEPRINT_FIELD_NUMBER: _builtins.int
     CLIP_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    AUDIENCE_FIELD_NUMBER: _builtins.int
     label: _builtins.str
     """What turns of this person are labelled with, 1 to 200 characters. Absent: the voice id."""
+    audience: _builtins.str
+    """Whose streams it is matched for, as in FileOpen. Absent: its tenant's."""
     @_builtins.property
     def voice(self) -> _common_pb2.VoiceRef: ...
     @_builtins.property
@@ -103,10 +106,11 @@ class EnrollRequest(_message.Message):
         voiceprint: _common_pb2.Voiceprint | None = ...,
         clip: _common_pb2.AudioClip | None = ...,
         position: Global___LogPosition | None = ...,
+        audience: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "position", b"position", "source", b"source", "voice", b"voice", "voiceprint", b"voiceprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "label", b"label", "position", b"position", "source", b"source", "voice", b"voice", "voiceprint", b"voiceprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "clip", b"clip", "label", b"label", "position", b"position", "source", b"source", "voice", b"voice", "voiceprint", b"voiceprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["voiceprint", "clip"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -867,6 +871,7 @@ class FileOpen(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
     FRAME_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    AUDIENCES_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Standalone nodes: absent means "default". From the control plane: required."""
     duration_ms: _builtins.int
@@ -886,6 +891,12 @@ class FileOpen(_message.Message):
     def voice_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Voices that may be named. Empty: every voice of the tenant."""
 
+    @_builtins.property
+    def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """From the control plane: whose voices to match. A voice is for one audience: its tenant, "<tenant>/<user>", or
+        "global". Empty: the tenant's.
+        """
+
     def __init__(
         self,
         *,
@@ -899,10 +910,11 @@ class FileOpen(_message.Message):
         mode: Global___FileOpen.Mode.ValueType = ...,
         embeddings: _builtins.bool = ...,
         frame_confidence: _builtins.bool = ...,
+        audiences: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "embeddings", b"embeddings", "format", b"format", "frame_confidence", b"frame_confidence", "max_speakers", b"max_speakers", "min_speakers", b"min_speakers", "mode", b"mode", "num_speakers", b"num_speakers", "tenant_id", b"tenant_id", "voice_ids", b"voice_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "duration_ms", b"duration_ms", "embeddings", b"embeddings", "format", b"format", "frame_confidence", b"frame_confidence", "max_speakers", b"max_speakers", "min_speakers", b"min_speakers", "mode", b"mode", "num_speakers", b"num_speakers", "tenant_id", b"tenant_id", "voice_ids", b"voice_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,6 +22,31 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _VoiceScope:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VoiceScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VoiceScope.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VOICE_SCOPE_UNSPECIFIED: _VoiceScope.ValueType  # 0
+    VOICE_SCOPE_USER: _VoiceScope.ValueType  # 1
+    """For the user of the key that enrolled it, alone."""
+    VOICE_SCOPE_TENANT: _VoiceScope.ValueType  # 2
+    """For everybody of the tenant."""
+    VOICE_SCOPE_GLOBAL: _VoiceScope.ValueType  # 3
+    """For every tenant, under a licence."""
+
+class VoiceScope(_VoiceScope, metaclass=_VoiceScopeEnumTypeWrapper): ...
+
+VOICE_SCOPE_UNSPECIFIED: VoiceScope.ValueType  # 0
+VOICE_SCOPE_USER: VoiceScope.ValueType  # 1
+"""For the user of the key that enrolled it, alone."""
+VOICE_SCOPE_TENANT: VoiceScope.ValueType  # 2
+"""For everybody of the tenant."""
+VOICE_SCOPE_GLOBAL: VoiceScope.ValueType  # 3
+"""For every tenant, under a licence."""
+Global___VoiceScope: _TypeAlias = VoiceScope  # noqa: Y015
+
 @_typing.final
 class EnrollVoiceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -56,14 +81,33 @@ class VoiceSpec(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     CONSENT_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    LICENCE_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
+    ADD_CLIPS_FIELD_NUMBER: _builtins.int
     voice_id: _builtins.str
     """An existing voice is enrolled anew in place, its generation growing. Absent: a new voice with an id of ours."""
     label: _builtins.str
     """What turns are labelled with, 1 to 200 characters. Required for a new voice."""
     idempotency_key: _builtins.str
     """Repeating a request with the same key within 24 h gives the first answer. Absent: not repeatable."""
+    scope: Global___VoiceScope.ValueType
+    """For whom a new voice is. Absent: TENANT."""
+    subject: _builtins.str
+    """The person, in the caller's own words (an employee number, a user id), at most 200 characters. Kept as a keyed hash,
+    so that one who opted out stays out. Absent: not said.
+    """
+    add_clips: _builtins.bool
+    """With voice_id: keep the recordings that the voice has, and add these."""
     @_builtins.property
     def consent(self) -> Global___Consent: ...
+    @_builtins.property
+    def licence(self) -> Global___Licence:
+        """Of a GLOBAL voice, required there and refused elsewhere."""
+
+    @_builtins.property
+    def details(self) -> Global___VoiceDetails: ...
     def __init__(
         self,
         *,
@@ -71,14 +115,120 @@ class VoiceSpec(_message.Message):
         label: _builtins.str = ...,
         consent: Global___Consent | None = ...,
         idempotency_key: _builtins.str = ...,
+        scope: Global___VoiceScope.ValueType = ...,
+        subject: _builtins.str = ...,
+        licence: Global___Licence | None = ...,
+        details: Global___VoiceDetails | None = ...,
+        add_clips: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["consent", b"consent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consent", b"consent", "details", b"details", "licence", b"licence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent", b"consent", "idempotency_key", b"idempotency_key", "label", b"label", "voice_id", b"voice_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_clips", b"add_clips", "consent", b"consent", "details", b"details", "idempotency_key", b"idempotency_key", "label", b"label", "licence", b"licence", "scope", b"scope", "subject", b"subject", "voice_id", b"voice_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VoiceSpec: _TypeAlias = VoiceSpec  # noqa: Y015
+
+@_typing.final
+class VoiceDetails(_message.Message):
+    """What a library shows beside the label. All of it may be absent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    GENDER_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
+    STYLE_TAGS_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
+    language: _builtins.str
+    """BCP 47, for example "de" or "pt-BR"."""
+    gender: _builtins.str
+    """At most 16 characters."""
+    description: _builtins.str
+    """At most 2,000 characters."""
+    age: _builtins.str
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def style_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        language: _builtins.str = ...,
+        gender: _builtins.str = ...,
+        description: _builtins.str = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
+        style_tags: _abc.Iterable[_builtins.str] | None = ...,
+        age: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "description", b"description", "gender", b"gender", "language", b"language", "languages", b"languages", "style_tags", b"style_tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VoiceDetails: _TypeAlias = VoiceDetails  # noqa: Y015
+
+@_typing.final
+class Licence(_message.Message):
+    """By what right a voice that belongs to no tenant is used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Licence._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Licence._Kind.ValueType  # 0
+        KIND_PERPETUAL: Licence._Kind.ValueType  # 1
+        KIND_TIME_BOUND: Licence._Kind.ValueType  # 2
+        """Until expires_at; the voice is erased then."""
+        KIND_USAGE_BOUND: Licence._Kind.ValueType  # 3
+        """Until usage_max is used up; the voice is erased then."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: Licence.Kind.ValueType  # 0
+    KIND_PERPETUAL: Licence.Kind.ValueType  # 1
+    KIND_TIME_BOUND: Licence.Kind.ValueType  # 2
+    """Until expires_at; the voice is erased then."""
+    KIND_USAGE_BOUND: Licence.Kind.ValueType  # 3
+    """Until usage_max is used up; the voice is erased then."""
+
+    LICENSOR_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    USAGE_MAX_FIELD_NUMBER: _builtins.int
+    licensor: _builtins.str
+    terms: _builtins.str
+    """Word for word, at most 20,000 characters."""
+    kind: Global___Licence.Kind.ValueType
+    unit: _builtins.str
+    """What is counted: characters, seconds or matches."""
+    usage_max: _builtins.int
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        licensor: _builtins.str = ...,
+        terms: _builtins.str = ...,
+        kind: Global___Licence.Kind.ValueType = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        unit: _builtins.str = ...,
+        usage_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "kind", b"kind", "licensor", b"licensor", "terms", b"terms", "unit", b"unit", "usage_max", b"usage_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Licence: _TypeAlias = Licence  # noqa: Y015
 
 @_typing.final
 class Consent(_message.Message):
@@ -89,19 +239,31 @@ class Consent(_message.Message):
     FULL_NAME_FIELD_NUMBER: _builtins.int
     PURPOSE_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    GIVEN_AT_FIELD_NUMBER: _builtins.int
     full_name: _builtins.str
     purpose: _builtins.str
     text: _builtins.str
+    version: _builtins.str
+    """Which wording it was, in the caller's count. At most 64 characters."""
+    @_builtins.property
+    def given_at(self) -> _timestamp_pb2.Timestamp:
+        """When the person agreed. Absent: now. A person who opted out is enrolled again only with a consent given after that,
+        and this has to say so.
+        """
+
     def __init__(
         self,
         *,
         full_name: _builtins.str = ...,
         purpose: _builtins.str = ...,
         text: _builtins.str = ...,
+        version: _builtins.str = ...,
+        given_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["given_at", b"given_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_name", b"full_name", "purpose", b"purpose", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["full_name", b"full_name", "given_at", b"given_at", "purpose", b"purpose", "text", b"text", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -305,6 +467,8 @@ class Voice(_message.Message):
         """Its checks failed; see `state_reason`. Its recordings are deleted."""
         STATE_ERASING: Voice._State.ValueType  # 4
         STATE_ERASED: Voice._State.ValueType  # 5
+        STATE_FROZEN: Voice._State.ValueType  # 6
+        """Consent was withdrawn: no node holds it, and nothing names it until consent is given anew."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Voice.State.ValueType  # 0
@@ -316,6 +480,8 @@ class Voice(_message.Message):
     """Its checks failed; see `state_reason`. Its recordings are deleted."""
     STATE_ERASING: Voice.State.ValueType  # 4
     STATE_ERASED: Voice.State.ValueType  # 5
+    STATE_FROZEN: Voice.State.ValueType  # 6
+    """Consent was withdrawn: no node holds it, and nothing names it until consent is given anew."""
 
     VOICE_ID_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
@@ -326,6 +492,9 @@ class Voice(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     NET_SPEECH_MS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    OWNER_USER_ID_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
     voice_id: _builtins.str
     label: _builtins.str
     """Absent once erased."""
@@ -336,10 +505,15 @@ class Voice(_message.Message):
     """Clean speech that the voiceprint stands on, milliseconds."""
     model: _builtins.str
     """Model of the voiceprint."""
+    scope: Global___VoiceScope.ValueType
+    owner_user_id: _builtins.str
+    """Absent: the voice belongs to the tenant."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def updated_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def details(self) -> Global___VoiceDetails: ...
     def __init__(
         self,
         *,
@@ -352,10 +526,13 @@ class Voice(_message.Message):
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         net_speech_ms: _builtins.int = ...,
         model: _builtins.str = ...,
+        scope: Global___VoiceScope.ValueType = ...,
+        owner_user_id: _builtins.str = ...,
+        details: Global___VoiceDetails | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "details", b"details", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "generation", b"generation", "label", b"label", "model", b"model", "net_speech_ms", b"net_speech_ms", "state", b"state", "state_reason", b"state_reason", "updated_at", b"updated_at", "voice_id", b"voice_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "details", b"details", "generation", b"generation", "label", b"label", "model", b"model", "net_speech_ms", b"net_speech_ms", "owner_user_id", b"owner_user_id", "scope", b"scope", "state", b"state", "state_reason", b"state_reason", "updated_at", b"updated_at", "voice_id", b"voice_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -387,22 +564,35 @@ class ListVoicesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    GENDER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """1 to 200. Absent (0): 50."""
     page_token: _builtins.str
     """From the answer before. Absent: from the start."""
     label: _builtins.str
-    """Only voices with this label. Absent: all."""
+    """Only voices with this label, whatever its case. Absent: all."""
+    scope: Global___VoiceScope.ValueType
+    """Only these. Absent: all that the key may see."""
+    language: _builtins.str
+    gender: _builtins.str
+    state: Global___Voice.State.ValueType
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         label: _builtins.str = ...,
+        scope: Global___VoiceScope.ValueType = ...,
+        language: _builtins.str = ...,
+        gender: _builtins.str = ...,
+        state: Global___Voice.State.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gender", b"gender", "label", b"label", "language", b"language", "page_size", b"page_size", "page_token", b"page_token", "scope", b"scope", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -431,6 +621,324 @@ class ListVoicesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListVoicesResponse: _TypeAlias = ListVoicesResponse  # noqa: Y015
+
+@_typing.final
+class UpdateVoiceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOICE_ID_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
+    voice_id: _builtins.str
+    label: _builtins.str
+    """Absent: as it is."""
+    @_builtins.property
+    def details(self) -> Global___VoiceDetails:
+        """Absent: as they are; present: these, and no others."""
+
+    def __init__(
+        self,
+        *,
+        voice_id: _builtins.str = ...,
+        label: _builtins.str | None = ...,
+        details: Global___VoiceDetails | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "details", b"details", "label", b"label"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label", b"_label", "details", b"details", "label", b"label", "voice_id", b"voice_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__label: _TypeAlias = _typing.Literal["label"]  # noqa: Y015
+    _WhichOneofArgType__label: _TypeAlias = _typing.Literal["_label", b"_label"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label) -> _WhichOneofReturnType__label | None: ...
+
+Global___UpdateVoiceRequest: _TypeAlias = UpdateVoiceRequest  # noqa: Y015
+
+@_typing.final
+class ShareVoiceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOICE_ID_FIELD_NUMBER: _builtins.int
+    voice_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        voice_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["voice_id", b"voice_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareVoiceRequest: _TypeAlias = ShareVoiceRequest  # noqa: Y015
+
+@_typing.final
+class WithdrawConsentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOICE_ID_FIELD_NUMBER: _builtins.int
+    ERASE_FIELD_NUMBER: _builtins.int
+    OPT_OUT_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    voice_id: _builtins.str
+    erase: _builtins.bool
+    """Erase the voice. Absent: it is frozen."""
+    opt_out: _builtins.bool
+    """The person opts out: refused under the same `subject` from now on, until consent is given anew."""
+    wait_ms: _builtins.int
+    """With `erase`: how long to wait for the proof, as in EraseVoiceRequest."""
+    def __init__(
+        self,
+        *,
+        voice_id: _builtins.str = ...,
+        erase: _builtins.bool = ...,
+        opt_out: _builtins.bool = ...,
+        wait_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erase", b"erase", "opt_out", b"opt_out", "voice_id", b"voice_id", "wait_ms", b"wait_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawConsentRequest: _TypeAlias = WithdrawConsentRequest  # noqa: Y015
+
+@_typing.final
+class WithdrawConsentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOICE_FIELD_NUMBER: _builtins.int
+    ERASURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def voice(self) -> Global___Voice: ...
+    @_builtins.property
+    def erasure(self) -> Global___Erasure:
+        """With `erase`."""
+
+    def __init__(
+        self,
+        *,
+        voice: Global___Voice | None = ...,
+        erasure: Global___Erasure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure", "voice", b"voice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["erasure", b"erasure", "voice", b"voice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawConsentResponse: _TypeAlias = WithdrawConsentResponse  # noqa: Y015
+
+@_typing.final
+class GiveConsentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOICE_ID_FIELD_NUMBER: _builtins.int
+    CONSENT_FIELD_NUMBER: _builtins.int
+    voice_id: _builtins.str
+    @_builtins.property
+    def consent(self) -> Global___Consent:
+        """Required, with full name, purpose and text."""
+
+    def __init__(
+        self,
+        *,
+        voice_id: _builtins.str = ...,
+        consent: Global___Consent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consent", b"consent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consent", b"consent", "voice_id", b"voice_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GiveConsentRequest: _TypeAlias = GiveConsentRequest  # noqa: Y015
+
+@_typing.final
+class ExportVoiceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOICE_ID_FIELD_NUMBER: _builtins.int
+    voice_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        voice_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["voice_id", b"voice_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportVoiceRequest: _TypeAlias = ExportVoiceRequest  # noqa: Y015
+
+@_typing.final
+class ExportVoiceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """At most 1 MiB a message."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportVoiceResponse: _TypeAlias = ExportVoiceResponse  # noqa: Y015
+
+@_typing.final
+class PromoteSpeakerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    token: _builtins.bytes
+    """From Speaker.token."""
+    @_builtins.property
+    def spec(self) -> Global___VoiceSpec:
+        """A new voice. Its consent is required; voice_id and add_clips are refused."""
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.bytes = ...,
+        spec: Global___VoiceSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteSpeakerRequest: _TypeAlias = PromoteSpeakerRequest  # noqa: Y015
+
+@_typing.final
+class RecordUsageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOICE_ID_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    voice_id: _builtins.str
+    unit: _builtins.str
+    """characters, seconds or matches."""
+    quantity: _builtins.int
+    def __init__(
+        self,
+        *,
+        voice_id: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quantity", b"quantity", "unit", b"unit", "voice_id", b"voice_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordUsageRequest: _TypeAlias = RecordUsageRequest  # noqa: Y015
+
+@_typing.final
+class RecordUsageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordUsageResponse: _TypeAlias = RecordUsageResponse  # noqa: Y015
+
+@_typing.final
+class ListUsageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """1 to 200. Absent (0): 50."""
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsageRequest: _TypeAlias = ListUsageRequest  # noqa: Y015
+
+@_typing.final
+class ListUsageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRecord]: ...
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___UsageRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsageResponse: _TypeAlias = ListUsageResponse  # noqa: Y015
+
+@_typing.final
+class UsageRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_ID_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    record_id: _builtins.str
+    subject: _builtins.str
+    """A keyed hash of the voice, as in the audit. Absent: of no voice."""
+    unit: _builtins.str
+    """voiceprints, characters, seconds, matches."""
+    quantity: _builtins.int
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        record_id: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        quantity: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "quantity", b"quantity", "record_id", b"record_id", "subject", b"subject", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageRecord: _TypeAlias = UsageRecord  # noqa: Y015
 
 @_typing.final
 class GetWarmRequest(_message.Message):

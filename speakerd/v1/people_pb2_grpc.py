@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class PeopleStub(object):
-    """Callers: API keys (metadata `authorization: Bearer <key>`). A key belongs to one tenant, and sees nothing else:
-    what is out of scope is NOT_FOUND.
+    """Callers: API keys (metadata `authorization: Bearer <key>`). A key belongs to one tenant, stands for one of its users or
+    for none, and sees the voices of its tenant, of its user, and global ones: what is out of scope is NOT_FOUND, and
+    cannot be told from what never was.
     """
 
     def __init__(self, channel):
@@ -61,6 +62,46 @@ class PeopleStub(object):
                 request_serializer=speakerd_dot_v1_dot_people__pb2.WarmVoiceRequest.SerializeToString,
                 response_deserializer=speakerd_dot_v1_dot_people__pb2.WarmStatus.FromString,
                 _registered_method=True)
+        self.UpdateVoice = channel.unary_unary(
+                '/speakerd.v1.People/UpdateVoice',
+                request_serializer=speakerd_dot_v1_dot_people__pb2.UpdateVoiceRequest.SerializeToString,
+                response_deserializer=speakerd_dot_v1_dot_people__pb2.Voice.FromString,
+                _registered_method=True)
+        self.ShareVoice = channel.unary_unary(
+                '/speakerd.v1.People/ShareVoice',
+                request_serializer=speakerd_dot_v1_dot_people__pb2.ShareVoiceRequest.SerializeToString,
+                response_deserializer=speakerd_dot_v1_dot_people__pb2.Voice.FromString,
+                _registered_method=True)
+        self.WithdrawConsent = channel.unary_unary(
+                '/speakerd.v1.People/WithdrawConsent',
+                request_serializer=speakerd_dot_v1_dot_people__pb2.WithdrawConsentRequest.SerializeToString,
+                response_deserializer=speakerd_dot_v1_dot_people__pb2.WithdrawConsentResponse.FromString,
+                _registered_method=True)
+        self.GiveConsent = channel.unary_unary(
+                '/speakerd.v1.People/GiveConsent',
+                request_serializer=speakerd_dot_v1_dot_people__pb2.GiveConsentRequest.SerializeToString,
+                response_deserializer=speakerd_dot_v1_dot_people__pb2.Voice.FromString,
+                _registered_method=True)
+        self.ExportVoice = channel.unary_stream(
+                '/speakerd.v1.People/ExportVoice',
+                request_serializer=speakerd_dot_v1_dot_people__pb2.ExportVoiceRequest.SerializeToString,
+                response_deserializer=speakerd_dot_v1_dot_people__pb2.ExportVoiceResponse.FromString,
+                _registered_method=True)
+        self.PromoteSpeaker = channel.unary_unary(
+                '/speakerd.v1.People/PromoteSpeaker',
+                request_serializer=speakerd_dot_v1_dot_people__pb2.PromoteSpeakerRequest.SerializeToString,
+                response_deserializer=speakerd_dot_v1_dot_people__pb2.EnrollVoiceResponse.FromString,
+                _registered_method=True)
+        self.RecordUsage = channel.unary_unary(
+                '/speakerd.v1.People/RecordUsage',
+                request_serializer=speakerd_dot_v1_dot_people__pb2.RecordUsageRequest.SerializeToString,
+                response_deserializer=speakerd_dot_v1_dot_people__pb2.RecordUsageResponse.FromString,
+                _registered_method=True)
+        self.ListUsage = channel.unary_unary(
+                '/speakerd.v1.People/ListUsage',
+                request_serializer=speakerd_dot_v1_dot_people__pb2.ListUsageRequest.SerializeToString,
+                response_deserializer=speakerd_dot_v1_dot_people__pb2.ListUsageResponse.FromString,
+                _registered_method=True)
         self.EraseVoice = channel.unary_unary(
                 '/speakerd.v1.People/EraseVoice',
                 request_serializer=speakerd_dot_v1_dot_people__pb2.EraseVoiceRequest.SerializeToString,
@@ -84,8 +125,9 @@ class PeopleStub(object):
 
 
 class PeopleServicer(object):
-    """Callers: API keys (metadata `authorization: Bearer <key>`). A key belongs to one tenant, and sees nothing else:
-    what is out of scope is NOT_FOUND.
+    """Callers: API keys (metadata `authorization: Bearer <key>`). A key belongs to one tenant, stands for one of its users or
+    for none, and sees the voices of its tenant, of its user, and global ones: what is out of scope is NOT_FOUND, and
+    cannot be told from what never was.
     """
 
     def EnrollVoice(self, request_iterator, context):
@@ -117,6 +159,62 @@ class PeopleServicer(object):
 
     def WarmVoice(self, request, context):
         """Send a voice to nodes again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateVoice(self, request, context):
+        """Change what is said of a voice. Its generation grows, for nodes are told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShareVoice(self, request, context):
+        """Give a voice of one user to the whole tenant. Repeating it changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WithdrawConsent(self, request, context):
+        """The person no longer agrees: nothing names the voice from now on, until consent is given anew; or it is erased.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GiveConsent(self, request, context):
+        """The person agrees anew: a voice whose consent was withdrawn is used again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportVoice(self, request, context):
+        """All that is held on the person behind a voice, as a zip file in pieces. For administrators; audited.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteSpeaker(self, request, context):
+        """Enrol a speaker of a stream or recording that has ended, with the person's consent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordUsage(self, request, context):
+        """Count a use of a voice against its licence.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUsage(self, request, context):
+        """The tenant's usage records, newest first. They outlive what they record.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +277,46 @@ def add_PeopleServicer_to_server(servicer, server):
                     request_deserializer=speakerd_dot_v1_dot_people__pb2.WarmVoiceRequest.FromString,
                     response_serializer=speakerd_dot_v1_dot_people__pb2.WarmStatus.SerializeToString,
             ),
+            'UpdateVoice': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateVoice,
+                    request_deserializer=speakerd_dot_v1_dot_people__pb2.UpdateVoiceRequest.FromString,
+                    response_serializer=speakerd_dot_v1_dot_people__pb2.Voice.SerializeToString,
+            ),
+            'ShareVoice': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareVoice,
+                    request_deserializer=speakerd_dot_v1_dot_people__pb2.ShareVoiceRequest.FromString,
+                    response_serializer=speakerd_dot_v1_dot_people__pb2.Voice.SerializeToString,
+            ),
+            'WithdrawConsent': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawConsent,
+                    request_deserializer=speakerd_dot_v1_dot_people__pb2.WithdrawConsentRequest.FromString,
+                    response_serializer=speakerd_dot_v1_dot_people__pb2.WithdrawConsentResponse.SerializeToString,
+            ),
+            'GiveConsent': grpc.unary_unary_rpc_method_handler(
+                    servicer.GiveConsent,
+                    request_deserializer=speakerd_dot_v1_dot_people__pb2.GiveConsentRequest.FromString,
+                    response_serializer=speakerd_dot_v1_dot_people__pb2.Voice.SerializeToString,
+            ),
+            'ExportVoice': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportVoice,
+                    request_deserializer=speakerd_dot_v1_dot_people__pb2.ExportVoiceRequest.FromString,
+                    response_serializer=speakerd_dot_v1_dot_people__pb2.ExportVoiceResponse.SerializeToString,
+            ),
+            'PromoteSpeaker': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteSpeaker,
+                    request_deserializer=speakerd_dot_v1_dot_people__pb2.PromoteSpeakerRequest.FromString,
+                    response_serializer=speakerd_dot_v1_dot_people__pb2.EnrollVoiceResponse.SerializeToString,
+            ),
+            'RecordUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordUsage,
+                    request_deserializer=speakerd_dot_v1_dot_people__pb2.RecordUsageRequest.FromString,
+                    response_serializer=speakerd_dot_v1_dot_people__pb2.RecordUsageResponse.SerializeToString,
+            ),
+            'ListUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsage,
+                    request_deserializer=speakerd_dot_v1_dot_people__pb2.ListUsageRequest.FromString,
+                    response_serializer=speakerd_dot_v1_dot_people__pb2.ListUsageResponse.SerializeToString,
+            ),
             'EraseVoice': grpc.unary_unary_rpc_method_handler(
                     servicer.EraseVoice,
                     request_deserializer=speakerd_dot_v1_dot_people__pb2.EraseVoiceRequest.FromString,
@@ -208,8 +346,9 @@ def add_PeopleServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class People(object):
-    """Callers: API keys (metadata `authorization: Bearer <key>`). A key belongs to one tenant, and sees nothing else:
-    what is out of scope is NOT_FOUND.
+    """Callers: API keys (metadata `authorization: Bearer <key>`). A key belongs to one tenant, stands for one of its users or
+    for none, and sees the voices of its tenant, of its user, and global ones: what is out of scope is NOT_FOUND, and
+    cannot be told from what never was.
     """
 
     @staticmethod
@@ -337,6 +476,222 @@ class People(object):
             '/speakerd.v1.People/WarmVoice',
             speakerd_dot_v1_dot_people__pb2.WarmVoiceRequest.SerializeToString,
             speakerd_dot_v1_dot_people__pb2.WarmStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateVoice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerd.v1.People/UpdateVoice',
+            speakerd_dot_v1_dot_people__pb2.UpdateVoiceRequest.SerializeToString,
+            speakerd_dot_v1_dot_people__pb2.Voice.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareVoice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerd.v1.People/ShareVoice',
+            speakerd_dot_v1_dot_people__pb2.ShareVoiceRequest.SerializeToString,
+            speakerd_dot_v1_dot_people__pb2.Voice.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WithdrawConsent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerd.v1.People/WithdrawConsent',
+            speakerd_dot_v1_dot_people__pb2.WithdrawConsentRequest.SerializeToString,
+            speakerd_dot_v1_dot_people__pb2.WithdrawConsentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GiveConsent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerd.v1.People/GiveConsent',
+            speakerd_dot_v1_dot_people__pb2.GiveConsentRequest.SerializeToString,
+            speakerd_dot_v1_dot_people__pb2.Voice.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportVoice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/speakerd.v1.People/ExportVoice',
+            speakerd_dot_v1_dot_people__pb2.ExportVoiceRequest.SerializeToString,
+            speakerd_dot_v1_dot_people__pb2.ExportVoiceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteSpeaker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerd.v1.People/PromoteSpeaker',
+            speakerd_dot_v1_dot_people__pb2.PromoteSpeakerRequest.SerializeToString,
+            speakerd_dot_v1_dot_people__pb2.EnrollVoiceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerd.v1.People/RecordUsage',
+            speakerd_dot_v1_dot_people__pb2.RecordUsageRequest.SerializeToString,
+            speakerd_dot_v1_dot_people__pb2.RecordUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerd.v1.People/ListUsage',
+            speakerd_dot_v1_dot_people__pb2.ListUsageRequest.SerializeToString,
+            speakerd_dot_v1_dot_people__pb2.ListUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,8 +13,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PeopleStub:
-    """Callers: API keys (metadata `authorization: Bearer <key>`). A key belongs to one tenant, and sees nothing else:
-    what is out of scope is NOT_FOUND.
+    """Callers: API keys (metadata `authorization: Bearer <key>`). A key belongs to one tenant, stands for one of its users or
+    for none, and sees the voices of its tenant, of its user, and global ones: what is out of scope is NOT_FOUND, and
+    cannot be told from what never was.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -28,6 +29,22 @@ class PeopleStub:
     """Where a voice is warm: which nodes hold it, which could, which are stale."""
     WarmVoice: _aio.UnaryUnaryMultiCallable[_people_pb2.WarmVoiceRequest, _people_pb2.WarmStatus]
     """Send a voice to nodes again."""
+    UpdateVoice: _aio.UnaryUnaryMultiCallable[_people_pb2.UpdateVoiceRequest, _people_pb2.Voice]
+    """Change what is said of a voice. Its generation grows, for nodes are told."""
+    ShareVoice: _aio.UnaryUnaryMultiCallable[_people_pb2.ShareVoiceRequest, _people_pb2.Voice]
+    """Give a voice of one user to the whole tenant. Repeating it changes nothing."""
+    WithdrawConsent: _aio.UnaryUnaryMultiCallable[_people_pb2.WithdrawConsentRequest, _people_pb2.WithdrawConsentResponse]
+    """The person no longer agrees: nothing names the voice from now on, until consent is given anew; or it is erased."""
+    GiveConsent: _aio.UnaryUnaryMultiCallable[_people_pb2.GiveConsentRequest, _people_pb2.Voice]
+    """The person agrees anew: a voice whose consent was withdrawn is used again."""
+    ExportVoice: _aio.UnaryStreamMultiCallable[_people_pb2.ExportVoiceRequest, _people_pb2.ExportVoiceResponse]
+    """All that is held on the person behind a voice, as a zip file in pieces. For administrators; audited."""
+    PromoteSpeaker: _aio.UnaryUnaryMultiCallable[_people_pb2.PromoteSpeakerRequest, _people_pb2.EnrollVoiceResponse]
+    """Enrol a speaker of a stream or recording that has ended, with the person's consent."""
+    RecordUsage: _aio.UnaryUnaryMultiCallable[_people_pb2.RecordUsageRequest, _people_pb2.RecordUsageResponse]
+    """Count a use of a voice against its licence."""
+    ListUsage: _aio.UnaryUnaryMultiCallable[_people_pb2.ListUsageRequest, _people_pb2.ListUsageResponse]
+    """The tenant's usage records, newest first. They outlive what they record."""
     EraseVoice: _aio.UnaryUnaryMultiCallable[_people_pb2.EraseVoiceRequest, _people_pb2.Erasure]
     """Erase a voice: nothing names it from now on, and the proof of that is collected. Answered at once with state
     ERASING unless `wait_ms` lets it wait for the proof.
@@ -41,8 +58,9 @@ class PeopleStub:
     """
 
 class PeopleServicer(metaclass=_abc_1.ABCMeta):
-    """Callers: API keys (metadata `authorization: Bearer <key>`). A key belongs to one tenant, and sees nothing else:
-    what is out of scope is NOT_FOUND.
+    """Callers: API keys (metadata `authorization: Bearer <key>`). A key belongs to one tenant, stands for one of its users or
+    for none, and sees the voices of its tenant, of its user, and global ones: what is out of scope is NOT_FOUND, and
+    cannot be told from what never was.
     """
 
     @_abc_1.abstractmethod
@@ -84,6 +102,70 @@ class PeopleServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_people_pb2.WarmVoiceRequest, _abc.Awaitable[_people_pb2.WarmStatus]],
     ) -> _abc.Awaitable[_people_pb2.WarmStatus]:
         """Send a voice to nodes again."""
+
+    @_abc_1.abstractmethod
+    def UpdateVoice(
+        self,
+        request: _people_pb2.UpdateVoiceRequest,
+        context: _aio.ServicerContext[_people_pb2.UpdateVoiceRequest, _abc.Awaitable[_people_pb2.Voice]],
+    ) -> _abc.Awaitable[_people_pb2.Voice]:
+        """Change what is said of a voice. Its generation grows, for nodes are told."""
+
+    @_abc_1.abstractmethod
+    def ShareVoice(
+        self,
+        request: _people_pb2.ShareVoiceRequest,
+        context: _aio.ServicerContext[_people_pb2.ShareVoiceRequest, _abc.Awaitable[_people_pb2.Voice]],
+    ) -> _abc.Awaitable[_people_pb2.Voice]:
+        """Give a voice of one user to the whole tenant. Repeating it changes nothing."""
+
+    @_abc_1.abstractmethod
+    def WithdrawConsent(
+        self,
+        request: _people_pb2.WithdrawConsentRequest,
+        context: _aio.ServicerContext[_people_pb2.WithdrawConsentRequest, _abc.Awaitable[_people_pb2.WithdrawConsentResponse]],
+    ) -> _abc.Awaitable[_people_pb2.WithdrawConsentResponse]:
+        """The person no longer agrees: nothing names the voice from now on, until consent is given anew; or it is erased."""
+
+    @_abc_1.abstractmethod
+    def GiveConsent(
+        self,
+        request: _people_pb2.GiveConsentRequest,
+        context: _aio.ServicerContext[_people_pb2.GiveConsentRequest, _abc.Awaitable[_people_pb2.Voice]],
+    ) -> _abc.Awaitable[_people_pb2.Voice]:
+        """The person agrees anew: a voice whose consent was withdrawn is used again."""
+
+    @_abc_1.abstractmethod
+    def ExportVoice(
+        self,
+        request: _people_pb2.ExportVoiceRequest,
+        context: _aio.ServicerContext[_people_pb2.ExportVoiceRequest, _abc.AsyncIterator[_people_pb2.ExportVoiceResponse]],
+    ) -> _abc.AsyncIterator[_people_pb2.ExportVoiceResponse]:
+        """All that is held on the person behind a voice, as a zip file in pieces. For administrators; audited."""
+
+    @_abc_1.abstractmethod
+    def PromoteSpeaker(
+        self,
+        request: _people_pb2.PromoteSpeakerRequest,
+        context: _aio.ServicerContext[_people_pb2.PromoteSpeakerRequest, _abc.Awaitable[_people_pb2.EnrollVoiceResponse]],
+    ) -> _abc.Awaitable[_people_pb2.EnrollVoiceResponse]:
+        """Enrol a speaker of a stream or recording that has ended, with the person's consent."""
+
+    @_abc_1.abstractmethod
+    def RecordUsage(
+        self,
+        request: _people_pb2.RecordUsageRequest,
+        context: _aio.ServicerContext[_people_pb2.RecordUsageRequest, _abc.Awaitable[_people_pb2.RecordUsageResponse]],
+    ) -> _abc.Awaitable[_people_pb2.RecordUsageResponse]:
+        """Count a use of a voice against its licence."""
+
+    @_abc_1.abstractmethod
+    def ListUsage(
+        self,
+        request: _people_pb2.ListUsageRequest,
+        context: _aio.ServicerContext[_people_pb2.ListUsageRequest, _abc.Awaitable[_people_pb2.ListUsageResponse]],
+    ) -> _abc.Awaitable[_people_pb2.ListUsageResponse]:
+        """The tenant's usage records, newest first. They outlive what they record."""
 
     @_abc_1.abstractmethod
     def EraseVoice(
