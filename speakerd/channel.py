@@ -1,8 +1,14 @@
-"""How the client dials: one set of channel options, one way to send a key."""
+"""How the client dials: one set of channel options, one way to send a key, plain text or TLS."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
 from grpc import aio
+
+from speakerd.errors import SpeakerdError
 
 MIB = 1 << 20
 
@@ -23,9 +29,32 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def open_channel(address: str) -> aio.Channel:
-    """A channel to "host:port"."""
-    return aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+@dataclass(frozen=True, slots=True)
+class TlsTrust:
+    """Whose certificates servers have to show. authority: certificates of the authority, PEM."""
+
+    authority: bytes
+
+    @classmethod
+    def from_file(cls, path: Path) -> TlsTrust:
+        """The authority in a file. Raises SpeakerdError when there is none."""
+        try:
+            authority = path.read_bytes()
+        except OSError as error:
+            raise SpeakerdError("invalid", f"cannot read {path}: {(error.strerror or 'failed').lower()}") from None
+        if b"-----BEGIN CERTIFICATE-----" not in authority:
+            raise SpeakerdError("invalid", f"{path} holds no certificate: name the ca.crt of the server's fleet")
+        return cls(authority)
+
+
+def open_channel(address: str, tls: TlsTrust | None = None, *, name: str = "") -> aio.Channel:
+    """A channel to "host:port". name: what the server's certificate has to be for; empty: the host."""
+    if tls is None:
+        return aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+    options: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
+    if name:
+        options.append(("grpc.ssl_target_name_override", name))
+    return aio.secure_channel(address, grpc.ssl_channel_credentials(tls.authority), options=options)
 
 
 def credentials(key: str | None) -> tuple[tuple[str, str], ...]:

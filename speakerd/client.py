@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
 from grpc import aio
 
-from speakerd.channel import credentials, open_channel
+from speakerd.channel import TlsTrust, credentials, open_channel
 from speakerd.errors import SpeakerdError, error_from_status
 from speakerd.late_status import keep_status
-from speakerd.live_stream import Event, LiveStream, StreamOptions, open_stream_at
+from speakerd.live_stream import Event, LiveStream, Resumed, open_stream_at
+from speakerd.stream_leg import Place, StreamOptions, open_leg
 from speakerd.v1 import (
     common_pb2,
     jobs_pb2_grpc,
@@ -31,7 +33,17 @@ from speakerd.v1 import (
     streams_pb2_grpc,
 )
 
-__all__ = ["Client", "Event", "FileOptions", "LiveStream", "NodeClient", "SpeakerdError", "StreamOptions"]
+__all__ = [
+    "Client",
+    "Event",
+    "FileOptions",
+    "LiveStream",
+    "NodeClient",
+    "Resumed",
+    "SpeakerdError",
+    "StreamOptions",
+    "TlsTrust",
+]
 
 Clip: TypeAlias = Path | bytes
 """A recording: the path of a file, or the bytes of one."""
@@ -39,6 +51,7 @@ Clip: TypeAlias = Path | bytes
 OnProgress: TypeAlias = Callable[[node_pb2.FileProgress], None]
 
 CALL_BOUND_S = 60.0
+PLACE_AGAIN_BOUND_S = 5.0
 CHUNK_BYTES = 256 * 1024
 CLIP_BYTES_MAX = 32 << 20
 PLACEMENTS_MAX = 3
@@ -61,13 +74,14 @@ class FileOptions:
 class Client:
     """A control plane, seen with one API key.
 
-    address: "host:port" of its gRPC. api_key: "sk_...".
+    address: "host:port" of its gRPC. api_key: "sk_...". tls: whose certificates to trust; None: plain text.
     """
 
-    def __init__(self, address: str, api_key: str | None) -> None:
+    def __init__(self, address: str, api_key: str | None, *, tls: TlsTrust | None = None) -> None:
         self._address = address
+        self._tls = tls
         self._metadata = credentials(api_key)
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, tls)
         self._people = people_pb2_grpc.PeopleStub(self._channel)
         self._streams = streams_pb2_grpc.StreamsStub(self._channel)
         self._jobs = jobs_pb2_grpc.JobsStub(self._channel)
@@ -150,38 +164,62 @@ class Client:
         return await _file_result(call, on_progress, peer=self._address)
 
     async def open_stream(self, options: StreamOptions | None = None) -> LiveStream:
-        """Place a stream and open it on its node. A node that cannot take it after all is avoided, twice at most."""
+        """Place a stream and open it on its node. A node that cannot take it after all is avoided, twice at most.
+
+        The stream goes on by itself when its node is lost: see LiveStream.
+        """
         options = options or StreamOptions()
         avoid: list[str] = []
         while True:
-            placed = await self._ask(
-                self._streams.PlaceStream(
-                    streams_pb2.PlaceStreamRequest(
-                        stream_id=options.stream_id, voice_ids=options.voice_ids, avoid_node_ids=avoid
-                    ),
-                    metadata=self._metadata,
-                    timeout=CALL_BOUND_S,
-                )
-            )
+            place = await self._place(options, options.stream_id, avoid, bound_s=CALL_BOUND_S)
             try:
-                return await open_stream_at(placed.address, options, ticket=placed.ticket)
+                leg = await open_leg(place, options)
             except SpeakerdError as error:
-                avoid.append(placed.node_id)
-                if error.cause not in {"overloaded", "unavailable", "timeout"} or len(avoid) == PLACEMENTS_MAX:
+                avoid.append(place.node_id)
+                if error.cause not in {"overloaded", "unavailable", "timeout", "stale"} or len(avoid) == PLACEMENTS_MAX:
                     raise
+            else:
+                return LiveStream(leg, options, partial(self._place_again, options))
+
+    async def _place_again(self, options: StreamOptions, stream_id: str, avoid: Sequence[str]) -> Place:
+        try:
+            return await self._place(options, stream_id, avoid, bound_s=PLACE_AGAIN_BOUND_S)
+        except SpeakerdError as error:
+            if error.cause != "not_found" or not options.voice_ids:
+                raise
+            # One of the voices was erased since: no reason for the stream to end.
+            return await self._place(replace(options, voice_ids=()), stream_id, avoid, bound_s=PLACE_AGAIN_BOUND_S)
+
+    async def _place(self, options: StreamOptions, stream_id: str, avoid: Sequence[str], *, bound_s: float) -> Place:
+        placed = await self._ask(
+            self._streams.PlaceStream(
+                streams_pb2.PlaceStreamRequest(stream_id=stream_id, voice_ids=options.voice_ids, avoid_node_ids=avoid),
+                metadata=self._metadata,
+                timeout=bound_s,
+            )
+        )
+        return Place(
+            placed.address,
+            node_id=placed.node_id,
+            stream_id=placed.stream_id,
+            ticket=placed.ticket,
+            tls=self._tls,
+            tls_name=placed.tls_name,
+        )
 
     async def _ask(self, call: Awaitable[AnswerT]) -> AnswerT:
         return await _answer(call, peer=self._address)
 
 
 class NodeClient:
-    """One standalone node, straight. address: "host:port" of its gRPC."""
+    """One standalone node, straight. address: "host:port" of its gRPC. tls: whose certificates to trust."""
 
-    def __init__(self, address: str, key: str | None = None) -> None:
+    def __init__(self, address: str, key: str | None = None, *, tls: TlsTrust | None = None) -> None:
         self._address = address
         self._key = key
+        self._tls = tls
         self._metadata = credentials(key)
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, tls)
         self._node = node_pb2_grpc.NodeStub(self._channel)
 
     def __repr__(self) -> str:
@@ -232,8 +270,8 @@ class NodeClient:
         return await _file_result(call, on_progress, peer=self._address)
 
     async def open_stream(self, options: StreamOptions | None = None) -> LiveStream:
-        """Open a live stream on this node."""
-        return await open_stream_at(self._address, options or StreamOptions(), key=self._key)
+        """Open a live stream on this node. It ends with the node: there is no other to go on at."""
+        return await open_stream_at(Place(self._address, key=self._key, tls=self._tls), options or StreamOptions())
 
     async def _ask(self, call: Awaitable[AnswerT]) -> AnswerT:
         return await _answer(call, peer=self._address)

@@ -1,69 +1,98 @@
-"""A live stream as a client holds it: sound goes in, events come out.
+"""A live stream as a client holds it: sound goes in, events come out, and a lost node is not the caller's affair.
 
 Sending and reading are two tasks of the caller. `send` waits while the node takes no more, which is how a recording
 that is streamed faster than it was spoken is held to the pace of the engine. What always holds: events come in the
-node's order, and the last one of a stream that ended well is StreamClosed.
+order of the stream, no final turn twice and none left out, and the last one of a stream that ended well is
+StreamClosed. A stream whose node dies, falls silent or is about to stop goes on elsewhere, from the last checkpoint and
+the sound since, and says so with `Resumed`; when that cannot be done within `resume_s`, reading and sending raise why.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import contextlib
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from grpc import aio
+from speakerd.errors import SpeakerdError
+from speakerd.given_out import GivenOut, NodeEvent
+from speakerd.kept_sound import KeptSound, is_resumable
+from speakerd.stream_leg import Place, StreamLeg, StreamOptions, open_leg
+from speakerd.v1 import node_pb2
 
-from speakerd.channel import credentials, open_channel
-from speakerd.errors import SpeakerdError, error_from_status
-from speakerd.late_status import keep_status
-from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
+__all__ = ["Event", "LiveStream", "Resumed", "StreamOptions", "open_stream_at"]
 
-Event: TypeAlias = (
-    node_pb2.Turns
-    | node_pb2.Relabel
-    | node_pb2.Progress
-    | node_pb2.Checkpoint
-    | node_pb2.Draining
-    | node_pb2.Degraded
-    | node_pb2.StreamClosed
-)
-"""What a stream says, as the contract's own messages."""
+WATCHDOG_S = 3.0
+"""A node tells that a stream lives about once a second; one that says nothing for so long is taken for dead."""
+WATCHDOG_MAX_S = 12.0
+"""After each such loss twice as much patience, up to this: a machine that is merely slow is not chased around."""
+STALL_S = 0.5
+REOPEN_BOUND_S = 4.0
+PAUSE_S = 0.1
+PAUSE_MAX_S = 2.0
+AVOIDED_MAX = 16
+FRUITLESS_MAX = 5
+"""Resumptions one after another without a new final turn or progress: then it is the stream, not the nodes."""
 
-OPEN_BOUND_S = 15.0
+_LOST = frozenset({"unavailable", "internal"})
+_NOT_HERE = frozenset({"unavailable", "internal", "overloaded", "timeout", "stale", "unauthenticated"})
 
 
 @dataclass(frozen=True, slots=True)
-class StreamOptions:
-    """How a stream is to be heard. Zero and empty mean the contract's defaults.
+class Resumed:
+    """The stream goes on, on another node or on the same one again.
 
-    encoding, sample_rate_hz, channels: of the sound that will be sent. latency_ms: how long after it is spoken a turn
-    becomes final, 500 to 5000. voice_ids: who may be named; empty: everybody enrolled.
+    node_id: where. position_ms: from where on sound was sent again. away_s: since the loss was noticed.
     """
 
-    encoding: common_pb2.Encoding.ValueType = common_pb2.ENCODING_PCM_S16LE
-    sample_rate_hz: int = 16_000
-    channels: int = 1
-    latency_ms: int = 2_000
-    exclusive: bool = False
-    provisional: bool = False
-    voice_ids: tuple[str, ...] = ()
-    num_speakers_max: int = 0
-    stream_id: str = ""
+    node_id: str
+    position_ms: int
+    away_s: float
+
+
+Event: TypeAlias = NodeEvent | Resumed
+"""What a stream says: the contract's own messages, and Resumed."""
+
+Placing: TypeAlias = Callable[[str, Sequence[str]], Awaitable[Place]]
+"""Finds a place for a stream id, avoiding nodes where it can."""
 
 
 class LiveStream:
-    """One open stream. Use it as a context manager; leaving it early cancels the stream."""
+    """One open stream. Use it as a context manager; leaving it early cancels the stream.
 
-    def __init__(self, channel: aio.Channel, call: Any, opened: node_pb2.StreamOpened, *, peer: str) -> None:
-        self._channel = channel
-        self._call = call
-        self._peer = peer
-        self.opened = opened
+    placing: None for a stream that stays where it is, whatever happens there.
+    """
+
+    def __init__(self, leg: StreamLeg, options: StreamOptions, placing: Placing | None) -> None:
+        self._leg = leg
+        self._options = replace(options, stream_id=leg.opened.stream_id or options.stream_id)
+        self._placing = placing if options.resume_s > 0 and is_resumable(options) else None
+        self._kept = KeptSound(options)
+        self._given = GivenOut()
+        self._ready: deque[Event] = deque()
+        self._closing: node_pb2.StreamClosed | None = None
+        self._is_over = False
+        self._is_finished = False
+        self._failure: SpeakerdError | None = None
+        self._writing = asyncio.Lock()
+        self._patience_s = WATCHDOG_S
+        self._fruitless = 0
+        self._moving: asyncio.Task[None] | None = None  # to another node, from one that is lost or about to stop
+        self._is_opening = False
+        self._later: node_pb2.Checkpoint | None = None  # came while the stream was being opened from the one before
+        self._pushing: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"LiveStream({self.opened.stream_id!r} on {self._peer})"
+        return f"LiveStream({self._leg!r}, {self._kept!r}, {self._given!r})"
+
+    @property
+    def opened(self) -> node_pb2.StreamOpened:
+        """What the node that carries it now answered."""
+        return self._leg.opened
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,84 +103,231 @@ class LiveStream:
         await self.close()
 
     async def send(self, sound: bytes) -> None:
-        """Send sound in the stream's format, at most 1 MiB. Waits while the node takes no more."""
-        await self._write(node_pb2.DiarizeRequest(audio=sound))
+        """Send sound in the stream's format. Waits while the node takes no more."""
+        while self._failure is None and not self._kept.has_room():
+            await self._kept.changed()
+        self._raise_failure()
+        self._kept.append(sound)
+        await self._push()
 
     async def finish(self) -> None:
         """Say that no more sound comes: what is pending becomes final, and StreamClosed follows."""
-        await self._write(node_pb2.DiarizeRequest(finish=node_pb2.StreamFinish()))
-        await self._call.done_writing()
+        self._is_finished = True
+        await self._push()
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        while True:
-            response = await _read(self._call, self._peer, had_answered=True)
-            if response is None:
-                return
-            kind = response.WhichOneof("message")
-            if kind is not None:
-                yield getattr(response, kind)
+        while (event := await self._next()) is not None:
+            yield event
 
     async def close(self) -> None:
         """Let go of the stream, cancelling it if it has not ended."""
-        self._call.cancel()
-        await self._channel.close()
+        self._fail(SpeakerdError("stale", "the stream was closed"))
+        tasks = [*self._pushing, *self._moves()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._leg.close()
 
-    async def _write(self, request: node_pb2.DiarizeRequest) -> None:
-        await _write(self._call, request, self._peer, had_answered=True)
+    async def _next(self) -> Event | None:
+        """The next event; None after the last."""
+        while True:
+            if self._ready:
+                return self._ready.popleft()
+            if self._is_over:
+                return None
+            self._raise_failure()
+            leg = self._leg
+            try:
+                if not await self._heard(leg):
+                    continue
+                response = leg.take()
+            except SpeakerdError as error:
+                await self._after_loss(leg, error)
+                continue
+            if response is None:
+                if self._closing is None and self._placing is not None:
+                    await self._after_loss(leg, SpeakerdError("unavailable", "the node ended the stream early"))
+                    continue
+                self._is_over = True
+                return self._closing
+            self._take(response)
+
+    async def _heard(self, leg: StreamLeg) -> bool:
+        """Wait for the node's next message. False: look again, the stream has moved. Raises when the node is silent."""
+        loop = asyncio.get_running_loop()
+        while True:
+            reading = leg.reading()
+            began_s = loop.time()
+            patience_s = None if self._placing is None else self._patience_s
+            done, _ = await asyncio.wait(
+                {reading, *self._moves()}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if leg is not self._leg:
+                return False
+            if reading in done:
+                return True
+            if not done and loop.time() - began_s < self._patience_s + STALL_S:
+                self._patience_s = min(2 * self._patience_s, WATCHDOG_MAX_S)
+                raise SpeakerdError("unavailable", f"{leg.node_id} has said nothing for {WATCHDOG_S:g} s")
+            # Either a move has failed, and the stream stays; or it was we who were held up, and not the node.
+
+    def _take(self, response: node_pb2.DiarizeResponse) -> None:
+        kind = response.WhichOneof("message")
+        if kind is None or kind == "opened":
+            return
+        final_ms = self._given.final_ms
+        event: NodeEvent | None = self._given.pass_on(getattr(response, kind))
+        if self._given.final_ms > final_ms:
+            self._fruitless = 0
+        if isinstance(event, node_pb2.Checkpoint) and self._placing is not None:
+            if self._is_opening:
+                self._later = event
+            else:
+                self._kept.confirm(event)
+        if isinstance(event, node_pb2.Draining):
+            self._begin_to_move()
+        if isinstance(event, node_pb2.StreamClosed):
+            # A node that hands a stream over sums it up too. It is the end only when the call ends well after it.
+            self._closing = event
+        elif event is not None:
+            self._ready.append(event)
+
+    async def _push(self) -> None:
+        """Write what the node has not got yet, in order, and the end if it has come."""
+        async with self._writing:
+            leg = self._leg
+            try:
+                while leg is self._leg and not leg.is_lost and (piece := self._kept.piece(leg.position)):
+                    leg.position += len(piece)
+                    await leg.write(node_pb2.DiarizeRequest(audio=piece))
+                    if self._placing is None:
+                        self._kept.forget(leg.position)
+                if leg is self._leg and not leg.is_lost and self._is_finished and not leg.is_finished:
+                    await leg.finish()
+            except SpeakerdError as error:
+                self._lost(leg, error)
+        self._raise_failure()
+
+    def _lost(self, leg: StreamLeg, error: SpeakerdError) -> None:
+        """A leg has ended: go on elsewhere, or take its error for the stream's."""
+        if leg is not self._leg or self._failure is not None:
+            return
+        leg.is_lost = True
+        if self._placing is None or error.cause not in _LOST or self._fruitless >= FRUITLESS_MAX:
+            self._fail(error)
+        elif self._moving is None:
+            self._fruitless += 1
+            self._begin(self._resume(leg, error))
+
+    async def _after_loss(self, leg: StreamLeg, error: SpeakerdError) -> None:
+        self._lost(leg, error)
+        if moves := self._moves():
+            await asyncio.wait(moves)
+
+    def _begin_to_move(self) -> None:
+        # A stream whose end is on its way ends where it is, before the node does.
+        if self._placing is not None and self._moving is None and not self._is_finished:
+            self._begin(self._move(self._leg))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self._moving = asyncio.create_task(work, name="stream-move")
+        self._moving.add_done_callback(self._moved)
+
+    def _moved(self, task: asyncio.Task[None]) -> None:
+        self._moving = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(SpeakerdError("internal", f"the client failed with {type(error).__name__} as it went on"))
+
+    def _moves(self) -> set[asyncio.Task[None]]:
+        return {self._moving} if self._moving else set()
+
+    async def _move(self, leg: StreamLeg) -> None:
+        """Leave a node that is about to stop. Where there is no other, the stream stays until it stops."""
+        with contextlib.suppress(SpeakerdError):
+            await self._go_on(leg, bound_s=self._options.resume_s)
+
+    async def _resume(self, leg: StreamLeg, error: SpeakerdError) -> None:
+        """Go on after a loss, or fail."""
+        try:
+            await self._go_on(leg, bound_s=self._options.resume_s)
+        except SpeakerdError as last:
+            self._fail(
+                SpeakerdError(
+                    "unavailable",
+                    f"the stream broke off at {self._given.final_ms / 1000:.1f} s ({error.message}) and could not "
+                    f"go on elsewhere: {last.message}",
+                )
+            )
+
+    async def _go_on(self, leg: StreamLeg, *, bound_s: float) -> None:
+        """Open the stream elsewhere and switch to it."""
+        loop = asyncio.get_running_loop()
+        began_s, pause_s = loop.time(), PAUSE_S
+        avoid, refused = [leg.node_id], set[str]()
+        while True:
+            try:
+                opened = await self._open_avoiding(avoid, refused)
+                break
+            except SpeakerdError as error:
+                left_s = began_s + bound_s - loop.time()
+                if error.cause not in _NOT_HERE or left_s <= 0:
+                    raise
+                wait_s = max(pause_s * random.uniform(0.5, 1.0), min(error.retry_after_s or 0.0, PAUSE_MAX_S))  # noqa: S311
+                await asyncio.sleep(min(wait_s, left_s))
+                pause_s = min(2 * pause_s, PAUSE_MAX_S)
+        await self._switch(leg, opened, away_s=loop.time() - began_s)
+
+    async def _open_avoiding(self, avoid: list[str], refused: set[str]) -> StreamLeg:
+        """Place the stream and open it there. A node that does not take it is avoided from then on."""
+        assert self._placing is not None
+        place = await self._placing(self._options.stream_id, avoid[-AVOIDED_MAX:])
+        self._is_opening = True  # the checkpoint and the sound after it belong together until it is open
+        try:
+            return await open_leg(
+                place,
+                self._options,
+                checkpoint=self._kept.checkpoint,
+                bound_s=REOPEN_BOUND_S,
+                position=self._kept.start,
+            )
+        except SpeakerdError as error:
+            avoid.append(place.node_id)
+            if error.cause == "invalid" and place.node_id not in refused:
+                # It is the checkpoint that this node cannot read, as one of another model; others may.
+                refused.add(place.node_id)
+                raise SpeakerdError("unavailable", error.message) from None
+            if self._later is not None:
+                self._kept.confirm(self._later)
+            raise
+        finally:
+            self._is_opening, self._later = False, None
+
+    async def _switch(self, left: StreamLeg, leg: StreamLeg, *, away_s: float) -> None:
+        self._leg = leg
+        self._closing = None
+        self._ready.extend(self._given.resumed())
+        self._ready.append(Resumed(leg.node_id, self._kept.start_ms, round(away_s, 3)))
+        pushing = asyncio.create_task(self._push_again(), name="stream-push")
+        self._pushing.add(pushing)
+        pushing.add_done_callback(self._pushing.discard)
+        await left.close()
+
+    async def _push_again(self) -> None:
+        with contextlib.suppress(SpeakerdError):  # which the caller's own sending and reading raise
+            await self._push()
+
+    def _fail(self, error: SpeakerdError) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._kept.wake()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise SpeakerdError(
+                self._failure.cause, self._failure.message, retry_after_s=self._failure.retry_after_s
+            ) from None
 
 
-async def open_stream_at(
-    address: str, options: StreamOptions, *, ticket: str = "", key: str | None = None
-) -> LiveStream:
-    """Dial a node and open a stream there. Raises SpeakerdError: overloaded when every slot is taken."""
-    channel = open_channel(address)
-    call = keep_status(node_pb2_grpc.NodeStub(channel).Diarize(metadata=credentials(key)))
-    try:
-        async with asyncio.timeout(OPEN_BOUND_S):
-            await _write(call, node_pb2.DiarizeRequest(open=_stream_open(options, ticket)), address)
-            first = await _read(call, address)
-    except BaseException as error:
-        call.cancel()
-        await channel.close()
-        if isinstance(error, TimeoutError):
-            raise SpeakerdError("timeout", f"{address} did not open the stream in {OPEN_BOUND_S:.0f} s") from None
-        raise
-    if first is None or first.WhichOneof("message") != "opened":
-        await channel.close()
-        raise SpeakerdError("internal", f"{address} did not answer as a speakerd node does: is it one?")
-    return LiveStream(channel, call, first.opened, peer=address)
-
-
-def _stream_open(options: StreamOptions, ticket: str) -> node_pb2.StreamOpen:
-    return node_pb2.StreamOpen(
-        ticket=ticket,
-        stream_id=options.stream_id,
-        format=common_pb2.AudioFormat(
-            encoding=options.encoding, sample_rate_hz=options.sample_rate_hz, channels=options.channels
-        ),
-        latency_ms=options.latency_ms,
-        exclusive=options.exclusive,
-        voice_ids=options.voice_ids,
-        num_speakers_max=options.num_speakers_max,
-        provisional=options.provisional,
-    )
-
-
-async def _write(call: Any, request: node_pb2.DiarizeRequest, peer: str, *, had_answered: bool = False) -> None:
-    try:
-        await call.write(request)
-    except aio.AioRpcError as error:
-        raise error_from_status(error, peer=peer, had_answered=had_answered) from None
-    except asyncio.InvalidStateError:
-        # The node has ended the call; its status says why.
-        await _read(call, peer, had_answered=had_answered)
-        raise SpeakerdError("stale", "the stream has ended: open a new one") from None
-
-
-async def _read(call: Any, peer: str, *, had_answered: bool = False) -> node_pb2.DiarizeResponse | None:
-    """The next message, or None at the end."""
-    try:
-        response = await call.read()
-    except aio.AioRpcError as error:
-        raise error_from_status(error, peer=peer, had_answered=had_answered) from None
-    return None if response is aio.EOF else response
+async def open_stream_at(place: Place, options: StreamOptions) -> LiveStream:
+    """Open a stream on one node, where it stays. Raises SpeakerdError: overloaded when every slot is taken."""
+    return LiveStream(await open_leg(place, options), options, None)

@@ -12,9 +12,11 @@ from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from speakerd.channel import TlsTrust
 from speakerd.client import Client, Clip, FileOptions, OnProgress
 from speakerd.errors import SpeakerdError
-from speakerd.live_stream import Event, LiveStream, StreamOptions
+from speakerd.live_stream import Event, LiveStream
+from speakerd.stream_leg import StreamOptions
 from speakerd.v1 import node_pb2, people_pb2
 
 ResultT = TypeVar("ResultT")
@@ -23,11 +25,11 @@ ResultT = TypeVar("ResultT")
 class SyncClient:
     """`Client`, blocking. Safe to share between threads."""
 
-    def __init__(self, address: str, api_key: str | None) -> None:
+    def __init__(self, address: str, api_key: str | None, *, tls: TlsTrust | None = None) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="speakerd-client", daemon=True)
         self._thread.start()
-        self._client = self._run(_client_on_this_loop(address, api_key))
+        self._client = self._run(_client_on_this_loop(address, api_key, tls))
 
     def __repr__(self) -> str:
         return f"Sync{self._client!r}"
@@ -78,9 +80,10 @@ class SyncClient:
         try:
             while (event := self._run(_next(events))) is not None:
                 yield event
-        except CancelledError:
-            # The sender let go of the stream, because it failed: its reason is the one to tell.
-            sending.result()
+        except (CancelledError, SpeakerdError) as error:
+            # A sender that failed has let go of the stream: its reason is the one to tell.
+            if isinstance(error, CancelledError) or error.cause == "stale":
+                sending.result()
             raise
         finally:
             sending.cancel()
@@ -90,8 +93,8 @@ class SyncClient:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
-async def _client_on_this_loop(address: str, api_key: str | None) -> Client:
-    return Client(address, api_key)
+async def _client_on_this_loop(address: str, api_key: str | None, tls: TlsTrust | None) -> Client:
+    return Client(address, api_key, tls=tls)
 
 
 async def _send(live: LiveStream, pieces: Iterator[bytes]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from rich.progress import Progress, TaskID
 
 from speakerd.cli.output import Output
-from speakerd.live_stream import Event
+from speakerd.live_stream import Event, Resumed
 from speakerd.timeline import SpokenTurn, join_touching, spoken_turn
 from speakerd.v1 import common_pb2, node_pb2
 
@@ -44,6 +44,8 @@ class TurnPrinter:
             self._out.note(f"names are {'not given for now' if event.active else 'given again'}: {event.reason}")
         elif isinstance(event, node_pb2.Draining):
             self._out.note("the node is about to stop")
+        elif isinstance(event, Resumed):
+            self._out.note(f"the stream goes on at {event.node_id}, after {event.away_s:.1f} s")
         elif isinstance(event, node_pb2.StreamClosed):
             self._print_until(event.duration_ms + 1)
 

@@ -1,0 +1,186 @@
+"""One connection of a live stream: the call to one node that carries it, until it ends or is left.
+
+In: sound. Out: the node's messages. What always holds: whatever ends the call comes out as SpeakerdError, also a
+cancellation of the call that is not one of the caller; a message that was asked for and not waited for is not lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from grpc import aio
+
+from speakerd.channel import TlsTrust, credentials, open_channel
+from speakerd.errors import SpeakerdError, error_from_status
+from speakerd.late_status import keep_status
+from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
+
+OPEN_BOUND_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """How a stream is to be heard. Zero and empty mean the contract's defaults.
+
+    encoding, sample_rate_hz, channels: of the sound that will be sent. latency_ms: how long after it is spoken a turn
+    becomes final, 500 to 5000. voice_ids: who may be named; empty: everybody enrolled. resume_s: how long to try to go
+    on elsewhere when the node is lost; 0: not at all.
+    """
+
+    encoding: common_pb2.Encoding.ValueType = common_pb2.ENCODING_PCM_S16LE
+    sample_rate_hz: int = 16_000
+    channels: int = 1
+    latency_ms: int = 2_000
+    exclusive: bool = False
+    provisional: bool = False
+    voice_ids: tuple[str, ...] = ()
+    num_speakers_max: int = 0
+    stream_id: str = ""
+    resume_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a stream may be opened. node_id: empty when it is not known. tls_name: of the node's certificate."""
+
+    address: str
+    node_id: str = ""
+    stream_id: str = ""
+    ticket: str = ""
+    key: str | None = None
+    tls: TlsTrust | None = None
+    tls_name: str = ""
+
+
+class StreamLeg:
+    """An open call. `position`: bytes of the stream's sound that were written here or lie before its beginning."""
+
+    def __init__(
+        self, channel: aio.Channel, call: Any, opened: node_pb2.StreamOpened, *, place: Place, position: int
+    ) -> None:
+        self._channel = channel
+        self._call = call
+        self._place = place
+        self._reading: asyncio.Task[node_pb2.DiarizeResponse | None] | None = None
+        self.opened = opened
+        self.position = position
+        self.is_finished = False
+        self.is_lost = False
+
+    def __repr__(self) -> str:
+        return f"StreamLeg({self.opened.stream_id!r} on {self._place.address})"
+
+    @property
+    def node_id(self) -> str:
+        """Which node carries it."""
+        return self._place.node_id or self.opened.node_id
+
+    async def write(self, request: node_pb2.DiarizeRequest) -> None:
+        """Send one message. Waits while the node takes no more."""
+        await _write(self._call, request, self._place.address, had_answered=True)
+
+    async def finish(self) -> None:
+        """Say that no more sound comes."""
+        self.is_finished = True
+        await self.write(node_pb2.DiarizeRequest(finish=node_pb2.StreamFinish()))
+        await self._call.done_writing()
+
+    def reading(self) -> asyncio.Task[node_pb2.DiarizeResponse | None]:
+        """The reading of the next message (None: the end), the same until `take` took it."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(
+                _read(self._call, self._place.address, had_answered=True), name="stream-read"
+            )
+        return self._reading
+
+    def take(self) -> node_pb2.DiarizeResponse | None:
+        """What the reading, which is over, has brought. Raises what ended the call."""
+        assert self._reading is not None and self._reading.done(), "asked before there was an answer"
+        reading, self._reading = self._reading, None
+        return reading.result()
+
+    async def close(self) -> None:
+        """Let go of the call, cancelling it if it has not ended."""
+        self.is_lost = True
+        self._call.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+        await self._channel.close()
+
+
+async def open_leg(
+    place: Place, options: StreamOptions, *, checkpoint: bytes = b"", bound_s: float = OPEN_BOUND_S, position: int = 0
+) -> StreamLeg:
+    """Dial a node and open a stream there. Raises SpeakerdError: overloaded when every slot is taken."""
+    channel = open_channel(place.address, place.tls, name=place.tls_name)
+    call = keep_status(node_pb2_grpc.NodeStub(channel).Diarize(metadata=credentials(place.key)))
+    try:
+        async with asyncio.timeout(bound_s):
+            await _write(call, node_pb2.DiarizeRequest(open=_stream_open(options, place, checkpoint)), place.address)
+            opened = await _opened(call, place.address)
+    except BaseException as error:
+        call.cancel()
+        await channel.close()
+        if isinstance(error, TimeoutError):
+            raise SpeakerdError("timeout", f"{place.address} did not open the stream in {bound_s:.0f} s") from None
+        raise
+    return StreamLeg(channel, call, opened, place=place, position=position)
+
+
+async def _opened(call: Any, peer: str) -> node_pb2.StreamOpened:
+    first = await _read(call, peer)
+    if first is None or first.WhichOneof("message") != "opened":
+        raise SpeakerdError("internal", f"{peer} did not answer as a speakerd node does: is it one?")
+    return first.opened
+
+
+def _stream_open(options: StreamOptions, place: Place, checkpoint: bytes) -> node_pb2.StreamOpen:
+    return node_pb2.StreamOpen(
+        ticket=place.ticket,
+        stream_id=place.stream_id or options.stream_id,
+        format=common_pb2.AudioFormat(
+            encoding=options.encoding, sample_rate_hz=options.sample_rate_hz, channels=options.channels
+        ),
+        latency_ms=options.latency_ms,
+        exclusive=options.exclusive,
+        voice_ids=options.voice_ids,
+        num_speakers_max=options.num_speakers_max,
+        provisional=options.provisional,
+        checkpoint=checkpoint,
+    )
+
+
+async def _write(call: Any, request: node_pb2.DiarizeRequest, peer: str, *, had_answered: bool = False) -> None:
+    try:
+        await call.write(request)
+    except aio.AioRpcError as error:
+        raise error_from_status(error, peer=peer, had_answered=had_answered) from None
+    except asyncio.InvalidStateError:
+        # The node has ended the call; its status says why.
+        await _read(call, peer, had_answered=had_answered)
+        raise SpeakerdError("stale", "the stream has ended: open a new one") from None
+    except asyncio.CancelledError:
+        _raise_if_left(call)
+        raise
+
+
+async def _read(call: Any, peer: str, *, had_answered: bool = False) -> node_pb2.DiarizeResponse | None:
+    """The next message, or None at the end."""
+    try:
+        response = await call.read()
+    except aio.AioRpcError as error:
+        raise error_from_status(error, peer=peer, had_answered=had_answered) from None
+    except asyncio.CancelledError:
+        _raise_if_left(call)
+        raise
+    return None if response is aio.EOF else response
+
+
+def _raise_if_left(call: Any) -> None:
+    # A call that was let go of elsewhere raises CancelledError here, where nobody has cancelled the task.
+    task = asyncio.current_task()
+    if call.cancelled() and (task is None or not task.cancelling()):
+        raise SpeakerdError("stale", "the stream was closed") from None
