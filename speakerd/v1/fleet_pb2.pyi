@@ -87,6 +87,7 @@ class RenewResponse(_message.Message):
     RESYNC_FIELD_NUMBER: _builtins.int
     TICKET_KEYS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_KEYS_FIELD_NUMBER: _builtins.int
+    FLEET_EPOCH_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """The node's incarnation from now on."""
     lease_ms: _builtins.int
@@ -99,6 +100,8 @@ class RenewResponse(_message.Message):
     """Head of the fleet log. More than the node's cursor: sync."""
     resync: _builtins.bool
     """The node holds something else than it should: forget everything and sync from 0."""
+    fleet_epoch: _builtins.str
+    """The fleet's history: send it with the next request."""
     @_builtins.property
     def ticket_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Ed25519 public keys (32 bytes each) whose stream tickets are good."""
@@ -117,10 +120,11 @@ class RenewResponse(_message.Message):
         resync: _builtins.bool = ...,
         ticket_keys: _abc.Iterable[_builtins.bytes] | None = ...,
         checkpoint_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        fleet_epoch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_keys", b"checkpoint_keys", "head", b"head", "incarnation", b"incarnation", "lease_ms", b"lease_ms", "renew_ms", b"renew_ms", "resync", b"resync", "ticket_keys", b"ticket_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_keys", b"checkpoint_keys", "fleet_epoch", b"fleet_epoch", "head", b"head", "incarnation", b"incarnation", "lease_ms", b"lease_ms", "renew_ms", b"renew_ms", "resync", b"resync", "ticket_keys", b"ticket_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

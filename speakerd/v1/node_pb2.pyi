@@ -54,19 +54,25 @@ class LogPosition(_message.Message):
 
     INCARNATION_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     """The node incarnation that the command is for; another one refuses it (FAILED_PRECONDITION)."""
     revision: _builtins.int
     """The command's own revision in the fleet log. A node that has not applied all before it syncs first."""
+    as_of: _builtins.int
+    """Of an enrolment: the head of the fleet log at which it was read and found to hold. A node that has applied more
+    does not take it, for what it applied may have undone it. Absent: it is taken in its place in the log alone.
+    """
     def __init__(
         self,
         *,
         incarnation: _builtins.int = ...,
         revision: _builtins.int = ...,
+        as_of: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "incarnation", b"incarnation", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
