@@ -3,8 +3,9 @@
 In come embeddings of local speakers with the clean speech behind each; out comes a cluster index for each. Clusters
 merge while the evidence says that one speaker explains both better than two (log likelihood ratio of the two-covariance
 model), so that no threshold on a cosine has to fit every recording. Who is clearly one enrolled person is never merged
-with who is clearly another, unless fewer speakers are asked for. Memory and time are bounded by first merging what is
-all but identical, within blocks.
+with who is clearly another, unless fewer speakers are asked for. Memory and time are bounded: what is all but identical
+is merged first, within blocks, and where that leaves more than `MERGED_AT_ONCE` clusters (some hours of speech), those
+of the same hours are merged by evidence before those of all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from models.analysis import FloatArray
 
 IntArray = npt.NDArray[np.int64]
 BLOCK_ITEMS = 2_000
+MERGED_AT_ONCE = 512
+"""Clusters whose merges are looked at together: the time of that grows with their square, and worse."""
 # Off the gain of merging two enrolled people: more than any evidence, but not so much that bounds could not force it.
 TWO_PEOPLE = 1e9
 
@@ -126,7 +129,44 @@ def merge_clusters(
     """
     if cosines is None:
         cosines = np.zeros((len(tight.evidence), 0), np.float32)
-    return _merge_by_evidence(tight, cosines, clustering, bounds)
+    clusters = _Clusters(tight.evidence, tight.sums, cosines * np.linalg.norm(tight.sums, axis=1, keepdims=True))
+    owner = np.arange(len(tight.evidence))
+    while len(clusters.evidence) > MERGED_AT_ONCE:
+        part = _merge_in_groups(clusters, clustering, bounds.least)
+        clusters, owner = clusters.gathered(part), part[owner]
+    return _merge_by_evidence(clusters, clustering, bounds)[owner]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Clusters:
+    """evidence (C,), sums (C, D) and, which add up as sums do, products of the sums with voices, near (C, V)."""
+
+    evidence: npt.NDArray[np.float64]
+    sums: npt.NDArray[np.float64]
+    near: npt.NDArray[np.float64]
+
+    def __getitem__(self, chosen: slice) -> _Clusters:
+        return _Clusters(self.evidence[chosen], self.sums[chosen], self.near[chosen])
+
+    def gathered(self, owner: IntArray) -> _Clusters:
+        """What they are when those of one owner are one."""
+        count = int(owner.max()) + 1
+        sums, near = np.zeros((count, self.sums.shape[1])), np.zeros((count, self.near.shape[1]))
+        np.add.at(sums, owner, self.sums)
+        np.add.at(near, owner, self.near)
+        return _Clusters(np.bincount(owner, self.evidence, count).astype(np.float64), sums, near)
+
+
+def _merge_in_groups(clusters: _Clusters, clustering: ClusteringParameters, least: int) -> IntArray:
+    """Merges by evidence within groups of consecutive clusters, each to half its size at least: (C,) indices."""
+    owner, found = np.zeros(len(clusters.evidence), np.int64), 0
+    for at in range(0, len(owner), MERGED_AT_ONCE):
+        group = slice(at, at + MERGED_AT_ONCE)
+        size = len(owner[group])
+        part = _merge_by_evidence(clusters[group], clustering, SpeakerBounds(min(least, size), -(-size // 2)))
+        owner[group] = part + found
+        found += int(part.max()) + 1
+    return owner
 
 
 def _merge_identical(embeddings: FloatArray, tight_distance: float, least: int) -> IntArray:
@@ -149,9 +189,7 @@ def _merge_identical(embeddings: FloatArray, tight_distance: float, least: int) 
     return labels
 
 
-def _merge_by_evidence(
-    tight: TightClusters, cosines: FloatArray, clustering: ClusteringParameters, bounds: SpeakerBounds
-) -> IntArray:
+def _merge_by_evidence(clusters: _Clusters, clustering: ClusteringParameters, bounds: SpeakerBounds) -> IntArray:
     """Greedy merges of C clusters, best gain first: (C,) new indices."""
     within = clustering.within_variance.astype(np.float64)
     between = clustering.between_variance.astype(np.float64)
@@ -163,8 +201,7 @@ def _merge_by_evidence(
         )
         return total
 
-    members, sums = tight.evidence.copy(), tight.sums.copy()
-    near = cosines * np.linalg.norm(sums, axis=1, keepdims=True)  # (C, V), which adds up as sums do
+    members, sums, near = clusters.evidence.copy(), clusters.sums.copy(), clusters.near.copy()
     alone = log_likelihood(members, sums)
     gains = np.stack(
         [log_likelihood(members + members[i], sums + sums[i]) - alone - alone[i] for i in range(len(members))]

@@ -1,13 +1,16 @@
 """A whole file: from the analyses of its windows, in order, to who spoke when.
 
-Pure NumPy and SciPy, so that a node may run it off its device. FileDiarization takes windows as they are analysed and
-gives the result at the end; `diarize_samples` drives an AnalysisDevice through a file for use in-process.
+Pure NumPy and SciPy, so that a node may run it off its device. A FileCollector takes windows as they are analysed and
+gives the result at the end; FileDiarization is that of `builtin`, and `diarize_blocks` drives an AnalysisDevice through
+a recording for use in-process. What always holds: sound is never kept, and memory and time grow with the recording's
+length and no faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,49 +18,48 @@ from scipy.optimize import linear_sum_assignment
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.clustering import ClusteringParameters, SpeakerBounds, TightClusters, merge_clusters, tight_clusters
-from models.frames import FAINT, begin_and_go_on, fill_gaps, latest_true, runs
-from models.seams import AnalysisDevice, DueWindow
+from models.file_turns import Diarization, FileSpeaker, SpeakerTurn, turns_of_activity
+from models.file_windows import FileWindows
+from models.seams import AnalysisDevice, DueWindow, SlotKind
 from runtime.errors import InvalidRequest
 from runtime.units import seconds_from_samples
 
-BoolArray = npt.NDArray[np.bool_]
+__all__ = [
+    "Diarization",
+    "FileCollector",
+    "FileDiarization",
+    "FileSpeaker",
+    "SpeakerTurn",
+    "analyze_blocks",
+    "analyze_samples",
+    "diarize_blocks",
+    "diarize_samples",
+    "speaker_bounds",
+]
+
 FILE_SLOT = -2
 WINDOWS_A_BATCH = 32
-Progress = Callable[[int, int], None]
+Progress = Callable[[int], None]
 Score = Callable[[FloatArray], FloatArray]
 
 
-@dataclass(frozen=True, slots=True)
-class SpeakerTurn:
-    """A speaker's speech in `[start_samples, end_samples)`; `speaker` indexes Diarization.speakers."""
+class FileCollector(Protocol):
+    """Takes the windows of one recording in, and says at the end who spoke when."""
 
-    start_samples: int
-    end_samples: int
-    speaker: int
+    def add(self, analyses: Iterable[WindowAnalysis]) -> None:
+        """Take analyses in; their order does not matter."""
+        ...
 
+    def parts(self, bounds: SpeakerBounds | None = None) -> FloatArray:
+        """Unit vectors (C, D) of which `finish` makes speakers: score these for its `cosines`. None, where no voice
+        decides who is who."""
+        ...
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FileSpeaker:
-    """A speaker of a file.
-
-    embedding: (D,) unit centroid; zeros where no clean speech was long enough for one. net_speech_samples: speech in
-    which nobody else spoke.
-    """
-
-    embedding: FloatArray
-    net_speech_samples: int
-
-
-@dataclass(frozen=True, slots=True)
-class Diarization:
-    """Who spoke when. Speakers are numbered by their first turn.
-
-    turns: ordered by start, overlaps included. exclusive: the same with at most one speaker at a time.
-    """
-
-    turns: tuple[SpeakerTurn, ...]
-    exclusive: tuple[SpeakerTurn, ...]
-    speakers: tuple[FileSpeaker, ...]
+    def finish(
+        self, total_samples: int, bounds: SpeakerBounds | None = None, cosines: FloatArray | None = None
+    ) -> Diarization:
+        """Who spoke when in the recording's `total_samples`. cosines: (C, V) of `parts(bounds)` against voices."""
+        ...
 
 
 class FileDiarization:
@@ -66,16 +68,16 @@ class FileDiarization:
     def __init__(self, grid: FrameGrid, clustering: ClusteringParameters) -> None:
         self._grid = grid
         self._clustering = clustering
-        self._windows: list[WindowAnalysis] = []
+        self._windows = FileWindows(grid)
+        self._tight_of: tuple[SpeakerBounds, TightClusters | None] | None = None
 
     def __repr__(self) -> str:
         return f"FileDiarization({len(self._windows)} windows)"
 
     def add(self, analyses: Iterable[WindowAnalysis]) -> None:
         """Take analyses in; their order does not matter. Each starts on a multiple of the grid's frame step."""
-        for analysis in analyses:
-            assert analysis.start_samples % self._grid.step_samples == 0
-            self._windows.append(analysis)
+        self._windows.extend(analyses)
+        self._tight_of = None
 
     def parts(self, bounds: SpeakerBounds | None = None) -> FloatArray:
         """Unit vectors (C, D) of the tight clusters of which `finish` makes speakers: score these for its `cosines`."""
@@ -95,44 +97,52 @@ class FileDiarization:
         centroids = self._centroids(bounds, cosines)
         if len(centroids) == 0 or num_frames == 0:
             return Diarization((), (), ())
-        activity: FloatArray | None = None
+        activity: npt.NDArray[np.float16] | None = None
         speech = np.zeros(num_frames, np.float32)
         for _ in range(self._clustering.passes):
             activity, speech, centroids = self._assign(num_frames, centroids, activity)
         assert activity is not None
-        return self._turns(activity, speech, centroids, total_samples)
+        return turns_of_activity(
+            activity,
+            speech,
+            centroids,
+            self._clustering,
+            step_samples=self._grid.step_samples,
+            total_samples=total_samples,
+        )
 
     def _tight(self, bounds: SpeakerBounds) -> TightClusters | None:
         """Local speakers with enough speech, clustered as far as is beyond doubt; None where nobody is heard."""
-        if not self._windows:
-            return None
-        clean = np.stack([window.clean_frames for window in self._windows])  # (W, S)
-        embeddings = np.stack([window.embeddings for window in self._windows])  # (W, S, D)
-        heard = embeddings.any(axis=2)
-        chosen = np.logical_and(heard, clean >= self._clustering.train_clean_frames)
-        if not chosen.any():
-            chosen = np.asarray(heard)  # a file with nothing but short words is clustered on those
-        if not chosen.any():
+        if self._tight_of is None or self._tight_of[0] != bounds:
+            self._tight_of = (bounds, self._find_tight(bounds))
+        return self._tight_of[1]
+
+    def _find_tight(self, bounds: SpeakerBounds) -> TightClusters | None:
+        embeddings, clean = self._windows.voices(self._clustering.train_clean_frames)
+        if not len(embeddings):
+            # A file with nothing but short words is clustered on those.
+            embeddings, clean = self._windows.voices(0)
+        if not len(embeddings):
             return None
         # Speech is heard by every window that covers it: its evidence counts once all the same.
         covering = self._grid.window_samples / self._grid.hop_samples
-        seconds = clean[chosen] * seconds_from_samples(self._grid.step_samples) / covering
-        return tight_clusters(embeddings[chosen], seconds, self._clustering, bounds)
+        seconds = clean * seconds_from_samples(self._grid.step_samples) / covering
+        return tight_clusters(embeddings, seconds, self._clustering, bounds)
 
     def _centroids(self, bounds: SpeakerBounds, cosines: FloatArray | None) -> FloatArray:
         """First centroids (C, D) of the file's speakers."""
         tight = self._tight(bounds)
         if tight is None:
             # Whatever speech there is has no voice to tell by: it is one speaker, whom nothing will match.
-            return np.zeros((1 if self._windows else 0, self._grid.embedding_dim), np.float32)
+            return np.zeros((1 if len(self._windows) else 0, self._grid.embedding_dim), np.float32)
         owner = merge_clusters(tight, self._clustering, bounds, cosines)
         sums = np.zeros((int(owner.max()) + 1, tight.sums.shape[1]))
         np.add.at(sums, owner, tight.sums)
         return _unit(sums.astype(np.float32))
 
     def _assign(
-        self, num_frames: int, centroids: FloatArray, before: FloatArray | None
-    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        self, num_frames: int, centroids: FloatArray, before: npt.NDArray[np.float16] | None
+    ) -> tuple[npt.NDArray[np.float16], FloatArray, FloatArray]:
         """Local speakers to centroids (C, D), by voice and by agreement with the activity found `before`.
 
         Returns activity (F, C) and speech (F,), both averaged over the windows that cover a frame, and new centroids.
@@ -147,55 +157,36 @@ class FileDiarization:
             begin, end = max(0, start), min(num_frames, start + self._grid.num_frames)
             if begin >= end:
                 continue
-            local = window.activity[begin - start : end - start]  # (F, S)
-            trust = np.minimum(1.0, window.clean_frames / settings.full_clean_frames)[:, None]
-            score = window.embeddings @ centroids.T * trust  # (S, C)
-            if before is not None:
-                agreement = local.T @ before[begin:end] / np.maximum(local.sum(axis=0), 1.0)[:, None]
-                score = score + settings.agreement_weight * agreement
-            known = window.embeddings.any(axis=1) if before is None else np.ones(len(score), bool)
-            present = known & (local.sum(axis=0) > settings.active_frames_min)
-            chosen = np.flatnonzero(present)
-            rows, columns = linear_sum_assignment(score[chosen], maximize=True)
-            owner = np.argmax(score, axis=1)
-            owner[chosen[rows]] = columns
-            for speaker in chosen[rows]:
-                sums[owner[speaker]] += window.embeddings[speaker] * window.clean_frames[speaker]
-            for speaker in chosen:
-                activity[begin:end, owner[speaker]] += local[:, speaker]
-            speech[begin:end] += np.minimum(local.sum(axis=1), 1.0)
             covered[begin:end] += 1.0
+            local = window.activity[begin - start : end - start]  # (F, S)
+            heard = local.sum(axis=0)  # (S,)
+            known = window.embeddings.any(axis=1) if before is None else np.ones(len(heard), bool)
+            chosen = np.flatnonzero(known & (heard > settings.active_frames_min))
+            if heard.any():
+                speech[begin:end] += np.minimum(local.sum(axis=1), 1.0)
+            if not len(chosen):
+                continue
+            trust = np.minimum(1.0, window.clean_frames[chosen] / settings.full_clean_frames)[:, None]
+            score = window.embeddings[chosen] @ centroids.T * trust  # (S', C)
+            if before is not None:
+                agreement = local[:, chosen].T @ before[begin:end].astype(np.float32)
+                score = score + settings.agreement_weight * agreement / np.maximum(heard[chosen], 1.0)[:, None]
+            owner = np.argmax(score, axis=1)
+            if len(set(owner.tolist())) < len(owner):
+                rows, columns = linear_sum_assignment(score, maximize=True)
+                owner[rows] = columns
+                assigned = rows
+            else:
+                assigned = np.arange(len(owner))
+            for row in assigned:
+                slot = chosen[row]
+                sums[owner[row]] += window.embeddings[slot] * window.clean_frames[slot]
+            for row, slot in enumerate(chosen):
+                activity[begin:end, owner[row]] += local[:, slot]
         covered = np.maximum(covered, 1.0)
         renewed = np.where(sums.any(axis=1, keepdims=True), _unit(sums), centroids)
-        return np.minimum(activity / covered[:, None], 1.0), speech / covered, renewed
-
-    def _turns(
-        self, activity: FloatArray, speech: FloatArray, centroids: FloatArray, total_samples: int
-    ) -> Diarization:
-        settings, step = self._clustering, self._grid.step_samples
-        voiced = begin_and_go_on(speech, settings.onset, settings.offset)
-        voiced = fill_gaps(voiced, settings.gap_samples // step)
-        voiced = ~fill_gaps(~voiced, settings.speech_samples_min // step, edges=True)
-        # A frame in which nobody is heard, in a gap that was filled, goes on with who was heard before it.
-        heard = latest_true(activity.max(axis=1) > FAINT)
-        order = np.argsort(-activity, axis=1, kind="stable")[heard]
-        frames = np.arange(len(activity))
-        exclusive = np.zeros(activity.shape, bool)
-        exclusive[frames, order[:, 0]] = voiced
-        spoken = exclusive.copy()
-        if activity.shape[1] > 1:
-            second = order[:, 1]
-            spoken[frames, second] |= voiced & (activity[frames, second] > settings.overlap_threshold)
-        spoken = _without_flicker(spoken, voiced, settings.turn_samples_min // step)
-        alone = spoken & (spoken.sum(axis=1, keepdims=True) == 1)
-        present = np.flatnonzero(spoken.any(axis=0))
-        present = present[np.argsort(spoken[:, present].argmax(axis=0), kind="stable")]
-        speakers = tuple(FileSpeaker(centroids[k], int(alone[:, k].sum()) * step) for k in present)
-        return Diarization(
-            _as_turns(spoken[:, present], step, total_samples),
-            _as_turns(exclusive[:, present], step, total_samples),
-            speakers,
-        )
+        activity /= covered[:, None]
+        return np.minimum(activity, 1.0, out=activity).astype(np.float16), speech / covered, renewed
 
 
 def diarize_samples(
@@ -207,41 +198,102 @@ def diarize_samples(
     min_speakers: int | None = None,
     max_speakers: int | None = None,
     score: Score | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Diarization:
+    """`diarize_blocks` of samples (N,) that are all there, with all care. progress: samples done, and in all."""
+    return diarize_blocks(
+        device,
+        [samples],
+        FileDiarization(device.grid_of(SlotKind.FILE), clustering),
+        SlotKind.FILE,
+        bounds=speaker_bounds(num_speakers, min_speakers, max_speakers),
+        score=score,
+        progress=None if progress is None else lambda done: progress(done, len(samples)),
+    )
+
+
+def diarize_blocks(
+    device: AnalysisDevice,
+    blocks: Iterable[FloatArray],
+    file: FileCollector,
+    kind: SlotKind,
+    *,
+    bounds: SpeakerBounds | None = None,
+    score: Score | None = None,
     progress: Progress | None = None,
 ) -> Diarization:
-    """Diarize (N,) float32 samples at 16 kHz on a device, calling `progress(samples done, samples in all)`.
+    """Diarize a recording that comes in blocks (N,) float32 at 16 kHz, calling `progress(samples done)`.
 
-    score: cosines (C, V) of unit vectors (C, D) against the enrolled voices. InvalidRequest if the numbers of speakers
-    contradict each other.
+    score: cosines (C, V) of unit vectors (C, D) against the enrolled voices.
     """
-    bounds = speaker_bounds(num_speakers, min_speakers, max_speakers)
-    file = FileDiarization(device.grid, clustering)
-    for analyses, done in analyze_samples(device, samples, FILE_SLOT):
+    total = 0
+
+    def counted() -> Iterator[FloatArray]:
+        nonlocal total
+        for block in blocks:
+            total += len(block)
+            yield block
+
+    for analyses, done in analyze_blocks(device, counted(), FILE_SLOT, kind):
         file.add(analyses)
         if progress is not None:
-            progress(min(done, len(samples)), len(samples))
-    return file.finish(len(samples), bounds, None if score is None else score(file.parts(bounds)))
+            progress(min(done, total))
+    return file.finish(total, bounds, None if score is None else score(file.parts(bounds)))
 
 
 def analyze_samples(
     device: AnalysisDevice, samples: FloatArray, slot: int
-) -> Iterable[tuple[list[WindowAnalysis], int]]:
-    """Write samples into a slot and analyse all of their windows: batches of them, and the samples done so far.
+) -> Iterator[tuple[list[WindowAnalysis], int]]:
+    """`analyze_blocks` of samples (N,) that are all there, as of a recording analysed with all care."""
+    return analyze_blocks(device, [samples], slot, SlotKind.FILE)
 
-    The slot's ring holds one batch, not the file. The tail is padded with silence to a whole hop.
+
+def analyze_blocks(
+    device: AnalysisDevice, blocks: Iterable[FloatArray], slot: int, kind: SlotKind
+) -> Iterator[tuple[list[WindowAnalysis], int]]:
+    """Write blocks of samples into a slot and analyse all of their windows: batches of them, and the samples done.
+
+    Neither the slot's ring nor this holds more than a batch and a block. The tail is padded with silence to a whole
+    hop.
     """
-    grid = device.grid
-    length = -(-len(samples) // grid.hop_samples) * grid.hop_samples
-    # A file shorter than a window is one window that begins before it.
-    ends = list(range(min(grid.window_samples, length), length + 1, grid.hop_samples)) if length else []
-    device.open(slot, grid.window_samples + WINDOWS_A_BATCH * grid.hop_samples)
-    written = 0
-    for at in range(0, len(ends), WINDOWS_A_BATCH):
-        batch = ends[at : at + WINDOWS_A_BATCH]
-        piece = samples[written : batch[-1]]
-        device.write(slot, np.pad(piece, (0, batch[-1] - written - len(piece))))
-        written = batch[-1]
-        yield device.analyze([DueWindow(slot, end) for end in batch]), written
+    grid = device.grid_of(kind)
+    device.open(slot, grid.window_samples + WINDOWS_A_BATCH * grid.hop_samples, kind)
+    waiting, received, written, next_end = deque[FloatArray](), 0, 0, grid.window_samples
+
+    def analyze(ends: Sequence[int]) -> list[WindowAnalysis]:
+        nonlocal written, next_end
+        device.write(slot, _take(waiting, ends[-1] - written))
+        written, next_end = ends[-1], ends[-1] + grid.hop_samples
+        return device.analyze([DueWindow(slot, end) for end in ends])
+
+    for block in blocks:
+        waiting.append(block)
+        received += len(block)
+        while received >= next_end + (WINDOWS_A_BATCH - 1) * grid.hop_samples:
+            yield analyze([next_end + index * grid.hop_samples for index in range(WINDOWS_A_BATCH)]), written
+    if not received:
+        return
+    last_end = received + -received % grid.hop_samples
+    if last_end < grid.window_samples:
+        # The only window: it begins before the recording, or goes on after it.
+        next_end = last_end = grid.window_samples if grid.starts_at_zero else last_end
+    if last_end > received:
+        waiting.append(np.zeros(last_end - received, np.float32))
+    if next_end <= last_end:
+        yield analyze(range(next_end, last_end + 1, grid.hop_samples)), written
+
+
+def _take(waiting: deque[FloatArray], count: int) -> FloatArray:
+    """The first `count` samples of what waits."""
+    pieces = []
+    while count > 0:
+        piece = waiting.popleft()
+        if len(piece) > count:
+            waiting.appendleft(piece[count:])
+            piece = piece[:count]
+        pieces.append(piece)
+        count -= len(piece)
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
 def speaker_bounds(num_speakers: int | None, min_speakers: int | None, max_speakers: int | None) -> SpeakerBounds:
@@ -257,21 +309,3 @@ def speaker_bounds(num_speakers: int | None, min_speakers: int | None, max_speak
 def _unit(vectors: FloatArray) -> FloatArray:
     unit: FloatArray = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
     return unit
-
-
-def _without_flicker(spoken: BoolArray, voiced: BoolArray, shortest: int) -> BoolArray:
-    """Fill a speaker's gaps, then drop his pieces, that are shorter than `shortest` frames; speech stays somebody's."""
-    filled = np.stack([fill_gaps(column, shortest) for column in spoken.T], axis=1) & voiced[:, None]
-    kept = np.stack([~fill_gaps(~column, shortest, edges=True) for column in filled.T], axis=1)
-    orphaned = voiced & ~kept.any(axis=1)
-    kept[orphaned] = spoken[orphaned]
-    return kept
-
-
-def _as_turns(spoken: BoolArray, step_samples: int, total_samples: int) -> tuple[SpeakerTurn, ...]:
-    turns = [
-        SpeakerTurn(int(begin) * step_samples, min(int(end) * step_samples, total_samples), speaker)
-        for speaker in range(spoken.shape[1])
-        for begin, end in runs(spoken[:, speaker])
-    ]
-    return tuple(sorted(turns, key=lambda turn: (turn.start_samples, turn.end_samples, turn.speaker)))
