@@ -19,8 +19,6 @@ from models.naming import Candidates, NamingParameters, match_evidence, match_we
 
 RIDGE = 1e-5
 NUM_BINS = 10
-WEIGHTS = ("bias", "cosine_weight", "margin_weight", "speech_weight", "voice_speech_weight", "gallery_weight")
-"""The fields of NamingParameters that are fitted, in the order of models.naming.match_evidence."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,16 +45,21 @@ class Trials:
     def __len__(self) -> int:
         return len(self.match)
 
-    def of(self, people: Sequence[str]) -> Trials:
-        """Those in which one of these people was heard."""
-        kept = np.isin(self.person, list(people))
-        return Trials(self.evidence[kept], self.match[kept], self.present[kept], self.person[kept])
-
     def probabilities(self, naming: NamingParameters) -> npt.NDArray[np.float64]:
         """What naming would say of each: (T,)."""
         odds = self.evidence @ match_weights(naming)
         found: npt.NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(odds, -50, 50)))
         return found
+
+
+def join_trials(parts: Sequence[Trials]) -> Trials:
+    """Trials drawn apart, as one."""
+    return Trials(
+        np.concatenate([part.evidence for part in parts]),
+        np.concatenate([part.match for part in parts]),
+        np.concatenate([part.present for part in parts]),
+        np.concatenate([part.person for part in parts]),
+    )
 
 
 def draw_trials(
@@ -95,24 +98,35 @@ def draw_trials(
     return Trials(np.array(evidence, np.float32).reshape(-1, 6), np.array(match), np.array(present), np.array(person))
 
 
-def fit_naming(trials: Trials, naming: NamingParameters, *, trust: float = 0.0) -> NamingParameters:
+def fit_naming(trials: Trials, naming: NamingParameters, *, trust: float = 0.0, worth: float = 0.0) -> NamingParameters:
     """The parameters with weights fitted to the trials by logistic regression.
 
-    trust: how many trials the weights that `naming` brings are worth; 0 forgets them. What the trials cannot tell (one
-    size of gallery, one length of speech) then stays as it was.
+    trust: how many independent trials the weights that `naming` brings are worth; 0 forgets them. What the trials
+    cannot tell (one size of gallery, one length of speech) then stays as it was. worth: how many independent trials
+    these are; 0 for as many as there are.
     """
     x, y = trials.evidence.astype(np.float64), trials.match.astype(np.float64)
     before = match_weights(naming)
     spread = np.maximum(x.std(axis=0), 0.05)
+    worth = worth or float(len(y))
 
     def loss(weights: npt.NDArray[np.float64]) -> float:
         odds = x @ weights
-        data = float(np.sum(np.logaddexp(0, odds) - y * odds))
-        towards = trust * float((((weights - before) * spread) ** 2).sum())
-        return (data + towards) / len(y) + RIDGE * float((weights[1:] ** 2).sum())
+        data = float(np.mean(np.logaddexp(0, odds) - y * odds))
+        towards = trust / worth * float((((weights - before) * spread) ** 2).sum())
+        return data + towards + RIDGE * float((weights[1:] ** 2).sum())
 
     found = minimize(loss, before if trust else np.zeros(x.shape[1]), method="BFGS").x
-    return replace(naming, **{name: round(float(value), 4) for name, value in zip(WEIGHTS, found, strict=True)})
+    bias, cosine, margin, speech, voice_speech, gallery = (round(float(value), 4) for value in found)
+    return replace(
+        naming,
+        bias=bias,
+        cosine_weight=cosine,
+        margin_weight=margin,
+        speech_weight=speech,
+        voice_speech_weight=voice_speech,
+        gallery_weight=gallery,
+    )
 
 
 def expected_calibration_error(
@@ -148,13 +162,14 @@ class ErrorRates:
     wrong: float
 
 
-def error_rates(trials: Trials, naming: NamingParameters, thresholds: Sequence[float]) -> list[ErrorRates]:
-    """What each threshold on the probability would do; margins are asked for as in naming."""
-    probability = trials.probabilities(naming)
-    wide = trials.evidence[:, 2] >= naming.margin_min
+def error_rates(
+    trials: Trials, probabilities: npt.NDArray[np.float64], margin_min: float, thresholds: Sequence[float]
+) -> list[ErrorRates]:
+    """What each threshold on the probabilities (T,) would do; a margin is asked for as in naming."""
+    wide = trials.evidence[:, 2] >= margin_min
     rates = []
     for threshold in thresholds:
-        named = (probability >= threshold) & wide
+        named = (probabilities >= threshold) & wide
         strangers, enrolled = ~trials.present, trials.present
         rates.append(
             ErrorRates(

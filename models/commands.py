@@ -1,4 +1,4 @@
-"""What the engine adds to the command `speakerd`: `models list|verify`.
+"""What the engine adds to the command `speakerd`: `models list|verify`, `calibrate`.
 
 The command line finds it through an entry point and imports nothing of ours itself. Importing this module does not load
 torch.
@@ -11,16 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from models.bundle import Bundle, list_bundles, load_bundle
+from models.calibrate_command import calibrate
 from runtime.errors import SpeakerdError, Unavailable
 from speakerd.cli.output import JsonFlag, Output
 
 
 def register(app: typer.Typer) -> None:
-    """Add `speakerd models`."""
+    """Add `speakerd models` and `speakerd calibrate`."""
     models = typer.Typer(no_args_is_help=True, help="Bundles of weights: what is there, and whether it is intact.")
     models.command("list")(list_models)
     models.command("verify")(verify_models)
     app.add_typer(models, name="models")
+    app.command("calibrate")(calibrate)
 
 
 def list_models(*, as_json: JsonFlag = False) -> None:

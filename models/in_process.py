@@ -15,6 +15,7 @@ import numpy as np
 
 from models.analysis import FloatArray
 from models.bundle import Bundle, load_bundle
+from models.calibration_file import with_calibration
 from models.diarize import Diarization, SpeakerTurn, diarize_samples
 from models.naming import all_of, name_speakers
 from models.seams import AnalysisDevice
@@ -28,8 +29,19 @@ NET_SPEECH_MIN = SAMPLE_RATE_HZ
 SILENT_PEAK = 1e-4  # -80 dBFS: no microphone in a room is as quiet as that
 
 
-def open_engine(bundle: str, device: str) -> InProcessDiarizer:
-    """Load a bundle onto a device: "cpu", "cuda" or "cuda:N". InvalidRequest when there is no such device."""
+def open_engine(bundle: str, device: str, calibration: Path | None = None) -> InProcessDiarizer:
+    """Load a bundle, with a calibration if there is one, onto a device: "cpu", "cuda" or "cuda:N".
+
+    InvalidRequest when there is no such device.
+    """
+    loaded = load_bundle(bundle)
+    if calibration is not None:
+        loaded = with_calibration(loaded, calibration)
+    return InProcessDiarizer(open_device(loaded, device), loaded)
+
+
+def open_device(bundle: Bundle, device: str) -> AnalysisDevice:
+    """A bundle's engine on a device, as open_engine has it."""
     # Read by OpenMP as torch loads it. Its threads wait by spinning otherwise, and on a machine that has other work to
     # do that makes two of them four times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -37,12 +49,11 @@ def open_engine(bundle: str, device: str) -> InProcessDiarizer:
 
     from models.torch_device import load_device
 
-    loaded = load_bundle(bundle)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise InvalidRequest(f"--device {device}: say cpu, cuda or cuda:N")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InvalidRequest("no CUDA device is to be seen here: leave --device out, or see `speakerd doctor`")
-    return InProcessDiarizer(load_device(loaded, device=device), loaded)
+    return load_device(bundle, device=device)
 
 
 class InProcessDiarizer:
@@ -60,7 +71,7 @@ class InProcessDiarizer:
         """Name this person from now on, by recordings of them alone. Raises BadAudio for those that are unfit."""
         total = np.zeros(self._device.grid.embedding_dim, np.float32)
         for file in files:
-            heard = self._device.analyze_voice(_sound(file))
+            heard = self._device.analyze_voice(read_sound(file))
             if heard.num_speakers == 0 or not heard.net_speech_samples:
                 raise BadAudio(f"{file}: no speech is heard in it; record {name} alone for 5 to 30 s")
             if heard.num_speakers > 1:
@@ -73,7 +84,7 @@ class InProcessDiarizer:
 
     def diarize(self, file: Path, options: DiarizeOptions, on_progress: Callable[[int, int], None]) -> Diarized:
         """Who spoke when in a recording. Raises BadAudio and its like, naming the file."""
-        samples = _sound(file)
+        samples = read_sound(file)
         found = diarize_samples(
             self._device,
             samples,
@@ -130,7 +141,7 @@ def _spoken(turns: Sequence[SpeakerTurn], named: Sequence[tuple[str, float]]) ->
     return spoken
 
 
-def _sound(file: Path) -> FloatArray:
+def read_sound(file: Path) -> FloatArray:
     """A recording's samples (N,) at 16 kHz. Errors name the file."""
     try:
         samples = decode(file).samples
