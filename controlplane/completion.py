@@ -19,7 +19,7 @@ from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import data_keys, samples, voiceprints, voices
 from controlplane.fleet import Fleet
 from controlplane.holdings import LIVE_STATES
-from controlplane.intake import Clip, Intake, judge
+from controlplane.intake import Clip, Intake
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.nodes import Analysis
 from controlplane.pulse import Pulse, wait_for_any
@@ -32,6 +32,7 @@ from runtime.logs import get_logger
 
 PAGE_VOICES = 100
 IDLE_S = 30.0
+CONSENT = "consent"
 RETRY_S = 5.0
 UNFIT = (Cause.BAD_AUDIO, Cause.TOO_LARGE, Cause.UNSUPPORTED_MEDIA, Cause.INVALID)
 
@@ -119,7 +120,7 @@ class Completion:
             analysis = await self._intake.analyze(await self._intake.listen(await self._clips(item)), model)
             if analysis is None:
                 return False
-            judge(analysis)
+            self._intake.judge(analysis)
         except SpeakerdError as error:
             if error.cause not in UNFIT:
                 raise
@@ -152,7 +153,8 @@ class Completion:
             if ciphertext is None:
                 raise SpeakerdError("a kept recording is missing from the store")
             data = key.decrypt(ciphertext, "sample", item.generation, row.clip)
-            clips.append(Clip(data, row.encoding, row.sample_rate_hz, row.channels))
+            is_consent = row.purpose == CONSENT
+            clips.append(Clip(data, row.encoding, row.sample_rate_hz, row.channels, is_consent))
         return clips
 
     async def _place(self, item: _Waiting, analysis: Analysis) -> bool:

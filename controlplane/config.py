@@ -10,7 +10,9 @@ from typing import Self
 
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 
+from controlplane.speaker_checks import SpeakerLimits
 from runtime.config import DaemonSettings
+from runtime.media import PreflightLimits
 
 
 class ControlPlaneSettings(DaemonSettings):
@@ -52,6 +54,13 @@ class ControlPlaneSettings(DaemonSettings):
     tombstone_days: float = Field(30.0, ge=0.0, description="How long what is left of an erased voice is listed.")
     pending_days: float = Field(
         30.0, gt=0.0, description="How long a voice may wait for a node to listen before it fails."
+    )
+
+    preflight: PreflightLimits = Field(
+        default_factory=PreflightLimits, description="What a recording for enrolment has to be; a table of its own."
+    )
+    speaker_checks: SpeakerLimits = Field(
+        default_factory=SpeakerLimits, description="What an engine has to hear in it; a table of its own."
     )
 
     @model_validator(mode="after")

@@ -19,10 +19,10 @@ from controlplane.blobs import Blobs
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import data_keys, idempotency, samples
 from controlplane.enrolment_request import Request, request_digest, validate
-from controlplane.intake import Intake, judge
+from controlplane.intake import Intake
 from controlplane.keys import DataKey, KeyRing, VoiceAddress
 from controlplane.metrics import Metrics
-from controlplane.nodes import Analysis
+from controlplane.nodes import Analysis, CollisionScope
 from controlplane.policy import Principal
 from controlplane.pulse import Pulse
 from controlplane.voice_lookup import NO_SUCH_VOICE
@@ -30,7 +30,7 @@ from controlplane.voice_rows import Kept, insert_evidence, insert_voice, place_v
 from controlplane.voices import Voice, Voices
 from runtime.clock import Clock
 from runtime.errors import Conflict, NotFound, SpeakerdError, Unavailable
-from runtime.media import SignalPreflight
+from runtime.media import Finding, SignalPreflight
 
 IDEMPOTENCY_S = 24 * 3600.0
 NOTE_PENDING = "no node is online: the voice is safe, waits as pending, and becomes ready by itself when one joins"
@@ -46,6 +46,7 @@ class Enrolled:
     analysis: Analysis | None
     enrolled_on: tuple[str, ...]
     note: str
+    findings: tuple[Finding, ...] = ()
 
 
 class Enrolment:
@@ -101,9 +102,11 @@ class Enrolment:
             before = await self._library.get(VoiceAddress(principal.tenant_id, request.voice_id))
             _may_be_enrolled_anew(before)
         sound = await self._intake.listen(request.clips)
-        analysis = await self._intake.analyze(sound)
+        scope = CollisionScope(principal.tenant_id, except_voice_id=request.voice_id)
+        analysis = await self._intake.analyze(sound, scope=scope)
+        findings: tuple[Finding, ...] = ()
         if analysis is not None:
-            judge(analysis)
+            findings = self._intake.judge(analysis)
         elif before is not None:
             raise Unavailable(
                 "no node is online to listen to the recording, and the voice that is enrolled stays as it is; try again"
@@ -118,7 +121,7 @@ class Enrolment:
         else:
             enrolled_on = await self._library.spread(voice)
         note = "" if enrolled_on else NOTE_PENDING if analysis is None else NOTE_CATCHING_UP
-        return Enrolled(await self._library.get(voice), sound.preflight, analysis, enrolled_on, note)
+        return Enrolled(await self._library.get(voice), sound.preflight, analysis, enrolled_on, note, findings)
 
     async def _repeated(self, tenant_id: str, key: str, digest: bytes) -> VoiceAddress | None:
         async with self._database.read() as connection:

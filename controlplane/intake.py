@@ -17,9 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from controlplane.fleet import Fleet
-from controlplane.nodes import Analysis, Nodes
-from runtime.errors import BadAudio, Overloaded, TimedOut, TooLarge, Unavailable
-from runtime.media import CLIP, SignalPreflight, SourceFormat, adecode, preflight
+from controlplane.nodes import Analysis, CollisionScope, Nodes
+from controlplane.speaker_checks import SpeakerLimits, judge
+from runtime.errors import BadAudio, InvalidRequest, Overloaded, SpeakerdError, TimedOut, TooLarge, Unavailable
+from runtime.media import (
+    CLIP,
+    Finding,
+    PreflightLimits,
+    SignalPreflight,
+    SourceFormat,
+    adecode,
+    measure,
+    preflight,
+)
 from runtime.pcm import PcmDecoder
 from runtime.units import SAMPLE_RATE_HZ, seconds_from_samples
 
@@ -27,73 +37,100 @@ CONTAINER = 5
 CLIP_BYTES_MAX = 32 << 20
 CLIPS_MAX = 10
 TOTAL_BYTES_MAX = 64 << 20
-TOTAL_S_MAX = 300.0
-NET_SPEECH_MS_MIN = 1_000
+CONSENT_S_MAX = 120.0
 WAITING_MAX = 32
 NODES_TRIED_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A recording as it came. encoding: number of speakerd.v1.Encoding; rate and channels count for raw samples."""
+    """A recording as it came. encoding: number of speakerd.v1.Encoding; rate and channels count for raw samples.
+
+    is_consent: the person speaking their consent; no voiceprint is made of it.
+    """
 
     data: bytes
     encoding: int = CONTAINER
     sample_rate_hz: int = 0
     channels: int = 0
+    is_consent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """All clips of an enrolment, one after the other: float32 (N,) at 16 kHz mono, and its preflight."""
+    """The clips of an enrolment, each float32 (N,) at 16 kHz mono, the consent apart, and the preflight of them all."""
 
-    samples: npt.NDArray[np.float32]
+    clips: tuple[npt.NDArray[np.float32], ...]
+    consent: npt.NDArray[np.float32] | None
     preflight: SignalPreflight
 
 
 class Intake:
     """Decodes and judges clips, as many at a time as there are cores."""
 
-    def __init__(self, fleet: Fleet, nodes: Nodes) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        nodes: Nodes,
+        *,
+        preflight_limits: PreflightLimits | None = None,
+        speaker_limits: SpeakerLimits | None = None,
+    ) -> None:
         self._fleet = fleet
         self._nodes = nodes
+        self._preflight_limits = preflight_limits or PreflightLimits()
+        self._speaker_limits = speaker_limits or SpeakerLimits()
         self._cores = asyncio.Semaphore(max(1, os.cpu_count() or 1))
         self._inside = 0
 
     def __repr__(self) -> str:
         return f"Intake(inside={self._inside})"
 
-    async def listen(self, clips: Sequence[Clip]) -> Sound:
-        """Decode and preflight. Raises BadAudio, UnsupportedMedia, TooLarge, InvalidRequest, Overloaded."""
-        if not clips:
+    async def listen(self, clips: Sequence[Clip], limits: PreflightLimits | None = None) -> Sound:
+        """Decode and preflight. limits: those of a dialect, in place of the configured ones.
+
+        Raises PreflightFailed with all that was measured; BadAudio, UnsupportedMedia, TooLarge, InvalidRequest,
+        Overloaded.
+        """
+        spoken = [clip for clip in clips if not clip.is_consent]
+        if not spoken:
             raise BadAudio("no recording came with the request: send at least one clip of the person speaking")
-        if len(clips) > CLIPS_MAX or sum(len(clip.data) for clip in clips) > TOTAL_BYTES_MAX:
+        if len(clips) - len(spoken) > 1:
+            raise InvalidRequest("one recording of the consent at most")
+        if len(spoken) > CLIPS_MAX or sum(len(clip.data) for clip in clips) > TOTAL_BYTES_MAX:
             raise TooLarge(f"at most {CLIPS_MAX} clips and {TOTAL_BYTES_MAX >> 20} MiB in all")
         async with self._admission():
-            decoded = []
+            consent = None
+            decoded: list[tuple[npt.NDArray[np.float32], SourceFormat]] = []
             for clip in clips:
-                samples, source = await _decoded(clip)
-                decoded.append((samples, source))
-                # Each for itself: a silent clip among good ones is a mistake that its sender wants to hear of.
-                await asyncio.to_thread(preflight, samples, source)
+                name = _name(clip, len(decoded) + 1, len(spoken))
+                samples, source = await _listened(clip, name)
+                if clip.is_consent:
+                    consent = samples
+                else:
+                    decoded.append((samples, source))
+            poorest = min((source for _, source in decoded), key=lambda source: source.sample_rate_hz)
             joined = np.concatenate([samples for samples, _ in decoded])
-            if seconds_from_samples(len(joined)) > TOTAL_S_MAX:
-                raise TooLarge(f"more than {TOTAL_S_MAX:g} s in all: 5 to 30 s of the person speaking are enough")
-            measured = await asyncio.to_thread(preflight, joined, decoded[0][1], for_enrolment=True)
-            if measured.voice_activity_ratio <= 0.0:
-                raise BadAudio("no speech was found: the sound is steady noise or hum; record the person speaking")
-        return Sound(joined, measured)
+            measured = await asyncio.to_thread(preflight, joined, poorest, limits or self._preflight_limits)
+        return Sound(tuple(samples for samples, _ in decoded), consent, measured)
 
-    async def analyze(self, sound: Sound, model: str | None = None) -> Analysis | None:
+    async def analyze(
+        self, sound: Sound, model: str | None = None, scope: CollisionScope | None = None
+    ) -> Analysis | None:
         """What a node hears: the first that answers, of a model if it is given. None while no node can listen."""
         serving = [lease for lease in await self._fleet.serving() if model is None or lease.model == model]
-        data = np.ascontiguousarray(sound.samples, dtype="<f4").tobytes()
+        clips = [_bytes_of(samples) for samples in sound.clips]
+        consent = None if sound.consent is None else _bytes_of(sound.consent)
         for lease in serving[:NODES_TRIED_MAX]:
             try:
-                return await self._nodes.analyze(lease.address, data)
+                return await self._nodes.analyze(lease.address, clips, consent_f32=consent, scope=scope)
             except (Unavailable, TimedOut, Overloaded):
                 continue
         return None
+
+    def judge(self, analysis: Analysis) -> tuple[Finding, ...]:
+        """What to know of what a node heard. Raises SpeakerChecksFailed where nobody can be enrolled from it."""
+        return judge(analysis, self._speaker_limits)
 
     @asynccontextmanager
     async def _admission(self) -> AsyncIterator[None]:
@@ -107,18 +144,30 @@ class Intake:
             self._inside -= 1
 
 
-def judge(analysis: Analysis) -> None:
-    """Raises BadAudio when what a node heard is not one person speaking."""
-    if analysis.num_speakers == 0 or analysis.net_speech_ms == 0:
-        raise BadAudio("no speech was found in the recording: record the person speaking, 5 to 30 s")
-    if analysis.num_speakers > 1:
-        raise BadAudio(
-            f"{analysis.num_speakers} different voices are heard: enrol from recordings of that one person alone"
-        )
-    if analysis.net_speech_ms < NET_SPEECH_MS_MIN:
-        raise BadAudio(
-            f"only {analysis.net_speech_ms / 1000:.1f} s of clean speech: at least 1 s is needed, 5 to 30 s are better"
-        )
+def _name(clip: Clip, number: int, total: int) -> str:
+    """What a clip is called in an error; nothing where there is but one."""
+    if clip.is_consent:
+        return "the recording of the consent: "
+    return f"clip {number}: " if total > 1 else ""
+
+
+async def _listened(clip: Clip, name: str) -> tuple[npt.NDArray[np.float32], SourceFormat]:
+    """A clip decoded, and each for itself asked whether there is sound in it: a silent one among good ones is a mistake
+    that its sender wants to hear of."""
+    try:
+        samples, source = await _decoded(clip)
+        await asyncio.to_thread(measure, samples, source)
+    except SpeakerdError as error:
+        if not name:
+            raise
+        raise type(error)(f"{name}{error}") from None
+    if clip.is_consent and seconds_from_samples(len(samples)) > CONSENT_S_MAX:
+        raise TooLarge(f"{name}more than {CONSENT_S_MAX:g} s")
+    return samples, source
+
+
+def _bytes_of(samples: npt.NDArray[np.float32]) -> bytes:
+    return np.ascontiguousarray(samples, dtype="<f4").tobytes()
 
 
 async def _decoded(clip: Clip) -> tuple[npt.NDArray[np.float32], SourceFormat]:

@@ -7,7 +7,7 @@ bound of the call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -46,8 +46,38 @@ class Ack:
 
 
 @dataclass(frozen=True, slots=True)
+class HeardClip:
+    """One clip of an enrolment. voiceprint: None without speech. probability: of being of the person of the others."""
+
+    voiceprint: Print | None
+    net_speech_ms: int
+    probability: float
+    left_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HeardConsent:
+    """The recording of a consent. probability: of being spoken by the voice of the clips."""
+
+    net_speech_ms: int
+    num_speakers: int
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Collision:
+    """The nearest voice in scope, and the probability that it is the same person."""
+
+    voice_id: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Analysis:
-    """What a node hears in a clip. Times are milliseconds; cohesion is a cosine."""
+    """What a node hears in an enrolment's clips. Times are milliseconds; cohesion is a cosine.
+
+    consent, collision: None where there is none, or none was asked for.
+    """
 
     voiceprint: Print
     duration_ms: int
@@ -55,6 +85,18 @@ class Analysis:
     num_speakers: int
     cohesion: float
     warnings: tuple[str, ...]
+    clips: tuple[HeardClip, ...] = ()
+    consent: HeardConsent | None = None
+    collision: Collision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CollisionScope:
+    """Whose voices a new one is compared with. audiences: empty for all of the tenant's."""
+
+    tenant_id: str
+    audiences: tuple[str, ...] = ()
+    except_voice_id: str = ""
 
 
 class Nodes:
@@ -116,33 +158,29 @@ class Nodes:
         except aio.AioRpcError as error:
             raise translated(error) from None
 
-    async def analyze(self, address: str, samples_f32: bytes) -> Analysis:
-        """What a node hears in sound of 16 kHz mono float32. Raises BadAudio, Overloaded, Unavailable, TimedOut."""
-        clip = common_pb2.AudioClip(
-            format=common_pb2.AudioFormat(
-                encoding=common_pb2.Encoding.ValueType(PcmEncoding.F32LE), sample_rate_hz=SAMPLE_RATE_HZ, channels=1
-            ),
-            data=samples_f32,
+    async def analyze(
+        self,
+        address: str,
+        clips_f32: Sequence[bytes],
+        *,
+        consent_f32: bytes | None = None,
+        scope: CollisionScope | None = None,
+    ) -> Analysis:
+        """What a node hears in clips of 16 kHz mono float32. Raises BadAudio, Overloaded, Unavailable, TimedOut."""
+        first, *more = [_sound(samples) for samples in clips_f32]
+        request = node_pb2.AnalyzeRequest(
+            clip=first,
+            more_clips=more,
+            consent=None if consent_f32 is None else _sound(consent_f32),
+            tenant_id=scope.tenant_id if scope else "",
+            audiences=scope.audiences if scope else (),
+            except_voice_id=scope.except_voice_id if scope else "",
         )
         try:
-            answer = await self.stub(address).Analyze(
-                node_pb2.AnalyzeRequest(clip=clip), timeout=self._analyze_timeout_s, metadata=self._metadata
-            )
+            answer = await self.stub(address).Analyze(request, timeout=self._analyze_timeout_s, metadata=self._metadata)
         except aio.AioRpcError as error:
             raise translated(error) from None
-        heard = answer.analysis
-        return Analysis(
-            voiceprint=Print(
-                answer.voiceprint.model,
-                answer.voiceprint.embedding,
-                answer.voiceprint.net_speech_ms or heard.net_speech_ms,
-            ),
-            duration_ms=heard.duration_ms,
-            net_speech_ms=heard.net_speech_ms,
-            num_speakers=heard.num_speakers,
-            cohesion=heard.cohesion,
-            warnings=tuple(heard.warnings),
-        )
+        return _analysis(answer)
 
     async def incarnation_at(self, address: str) -> int | None:
         """Which incarnation lives at an address: None when nobody does, -1 when there is no answer in time."""
@@ -227,3 +265,41 @@ def _cause(error: aio.AioRpcError) -> str:
         if name == "speakerd-error-bin" and isinstance(value, bytes):
             return common_pb2.ErrorInfo.FromString(value).cause
     return ""
+
+
+def _sound(samples_f32: bytes) -> common_pb2.AudioClip:
+    form = common_pb2.AudioFormat(
+        encoding=common_pb2.Encoding.ValueType(PcmEncoding.F32LE), sample_rate_hz=SAMPLE_RATE_HZ, channels=1
+    )
+    return common_pb2.AudioClip(format=form, data=samples_f32)
+
+
+def _analysis(answer: node_pb2.AnalyzeResponse) -> Analysis:
+    heard, consent = answer.analysis, answer.consent
+    return Analysis(
+        voiceprint=_print(answer.voiceprint, heard),
+        duration_ms=heard.duration_ms,
+        net_speech_ms=heard.net_speech_ms,
+        num_speakers=heard.num_speakers,
+        cohesion=heard.cohesion,
+        warnings=tuple(heard.warnings),
+        clips=tuple(
+            HeardClip(
+                _print(clip.voiceprint, clip.analysis) if clip.HasField("voiceprint") else None,
+                clip.analysis.net_speech_ms,
+                clip.probability,
+                clip.left_out,
+            )
+            for clip in answer.clips
+        ),
+        consent=HeardConsent(consent.analysis.net_speech_ms, consent.analysis.num_speakers, consent.probability)
+        if answer.HasField("consent")
+        else None,
+        collision=Collision(answer.collision.voice_id, answer.collision.probability)
+        if answer.HasField("collision")
+        else None,
+    )
+
+
+def _print(voiceprint: common_pb2.Voiceprint, heard: node_pb2.VoiceAnalysis) -> Print:
+    return Print(voiceprint.model, voiceprint.embedding, voiceprint.net_speech_ms or heard.net_speech_ms)

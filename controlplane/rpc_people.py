@@ -24,7 +24,7 @@ from controlplane.scopes import JOBS_WRITE, VOICES_ERASE, VOICES_READ, VOICES_WR
 from controlplane.voices import Outcome, Voice, Voices, Warmth
 from runtime.errors import InvalidRequest, Overloaded, SpeakerdError, TooLarge
 from runtime.grpc_server import bearer
-from runtime.media import SignalPreflight
+from runtime.media import Finding, SignalPreflight
 from runtime.pcm import said_rate_and_channels
 from speakerd.v1 import node_pb2, people_pb2, people_pb2_grpc
 
@@ -131,6 +131,7 @@ class _Gathering:
     sample_rate_hz: int
     channels: int
     data: bytearray = field(default_factory=bytearray)
+    is_consent: bool = False
 
 
 async def _collected(requests: AsyncIterator[people_pb2.EnrollVoiceRequest]) -> Request:
@@ -151,11 +152,12 @@ async def _collected(requests: AsyncIterator[people_pb2.EnrollVoiceRequest]) -> 
         if chunk.clip > len(clips) or chunk.clip + 1 < len(clips):
             raise InvalidRequest("clips are numbered 0, 1, … and come one after the other")
         if chunk.clip == len(clips):
-            if len(clips) == CLIPS_MAX:
+            if len(clips) == CLIPS_MAX + 1:  # the consent besides
                 raise TooLarge(f"at most {CLIPS_MAX} clips")
             said = chunk.format if chunk.HasField("format") else None
             encoding = CONTAINER if said is None else said.encoding or 1
-            clips.append(_Gathering(encoding, *(said_rate_and_channels(said) if said else (0, 0))))
+            rate_hz, channels = said_rate_and_channels(said) if said else (0, 0)
+            clips.append(_Gathering(encoding, rate_hz, channels, is_consent=chunk.is_consent))
         if len(data) > CHUNK_BYTES_MAX:
             raise TooLarge("a chunk is at most 1 MiB: send more of them")
         clips[-1].data += data
@@ -169,7 +171,9 @@ async def _collected(requests: AsyncIterator[people_pb2.EnrollVoiceRequest]) -> 
         label=spec.label,
         consent=Consent(spec.consent.full_name, spec.consent.purpose, spec.consent.text),
         idempotency_key=spec.idempotency_key,
-        clips=tuple(Clip(bytes(clip.data), clip.encoding, clip.sample_rate_hz, clip.channels) for clip in clips),
+        clips=tuple(
+            Clip(bytes(clip.data), clip.encoding, clip.sample_rate_hz, clip.channels, clip.is_consent) for clip in clips
+        ),
     )
 
 
@@ -180,6 +184,9 @@ def _enrolled(answer: Enrolled) -> people_pb2.EnrollVoiceResponse:
         analysis=None if answer.analysis is None else _analysis(answer.analysis),
         enrolled_on=answer.enrolled_on,
         note=answer.note,
+        speaker_checks_deferred=answer.preflight is not None and answer.analysis is None,
+        findings=[_finding(finding, refuses=False) for finding in answer.findings],
+        consent_probability=answer.analysis.consent.probability if answer.analysis and answer.analysis.consent else 0.0,
     )
 
 
@@ -191,7 +198,22 @@ def _preflight(measured: SignalPreflight) -> people_pb2.Preflight:
         peak_dbfs=measured.peak_dbfs,
         voice_activity_ratio=measured.voice_activity_ratio,
         snr_db=measured.snr_db,
-        warnings=measured.warnings,
+        warnings=[finding.text for finding in measured.warnings],
+        clipped_ratio=measured.clipped_ratio,
+        findings=[
+            *(_finding(finding, refuses=True) for finding in measured.fail_reasons),
+            *(_finding(finding, refuses=False) for finding in measured.warnings),
+        ],
+    )
+
+
+def _finding(finding: Finding, *, refuses: bool) -> people_pb2.Finding:
+    return people_pb2.Finding(
+        code=finding.code,
+        measured=finding.measured,
+        threshold=finding.threshold,
+        text=finding.text,
+        refuses=refuses,
     )
 
 

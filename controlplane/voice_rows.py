@@ -14,7 +14,7 @@ from sqlalchemy import case, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane import fleet_log
-from controlplane.database.schema import consents, data_keys, samples, voiceprints, voices
+from controlplane.database.schema import consents, data_keys, samples, voiceprint_members, voiceprints, voices
 from controlplane.enrolment_request import Consent
 from controlplane.fleet_log import Change
 from controlplane.intake import Clip
@@ -98,7 +98,7 @@ async def replace_voice(
         select(samples.c.blob_key).where(samples.c.tenant_id == voice.tenant_id, samples.c.voice_id == voice.voice_id)
     )
     blob_keys = [row.blob_key for row in old]
-    for table in (samples, voiceprints):
+    for table in (samples, voiceprints, voiceprint_members):
         await connection.execute(
             delete(table).where(table.c.tenant_id == voice.tenant_id, table.c.voice_id == voice.voice_id)
         )
@@ -139,6 +139,7 @@ async def insert_evidence(
                 voice_id=voice.voice_id,
                 generation=generation,
                 clip=index,
+                purpose="consent" if blob.clip.is_consent else "reference",
                 blob_key=blob.blob_key,
                 blob_bytes=blob.blob_bytes,
                 encoding=blob.clip.encoding,
@@ -170,6 +171,22 @@ async def place_voiceprint(
             ciphertext=key.encrypt(made.embedding, "voiceprint", generation, made.model),
         )
     )
+    for number, clip in enumerate(analysis.clips):
+        if clip.voiceprint is None:
+            continue
+        await connection.execute(
+            insert(voiceprint_members).values(
+                tenant_id=voice.tenant_id,
+                voice_id=voice.voice_id,
+                model=made.model,
+                generation=generation,
+                clip=number,
+                net_speech_ms=clip.net_speech_ms,
+                cohesion=clip.probability,
+                left_out=clip.left_out,
+                ciphertext=key.encrypt(clip.voiceprint.embedding, "member", generation, number, made.model),
+            )
+        )
     revision = await fleet_log.append(connection, Change.ENROLL, voice, generation, now_lease_s=now_lease_s)
     await connection.execute(
         update(voices)

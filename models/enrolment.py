@@ -1,15 +1,20 @@
-"""What an enrolment clip holds: its dominant speaker's embedding, how much clean speech, how many speakers.
+"""What enrolment clips hold: a dominant speaker's embedding, how much clean speech, how many speakers, who agrees.
 
-Pure NumPy over any AnalysisDevice: a clip is a short file, diarized like any other.
+Pure NumPy over any AnalysisDevice: a clip is a short file, diarized like any other. Clips of one person are combined by
+leaving each out in turn and asking whether it is the person of the others: those that are not are left out for good.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from models.analysis import FloatArray
 from models.clustering import ClusteringParameters
 from models.diarize import FileDiarization, analyze_samples
+from models.naming import NamingParameters, same_voice_probability
 from models.seams import AnalysisDevice, VoiceSample
 from runtime.units import samples_from_seconds
 
@@ -17,6 +22,84 @@ ENROLMENT_SLOT = -1
 # A second voice counts from this much clean speech, and from this share of the first one's: less is a cough or an echo.
 SECOND_SPEAKER_SAMPLES_MIN = samples_from_seconds(1.0)
 SECOND_SPEAKER_SHARE_MIN = 0.1
+
+SAME_PROBABILITY_MIN = 0.2
+"""A clip less likely than this to be of the person of the other clips is taken for another's. Measured on clips of 2 to
+12 s: clean recordings of one person score above 0.9, half of those with noise 8 dB below the speech above 0.5."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CombinedVoice:
+    """Clips of one person, taken together.
+
+    sample: of the clips that were not left out; its num_speakers is at least 2 where the clips do not agree on who is
+    speaking. probabilities: of each clip being of the person of the others, 1 where there are none. left_out: clip by
+    clip.
+    """
+
+    sample: VoiceSample
+    probabilities: tuple[float, ...]
+    left_out: tuple[bool, ...]
+
+
+def same_voice(first: VoiceSample, second: VoiceSample, naming: NamingParameters) -> float:
+    """Probability that two samples are of one person, calibrated as names are; 0 where either holds no speech."""
+    if not first.net_speech_samples or not second.net_speech_samples:
+        return 0.0
+    return same_voice_probability(
+        first.embedding, second.embedding, first.net_speech_samples, second.net_speech_samples, naming
+    )
+
+
+def combine_clips(samples: Sequence[VoiceSample], naming: NamingParameters) -> CombinedVoice:
+    """Clips of one person: those that agree, as one sample. The worst is left out first, while three or more are left.
+
+    Where less than half of the clips that hold speech agree, nobody can say which of them are right.
+    """
+    assert samples
+    spoken = [index for index, sample in enumerate(samples) if sample.net_speech_samples]
+    kept = list(spoken)
+    agreement = _agreement(samples, kept, naming)
+    while len(kept) > 2 and min(agreement[index] for index in kept) < SAME_PROBABILITY_MIN:
+        kept.remove(min(kept, key=lambda index: agreement[index]))
+        agreement = _agreement(samples, kept, naming)
+    is_agreed = 2 * len(kept) > len(spoken) and all(agreement[index] >= SAME_PROBABILITY_MIN for index in kept)
+    if len(spoken) > 1 and not is_agreed:
+        kept = list(spoken)
+        agreement = _agreement(samples, kept, naming)
+    whole = _together([samples[index] for index in kept]) if kept else samples[0]
+    if len(spoken) > 1 and not is_agreed:
+        whole = VoiceSample(whole.embedding, whole.net_speech_samples, max(2, whole.num_speakers), whole.cohesion)
+    others = {index: same_voice(samples[index], whole, naming) for index in spoken if index not in kept}
+    return CombinedVoice(
+        whole,
+        tuple({**agreement, **others}.get(index, 0.0) for index in range(len(samples))),
+        tuple(index not in kept for index in range(len(samples))),
+    )
+
+
+def _agreement(samples: Sequence[VoiceSample], kept: Sequence[int], naming: NamingParameters) -> dict[int, float]:
+    """Of each clip, the probability that it is of the person of the other ones."""
+    if len(kept) < 2:
+        return dict.fromkeys(kept, 1.0)
+    return {
+        index: same_voice(samples[index], _together([samples[other] for other in kept if other != index]), naming)
+        for index in kept
+    }
+
+
+def _together(samples: Sequence[VoiceSample]) -> VoiceSample:
+    """One sample of several, each weighing as much as it has clean speech."""
+    if len(samples) == 1:
+        return samples[0]
+    weights = np.array([sample.net_speech_samples for sample in samples], np.float64)
+    total = (weights[:, None] * np.stack([sample.embedding for sample in samples])).sum(axis=0)
+    return VoiceSample(
+        (total / max(float(np.linalg.norm(total)), 1e-6)).astype(np.float32),
+        int(weights.sum()),
+        max(sample.num_speakers for sample in samples),
+        float(weights @ np.array([sample.cohesion for sample in samples]) / weights.sum()),
+    )
 
 
 def hear_voice(device: AnalysisDevice, samples: FloatArray, clustering: ClusteringParameters) -> VoiceSample:

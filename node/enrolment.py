@@ -7,11 +7,14 @@ are decoded in the sandbox, and few clips are decoded at once; nothing of a clip
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from models.analysis import FloatArray
+from models.enrolment import CombinedVoice, combine_clips
+from models.naming import NamingParameters
 from models.seams import VoiceSample
 from node.device_thread import DeviceThread
 from runtime.errors import BadAudio, Overloaded, TooLarge
@@ -28,9 +31,21 @@ CLIPS_AT_ONCE = 2
 CLIPS_WAITING_MAX = 16
 CLIP_S_MAX = 120.0
 """A clip is heard in one call of the device, while live streams wait; so it is bounded more tightly than files."""
+CLIPS_MAX = 10
+TOTAL_S_MAX = 240.0
 NET_SPEECH_MIN = SAMPLE_RATE_HZ
 NET_SPEECH_GOOD = 5 * SAMPLE_RATE_HZ
 COHESION_LOW = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class SentClip:
+    """A clip as it came. encoding: number of speakerd.v1.Encoding; rate and channels count for raw samples."""
+
+    data: bytes
+    encoding: int
+    sample_rate_hz: int
+    channels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +68,47 @@ class ClipAnalysis:
     def __repr__(self) -> str:
         return f"ClipAnalysis({self._waiting} clips)"
 
-    async def hear(self, data: bytes, *, encoding: int, sample_rate_hz: int, channels: int) -> HeardVoice:
+    async def hear(self, clip: SentClip) -> HeardVoice:
         """What a clip holds. Raises BadAudio and its like for what cannot be decoded, Overloaded when many wait."""
+        (heard,) = await self.hear_all([clip])
+        return heard
+
+    async def hear_all(self, clips: Sequence[SentClip]) -> list[HeardVoice]:
+        """What each clip holds, in order; at most CLIPS_MAX clips and CLIP_S_MAX seconds in all."""
+        if len(clips) > CLIPS_MAX + 1:  # the clip of the consent besides
+            raise TooLarge(f"at most {CLIPS_MAX} clips")
         if self._waiting >= CLIPS_WAITING_MAX:
             raise Overloaded("many clips wait to be heard: try again", retry_after_s=2.0)
         self._waiting += 1
         try:
             async with self._places:
-                samples = await self._decode(data, encoding, sample_rate_hz, channels)
-                if seconds_from_samples(len(samples)) > CLIP_S_MAX:
-                    raise TooLarge(f"the clip is longer than {CLIP_S_MAX:g} s: 5 to 30 s of one person are best")
-                if not len(samples):
-                    raise BadAudio("the clip holds no audio: send at least 1 s of one person speaking")
-                if float(np.abs(samples).max()) <= SILENCE_PEAK:
-                    raise BadAudio(
-                        f"no sound above {SILENCE_DBFS} dBFS in {seconds_from_samples(len(samples)):.1f} s: the clip "
-                        "is silent; check the microphone and its level, and the encoding"
-                    )
-                sample = await self._device.call(lambda engine: engine.device.analyze_voice(samples))
+                return await self._hear_in_turn(clips)
         finally:
             self._waiting -= 1
-        return HeardVoice(len(samples), sample, _warnings(sample))
+
+    async def _hear_in_turn(self, clips: Sequence[SentClip]) -> list[HeardVoice]:
+        found, total_samples = [], 0
+        for clip in clips:
+            samples = await self._decode(clip.data, clip.encoding, clip.sample_rate_hz, clip.channels)
+            total_samples += len(samples)
+            if seconds_from_samples(len(samples)) > CLIP_S_MAX or seconds_from_samples(total_samples) > TOTAL_S_MAX:
+                raise TooLarge(
+                    f"a clip is longer than {CLIP_S_MAX:g} s, or all of them than {TOTAL_S_MAX:g} s: 5 to 30 s of one "
+                    "person are best"
+                )
+            found.append(await self._hear_samples(samples))
+        return found
+
+    async def _hear_samples(self, samples: FloatArray) -> HeardVoice:
+        if not len(samples):
+            raise BadAudio("the clip holds no audio: send at least 1 s of one person speaking")
+        if float(np.abs(samples).max()) <= SILENCE_PEAK:
+            raise BadAudio(
+                f"no sound above {SILENCE_DBFS} dBFS in {seconds_from_samples(len(samples)):.1f} s: the clip "
+                "is silent; check the microphone and its level, and the encoding"
+            )
+        sample = await self._device.call(lambda engine: engine.device.analyze_voice(samples))
+        return HeardVoice(len(samples), sample, warnings_of(sample))
 
     async def _decode(self, data: bytes, encoding: int, sample_rate_hz: int, channels: int) -> FloatArray:
         if encoding == CONTAINER:
@@ -81,6 +116,18 @@ class ClipAnalysis:
         if len(data) > CLIP.bytes_max:
             raise TooLarge(f"the clip holds {len(data)} bytes: send at most {CLIP.bytes_max}")
         return await asyncio.to_thread(_decode_pcm, data, encoding, sample_rate_hz, channels)
+
+
+def combined(heard: Sequence[HeardVoice], naming: NamingParameters) -> tuple[HeardVoice, CombinedVoice]:
+    """Clips of one person as one, and how each of them fits the others."""
+    together = combine_clips([clip.sample for clip in heard], naming)
+    duration_samples = sum(clip.duration_samples for clip in heard)
+    warnings = list(warnings_of(together.sample))
+    left_out = [number for number, is_out in enumerate(together.left_out, start=1) if is_out]
+    if left_out:
+        numbers = ", ".join(str(number) for number in left_out)
+        warnings.append(f"left out, as not of the person of the other clips: clip {numbers} of {len(heard)}")
+    return HeardVoice(duration_samples, together.sample, tuple(warnings)), together
 
 
 def require_enrollable(heard: HeardVoice) -> None:
@@ -104,7 +151,8 @@ def _decode_pcm(data: bytes, encoding: int, sample_rate_hz: int, channels: int) 
     return np.concatenate([decoder.feed(data), decoder.flush()])
 
 
-def _warnings(sample: VoiceSample) -> tuple[str, ...]:
+def warnings_of(sample: VoiceSample) -> tuple[str, ...]:
+    """What to know before relying on a sample, in plain words."""
     found = []
     if sample.num_speakers > 1:
         found.append(f"{sample.num_speakers} speakers were heard; one person is enrolled from a clip of one person")

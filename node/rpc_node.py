@@ -7,10 +7,12 @@ from typing import Any
 
 from grpc import aio
 
+from models.enrolment import same_voice
 from node import wire
 from node.access import Access
+from node.collisions import nearest_voice
 from node.engine import Engine
-from node.enrolment import ClipAnalysis, HeardVoice, require_enrollable
+from node.enrolment import ClipAnalysis, HeardVoice, SentClip, combined, require_enrollable
 from node.files import FileRuns
 from node.fleet_log import Enrolment, Eviction, FleetLog, Position
 from node.load import LoadGauge
@@ -92,12 +94,30 @@ class NodeService(node_pb2_grpc.NodeServicer):
         return node_pb2.EvictResponse(was_held=was_held, cursor=self._log.cursor, incarnation=self._log.incarnation)
 
     async def Analyze(self, request: node_pb2.AnalyzeRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
-        """What a clip holds."""
+        """What clips of one person hold, whether the consent is theirs, and whom they are too close to."""
         self._access.require_fleet(bearer(context))
-        heard = await self._hear(request.clip)
-        return node_pb2.AnalyzeResponse(
-            analysis=wire.voice_analysis(heard),
-            voiceprint=wire.voiceprint(heard.sample, self._engine.model) if heard.sample.num_speakers else None,
+        sent = [_clip(clip) for clip in (request.clip, *request.more_clips)]
+        if request.HasField("consent"):
+            sent.append(_clip(request.consent))
+        heard = await self._clips.hear_all(sent)
+        consent = heard.pop() if request.HasField("consent") else None
+        naming = self._engine.naming
+        whole, together = combined(heard, naming)
+        collision = None
+        if request.tenant_id and whole.sample.net_speech_samples:
+            tenant_id = wire.identifier(request.tenant_id, "tenant_id")
+            collision = await nearest_voice(
+                self._store, tenant_id, whole.sample, naming, except_voice_id=request.except_voice_id
+            )
+        return wire.analysis(
+            self._engine.model,
+            whole,
+            heard,
+            together,
+            consent=None
+            if consent is None
+            else (consent, same_voice(consent.sample, whole.sample, self._engine.naming)),
+            collision=collision,
         )
 
     async def Diarize(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # type: ignore[override]  # noqa: N802
@@ -160,7 +180,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 embedding = wire.embedding(request.voiceprint, self._engine.model)
                 net_speech_samples = samples_from_ms(request.voiceprint.net_speech_ms or NET_SPEECH_UNKNOWN_MS)
             case "clip":
-                heard = await self._hear(request.clip)
+                heard = await self._clips.hear(_clip(request.clip))
                 require_enrollable(heard)
                 embedding, net_speech_samples = heard.sample.embedding, heard.sample.net_speech_samples
             case _:
@@ -168,11 +188,11 @@ class NodeService(node_pb2_grpc.NodeServicer):
         generation = request.voice.generation
         return Enrolment(tenant_id, voice_id, generation, label, embedding, net_speech_samples), heard
 
-    async def _hear(self, clip: common_pb2.AudioClip) -> HeardVoice:
-        rate_hz, channels = said_rate_and_channels(clip.format)
-        return await self._clips.hear(
-            clip.data, encoding=clip.format.encoding, sample_rate_hz=rate_hz, channels=channels
-        )
+
+def _clip(clip: common_pb2.AudioClip) -> SentClip:
+    """A clip as it came."""
+    rate_hz, channels = said_rate_and_channels(clip.format)
+    return SentClip(clip.data, clip.format.encoding, rate_hz, channels)
 
 
 def _voice(voice: common_pb2.VoiceRef) -> tuple[str, str]:
@@ -184,4 +204,4 @@ def _voice(voice: common_pb2.VoiceRef) -> tuple[str, str]:
 def _position(request: node_pb2.EnrollRequest | node_pb2.EvictRequest) -> Position | None:
     if not request.HasField("position"):
         return None
-    return Position(request.position.incarnation, request.position.revision)
+    return Position(request.position.incarnation, request.position.revision, request.position.as_of)

@@ -6,6 +6,7 @@ What always holds: a message that is out of its documented range raises InvalidR
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
 from models.analysis import FloatArray
+from models.enrolment import CombinedVoice
 from models.naming import Reason
 from models.seams import VoiceSample
 from node import events
@@ -323,6 +325,39 @@ def voice_analysis(heard: HeardVoice) -> node_pb2.VoiceAnalysis:
         cohesion=heard.sample.cohesion,
         warnings=heard.warnings,
     )
+
+
+def analysis(
+    model: str,
+    whole: HeardVoice,
+    clips: Sequence[HeardVoice],
+    together: CombinedVoice,
+    *,
+    consent: tuple[HeardVoice, float] | None,
+    collision: tuple[str, float] | None,
+) -> node_pb2.AnalyzeResponse:
+    """What was heard in an enrolment's clips. consent, collision: with their probabilities."""
+    return node_pb2.AnalyzeResponse(
+        analysis=voice_analysis(whole),
+        voiceprint=_voiceprint_of(whole, model),
+        clips=[
+            node_pb2.ClipAnalysis(
+                analysis=voice_analysis(clip),
+                voiceprint=_voiceprint_of(clip, model),
+                probability=probability,
+                left_out=left_out,
+            )
+            for clip, probability, left_out in zip(clips, together.probabilities, together.left_out, strict=True)
+        ],
+        consent=None
+        if consent is None
+        else node_pb2.ConsentAnalysis(analysis=voice_analysis(consent[0]), probability=consent[1]),
+        collision=None if collision is None else node_pb2.Collision(voice_id=collision[0], probability=collision[1]),
+    )
+
+
+def _voiceprint_of(heard: HeardVoice, model: str) -> common_pb2.Voiceprint | None:
+    return voiceprint(heard.sample, model) if heard.sample.num_speakers else None
 
 
 def node_load(load: Load) -> node_pb2.NodeLoad:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from runtime.media.decoding import DecodedAudio, adecode, adecode_stream, decode
 from runtime.media.limits import CLIP, MediaLimits
-from runtime.media.preflight import SignalPreflight, preflight
+from runtime.media.preflight import Finding, PreflightFailed, PreflightLimits, SignalPreflight, measure, preflight
 from runtime.media.report import SourceFormat
 
 __all__ = [
     "CLIP",
     "DecodedAudio",
+    "Finding",
     "MediaLimits",
+    "PreflightFailed",
+    "PreflightLimits",
     "SignalPreflight",
     "SourceFormat",
     "adecode",
     "adecode_stream",
     "decode",
+    "measure",
     "preflight",
 ]

@@ -1,18 +1,21 @@
 """What a recording looks like as a signal, before anything is stored and before a model hears it.
 
 In: float32 mono samples at 16 kHz and what the file was. Out: a SignalPreflight, or an error that says what to mend.
-Nothing is learnt here: activity is energy above the recording's own floor, and the floor is what the quietest tenth of
-its frames hold. Music counts as activity; a model tells the difference later.
+Nothing is learnt here: activity is energy above the recording's own floor. Music counts as activity; a model tells the
+difference later.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from runtime.errors import BadAudio
+from runtime.media.noise import speech_and_noise
 from runtime.media.report import FloatArray, SourceFormat
 from runtime.units import SAMPLE_RATE_HZ, seconds_from_samples
 
@@ -27,18 +30,64 @@ FLOOR_SHARE = 0.10
 FLOOR_BIAS = 1.25
 # Activity less than this apart belongs to one stretch of speech.
 STRETCH_FRAMES = 15
+# Speech is measured over the whole recording, pauses too, as mixtures are made; but a recording that is mostly pause
+# is not noisy for that, so pauses count up to half of it.
+PAUSES_COUNTED = 0.5
 # Below this power (-100 dBFS) lies the rounding of 16-bit samples: no noise can be told from it.
 POWER_MIN = 1e-10
 SNR_DB_MAX = 60.0
-
-ENROLMENT_MIN_S = 1.0
-ENROLMENT_GOOD_S = 5.0
 CLIPPED_LEVEL = 0.999
-CLIPPED_SHARE = 0.001
-NOISY_SNR_DB = 10.0
-QUIET_PEAK_DBFS = -30.0
-PAUSES_RATIO = 0.30
-TELEPHONE_RATE_HZ = 16_000
+# Nothing but a frame here and there stands out: this is no speech with pauses.
+HUM_BELOW = 0.02
+# Sound that was clipped and then turned down stays flat at its peak: so many samples in a row are no accident.
+FLAT_SAMPLES = 3
+FLAT_PEAK_MIN = 0.01
+
+
+class PreflightLimits(BaseModel):
+    """What a recording for enrolment has to be. Times are seconds, levels decibels; `fail` refuses, `warn` tells."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    duration_s_fail_below: float = Field(default=1.0, ge=0.0, description="Shorter recordings are refused.")
+    duration_s_warn_below: float = Field(
+        default=5.0, ge=0.0, description="Shorter ones serve, longer ones serve better."
+    )
+    duration_s_warn_above: float = Field(default=45.0, gt=0.0, description="From here on more of it adds nothing.")
+    duration_s_fail_above: float = Field(default=120.0, gt=0.0, description="Longer recordings are refused.")
+    snr_db_fail_below: float = Field(default=3.0, description="Noise nearly as loud as the speech: refused.")
+    snr_db_warn_below: float = Field(default=10.0, description="Noise that makes the voice harder to tell.")
+    activity_fail_below: float = Field(
+        default=0.15, ge=0.0, le=1.0, description="Share of frames with sound like speech."
+    )
+    activity_warn_below: float = Field(default=0.3, ge=0.0, le=1.0)
+    clipped_fail_above: float = Field(
+        default=0.01, ge=0.0, le=1.0, description="Share of samples cut off at their peak."
+    )
+    clipped_warn_above: float = Field(default=0.001, ge=0.0, le=1.0)
+    peak_dbfs_warn_below: float = Field(default=-30.0, description="Recordings whose loudest sample is lower are weak.")
+    sample_rate_hz_warn_below: int = Field(default=16_000, ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.duration_s_fail_below <= self.duration_s_warn_below <= self.duration_s_fail_above:
+            raise ValueError("duration_s_fail_below <= duration_s_warn_below <= duration_s_fail_above has to hold")
+        if self.snr_db_fail_below > self.snr_db_warn_below or self.activity_fail_below > self.activity_warn_below:
+            raise ValueError("what is refused has to be worse than what is warned of")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that spoils a recording: `measured` against the `threshold` that it tripped, in the field's own unit.
+
+    text: what to mend, in plain words.
+    """
+
+    code: str
+    measured: float
+    threshold: float
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +95,7 @@ class SignalPreflight:
     """What the signal looks like. The fields are those of speakerd.v1.Preflight.
 
     `peak_dbfs` is the highest sample below full scale; `voice_activity_ratio` the share of 20 ms frames with the energy
-    of speech, in [0, 1]; `snr_db` an estimate in [0, 60]; `clipped_ratio` the share of samples at full scale.
+    of speech, in [0, 1]; `snr_db` an estimate in [0, 60]; `clipped_ratio` the share of samples cut off at their peak.
     """
 
     duration_ms: int
@@ -56,14 +105,20 @@ class SignalPreflight:
     voice_activity_ratio: float
     snr_db: float
     clipped_ratio: float
-    warnings: tuple[str, ...]
+    warnings: tuple[Finding, ...] = ()
+    fail_reasons: tuple[Finding, ...] = ()
 
 
-def preflight(samples: FloatArray, source: SourceFormat, *, for_enrolment: bool = False) -> SignalPreflight:
-    """Measures a recording, float32 (N,).
+class PreflightFailed(BadAudio):
+    """A recording that cannot be enrolled from. preflight: all that was measured, with the reasons."""
 
-    Raises BadAudio when nothing in it is louder than -60 dBFS; and, `for_enrolment`, when it is shorter than a second.
-    """
+    def __init__(self, preflight: SignalPreflight) -> None:
+        super().__init__("; ".join(reason.text for reason in preflight.fail_reasons))
+        self.preflight = preflight
+
+
+def measure(samples: FloatArray, source: SourceFormat) -> SignalPreflight:
+    """Measure a recording, float32 (N,). Raises BadAudio when nothing in it is louder than -60 dBFS."""
     duration_s = seconds_from_samples(len(samples))
     peak = float(np.max(np.abs(samples), initial=0.0))
     peak_dbfs = 20 * float(np.log10(max(peak, POWER_MIN)))
@@ -72,27 +127,133 @@ def preflight(samples: FloatArray, source: SourceFormat, *, for_enrolment: bool 
             f"no sound above {SILENCE_DBFS:g} dBFS in {duration_s:.1f} s: the recording is silent; "
             "check the microphone and its level, and record again"
         )
-    if for_enrolment and duration_s < ENROLMENT_MIN_S:
-        raise BadAudio(
-            f"the recording is {duration_s:.2f} s long: a voice is enrolled from at least {ENROLMENT_MIN_S:g} s, "
-            f"better {ENROLMENT_GOOD_S:g} s or more, of one person speaking"
-        )
-    activity, snr_db = _activity_and_snr(samples)
-    clipped = float(np.mean(np.abs(samples) >= CLIPPED_LEVEL))
-    measured = SignalPreflight(
+    activity, stretches = _activity(samples)
+    return SignalPreflight(
         duration_ms=round(1000 * duration_s),
         sample_rate_hz=source.sample_rate_hz,
         channels=source.channels,
         peak_dbfs=round(peak_dbfs, 2),
         voice_activity_ratio=round(activity, 4),
-        snr_db=round(snr_db, 1),
-        clipped_ratio=clipped,
-        warnings=(),
+        snr_db=round(_snr_db(samples, stretches), 1),
+        clipped_ratio=_clipped_ratio(samples, peak),
     )
-    return _warned(measured, for_enrolment=for_enrolment)
 
 
-def _activity_and_snr(samples: FloatArray) -> tuple[float, float]:
+def preflight(samples: FloatArray, source: SourceFormat, limits: PreflightLimits | None = None) -> SignalPreflight:
+    """Measure a recording for enrolment, float32 (N,), and judge it.
+
+    Raises PreflightFailed, which carries what was measured, when it is past one of the limits; BadAudio on silence.
+    """
+    measured = judged(measure(samples, source), limits or PreflightLimits())
+    if measured.fail_reasons:
+        raise PreflightFailed(measured)
+    return measured
+
+
+def judged(measured: SignalPreflight, limits: PreflightLimits) -> SignalPreflight:
+    """The same measurements, with what is wrong with them."""
+    found = [finding for finding in _findings(measured, limits) if finding is not None]
+    return SignalPreflight(
+        duration_ms=measured.duration_ms,
+        sample_rate_hz=measured.sample_rate_hz,
+        channels=measured.channels,
+        peak_dbfs=measured.peak_dbfs,
+        voice_activity_ratio=measured.voice_activity_ratio,
+        snr_db=measured.snr_db,
+        clipped_ratio=measured.clipped_ratio,
+        warnings=tuple(finding for fails, finding in found if not fails),
+        fail_reasons=tuple(finding for fails, finding in found if fails),
+    )
+
+
+def _findings(measured: SignalPreflight, limits: PreflightLimits) -> list[tuple[bool, Finding] | None]:
+    """What is wrong, each with whether it is reason to refuse."""
+    duration_s = measured.duration_ms / 1000
+    return [
+        _below(
+            ("duration_below_minimum", "duration_below_recommended"),
+            duration_s,
+            (limits.duration_s_fail_below, limits.duration_s_warn_below),
+            (
+                f"the recording is {duration_s:.2f} s long: a voice is enrolled from at least "
+                f"{limits.duration_s_fail_below:g} s, better {limits.duration_s_warn_below:g} s or more, of one person "
+                "speaking",
+                f"the recording is {duration_s:.1f} s long: {limits.duration_s_warn_below:g} s or more serve better",
+            ),
+        ),
+        _above(
+            ("duration_above_maximum", "duration_above_recommended"),
+            duration_s,
+            (limits.duration_s_fail_above, limits.duration_s_warn_above),
+            (
+                f"the recording is {duration_s:.1f} s long: at most {limits.duration_s_fail_above:g} s are taken; "
+                "cut it down to the person speaking",
+                f"the recording is {duration_s:.1f} s long: more than {limits.duration_s_warn_above:g} s add nothing",
+            ),
+        ),
+        _above(
+            ("peak_dbfs_above_threshold", "clipped"),
+            measured.clipped_ratio,
+            (limits.clipped_fail_above, limits.clipped_warn_above),
+            (f"{measured.clipped_ratio:.1%} of the samples are clipped: lower the recording level",) * 2,
+        ),
+        _below(
+            ("", "peak_dbfs_below_recommended"),
+            measured.peak_dbfs,
+            (-np.inf, limits.peak_dbfs_warn_below),
+            ("", f"the loudest sample is {measured.peak_dbfs:.0f} dBFS: raise the recording level"),
+        ),
+        _below(
+            ("low_voice_activity_ratio", "voice_activity_ratio_below_recommended"),
+            measured.voice_activity_ratio,
+            (limits.activity_fail_below, limits.activity_warn_below),
+            (
+                "no speech was found: the sound is steady noise or hum; record the person speaking"
+                if measured.voice_activity_ratio < HUM_BELOW
+                else f"only {measured.voice_activity_ratio:.0%} of the recording has sound like speech: cut the pauses "
+                "out, or record the person speaking",
+                f"only {measured.voice_activity_ratio:.0%} of the recording has sound like speech",
+            ),
+        ),
+        _below(
+            ("snr_below_threshold", "snr_below_recommended"),
+            measured.snr_db,
+            (limits.snr_db_fail_below, limits.snr_db_warn_below),
+            (f"speech stands only about {measured.snr_db:.0f} dB above the noise: record in a quieter place",) * 2,
+        ),
+        _below(
+            ("", "sample_rate_below_recommended"),
+            measured.sample_rate_hz,
+            (-np.inf, limits.sample_rate_hz_warn_below),
+            (
+                "",
+                f"the recording has {measured.sample_rate_hz} samples a second: voices are told apart better from "
+                f"{limits.sample_rate_hz_warn_below} up",
+            ),
+        ),
+    ]
+
+
+def _below(
+    codes: tuple[str, str], measured: float, limits: tuple[float, float], texts: tuple[str, str]
+) -> tuple[bool, Finding] | None:
+    for fails, code, limit, text in zip((True, False), codes, limits, texts, strict=True):
+        if measured < limit:
+            return fails, Finding(code, float(measured), float(limit), text)
+    return None
+
+
+def _above(
+    codes: tuple[str, str], measured: float, limits: tuple[float, float], texts: tuple[str, str]
+) -> tuple[bool, Finding] | None:
+    for fails, code, limit, text in zip((True, False), codes, limits, texts, strict=True):
+        if measured > limit:
+            return fails, Finding(code, float(measured), float(limit), text)
+    return None
+
+
+def _activity(samples: FloatArray) -> tuple[float, float]:
+    """The share of frames that stand above the recording's floor, and the share of stretches of such frames."""
     powers = _frame_powers(samples)
     ordered = np.sort(powers)
     floor = max(FLOOR_BIAS * float(np.mean(ordered[: max(1, int(FLOOR_SHARE * len(ordered)))])), POWER_MIN)
@@ -103,14 +264,16 @@ def _activity_and_snr(samples: FloatArray) -> tuple[float, float]:
         10 ** (SILENCE_DBFS / 10),
     )
     active = powers > threshold
-    if not active.any():
-        return 0.0, 0.0
-    # Under loud noise only the peaks of speech stand out, and their power alone would flatter the recording. Its power
-    # above the floor is therefore counted everywhere, and spread over the stretches that hold speech, soft parts too.
-    speech = max(float(np.mean(powers)) - floor, 0.0)
-    stretches = float(np.mean(np.convolve(active, np.ones(STRETCH_FRAMES), mode="same") > 0.5))
-    snr_db = 10 * float(np.log10(max(speech / floor / stretches, POWER_MIN)))
-    return float(np.mean(active)), min(max(snr_db, 0.0), SNR_DB_MAX)
+    stretches = np.convolve(active, np.ones(STRETCH_FRAMES), mode="same") > 0.5
+    return float(np.mean(active)), float(np.mean(stretches))
+
+
+def _snr_db(samples: FloatArray, stretches: float) -> float:
+    """Power of the speech over power of the noise, decibels in [0, 60]."""
+    speech, noise, heard = speech_and_noise(samples)
+    spoken = min(1.0, stretches / max(heard, 0.01))
+    speech /= min(1.0, max(spoken, 0.01) / PAUSES_COUNTED)
+    return min(max(10 * float(np.log10(max(speech, POWER_MIN) / max(noise, POWER_MIN))), 0.0), SNR_DB_MAX)
 
 
 def _frame_powers(samples: FloatArray) -> npt.NDArray[np.float64]:
@@ -122,22 +285,13 @@ def _frame_powers(samples: FloatArray) -> npt.NDArray[np.float64]:
     return powers
 
 
-def _warned(measured: SignalPreflight, *, for_enrolment: bool) -> SignalPreflight:
-    warnings = []
-    if measured.clipped_ratio > CLIPPED_SHARE:
-        warnings.append(f"{measured.clipped_ratio:.1%} of the samples are clipped: lower the recording level")
-    if measured.peak_dbfs < QUIET_PEAK_DBFS:
-        warnings.append(f"the loudest sample is {measured.peak_dbfs:.0f} dBFS: raise the recording level")
-    if measured.snr_db < NOISY_SNR_DB:
-        warnings.append(f"speech stands only about {measured.snr_db:.0f} dB above the noise: record in a quieter place")
-    if measured.voice_activity_ratio < PAUSES_RATIO:
-        warnings.append(f"only {measured.voice_activity_ratio:.0%} of the recording has sound like speech")
-    if measured.sample_rate_hz < TELEPHONE_RATE_HZ:
-        warnings.append(
-            f"the recording has {measured.sample_rate_hz} samples a second: voices are told apart better from 16000 up"
-        )
-    if for_enrolment and measured.duration_ms < 1000 * ENROLMENT_GOOD_S:
-        warnings.append(
-            f"the recording is {measured.duration_ms / 1000:.1f} s long: {ENROLMENT_GOOD_S:g} s or more serve better"
-        )
-    return replace(measured, warnings=tuple(warnings))
+def _clipped_ratio(samples: FloatArray, peak: float) -> float:
+    """The share of samples at full scale, or flat at the recording's own peak, above or below."""
+    full = np.abs(samples) >= CLIPPED_LEVEL
+    if peak >= FLAT_PEAK_MIN:
+        for side in (samples, -samples):
+            at_peak = (side >= CLIPPED_LEVEL * float(np.max(side))).astype(np.int8)
+            # A run of FLAT_SAMPLES, then all samples that such a run covers.
+            runs = np.convolve(at_peak, np.ones(FLAT_SAMPLES, np.int8), mode="valid") == FLAT_SAMPLES
+            full |= np.convolve(runs, np.ones(FLAT_SAMPLES, np.int8), mode="full") > 0
+    return float(np.mean(full))
