@@ -22,6 +22,7 @@ from controlplane.database.engine import Database, open_database
 from controlplane.embedded_redis import EmbeddedRedis
 from controlplane.enrolment import Enrolment
 from controlplane.erasure import Erasures
+from controlplane.fan_out import FanOut
 from controlplane.fleet import Fleet
 from controlplane.identity import Identity, ensure_admin, new_fleet_key
 from controlplane.intake import Intake
@@ -42,6 +43,9 @@ from controlplane.rpc_people import PeopleServicer
 from controlplane.rpc_streams import StreamsServicer
 from controlplane.secret_files import prepare_data_folder, read_or_make_bytes, read_or_make_text
 from controlplane.voices import Voices
+from controlplane.wakes import listen
+from controlplane.wanted import Wanting
+from controlplane.warmth import Warming
 from runtime.clock import Clock
 from runtime.grpc_server import add_health_and_reflection, bind, new_server, set_ready
 from runtime.lifecycle import Part, Tasks
@@ -73,6 +77,7 @@ class Core:
     registry: Registry
     nodes: Nodes
     fleet: Fleet
+    fan_out: FanOut
     library: Voices
     enrolment: Enrolment
     erasures: Erasures
@@ -127,6 +132,9 @@ class ControlPlane:
         await sweep_orphans(database, self._core.blobs, self._clock)
         self._workers = [
             tasks.spawn("fleet.reconcile", self._core.fleet.reconcile()),
+            tasks.spawn("fleet.fan_out", self._core.fan_out.run()),
+            tasks.spawn("fleet.wakes", listen(redis_url, self._core.fan_out.hear)),
+            tasks.spawn("redis.fill", registry.keep_filled(self._core.fan_out.silent)),
             tasks.spawn("voices.complete", self._core.completion.run()),
             tasks.spawn("erasures.prove", self._core.erasures.run()),
         ]
@@ -153,6 +161,7 @@ class ControlPlane:
         await asyncio.gather(*self._workers, return_exceptions=True)
         if core is not None:
             await core.erasures.close()
+            await core.fan_out.close()
             await core.nodes.close()
             await core.registry.close()
         if redis is not None:
@@ -178,8 +187,10 @@ class ControlPlane:
             keep_only=nodes.keep_only,
             reconcile_s=settings.reconcile_s,
         )
-        library = Voices(database, keys, fleet, nodes)
-        intake = Intake(fleet, nodes)
+        fan_out = FanOut(database=database, keys=keys, fleet=fleet, nodes=nodes, registry=registry, clock=clock)
+        warming = Warming(database=database, keys=keys, fleet=fleet, fan_out=fan_out, nodes=nodes, registry=registry)
+        library = Voices(database, keys, warming)
+        intake = Intake(fleet, nodes, preflight_limits=settings.preflight, speaker_limits=settings.speaker_checks)
         waiting_voices = Pulse()
         return Core(
             database=database,
@@ -187,6 +198,7 @@ class ControlPlane:
             registry=registry,
             nodes=nodes,
             fleet=fleet,
+            fan_out=fan_out,
             library=library,
             enrolment=Enrolment(
                 database=database,
@@ -219,8 +231,9 @@ class ControlPlane:
             ),
             placing=Placing(
                 settings=settings,
-                database=database,
+                wanting=Wanting(database, clock),
                 registry=registry,
+                head=fan_out.head,
                 ticket_key=ticket_key,
                 clock=clock,
                 metrics=metrics,

@@ -16,8 +16,8 @@ from controlplane.holdings import Holding, SealedHolding
 from controlplane.keys import KeyRing
 from controlplane.lease_rules import NODE, Health, Lease, LeaseRules, LeaseWatch, NodeReport, Refused, Renewed
 from controlplane.metrics import Metrics
+from controlplane.node_view import NodeView
 from controlplane.pulse import Pulse
-from controlplane.registry import NodeView
 from runtime.clock import Clock
 from runtime.errors import Conflict, InvalidRequest, Stale, Unavailable
 from runtime.logs import get_logger
@@ -126,7 +126,8 @@ class Fleet:
             await self._write_down(rows, lease, verdict)
         if isinstance(verdict, Refused):
             raise Stale(LOST)
-        self.changed.beat()
+        if lease is None or (verdict.lease.cursor, verdict.lease.state) != (lease.cursor, lease.state):
+            self.changed.beat()
         times = self._rules.times
         lease_s = 0.0 if verdict.is_held else times.node_lease_s
         resync = self._differs(report, head.revision)
@@ -181,6 +182,23 @@ class Fleet:
             await rows.put(told)
             await rows.settle_pending(told.model, told.cursor, self._clock.wall_s())
         self.changed.beat()
+
+    async def acknowledged_all(self, acknowledged: Sequence[tuple[int, int]]) -> None:
+        """Many nodes answered commands: (incarnation, cursor), each counting for that incarnation alone."""
+        settled: dict[str, int] = {}
+        async with self._tables.write() as rows:
+            head = (await rows.head()).revision
+            # In one order everywhere, so that no two control planes wait for each other's rows.
+            for incarnation, cursor in sorted(acknowledged):
+                row = await rows.find(incarnation)
+                told = self._rules.acknowledgement(row, incarnation=incarnation, cursor=cursor, head=head)
+                if told is not None:
+                    await rows.put(told)
+                    settled[told.model] = max(told.cursor, settled.get(told.model, 0))
+            for model, cursor in settled.items():
+                await rows.settle_pending(model, cursor, self._clock.wall_s())
+        if settled:
+            self.changed.beat()
 
     async def holders(self) -> tuple[list[Lease], float]:
         """Every lease holder, and now on the database's clock. What is seen here is what silence is counted from."""

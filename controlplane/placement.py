@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import and_, func, select
 
 from controlplane.config import ControlPlaneSettings
-from controlplane.database.engine import Database
-from controlplane.database.schema import voiceprints, voices
-from controlplane.holdings import LIVE_STATES
+from controlplane.database.schema import voices
 from controlplane.metrics import Metrics
-from controlplane.registry import NodeView, Registry
-from controlplane.voice_lookup import NO_SUCH_VOICE
+from controlplane.node_view import Health, NodeView
+from controlplane.registry import Registry, Wish
+from controlplane.wanted import Scope, Wanted, Wanting
 from runtime.clock import Clock
-from runtime.errors import NotFound, Overloaded, SpeakerdError, Unavailable
+from runtime.errors import Overloaded, SpeakerdError, Unavailable
 from runtime.tickets import Ticket, sign_ticket
 
 RETRY_AFTER_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What should be warm: the last revision of the voices in scope, and the models that have all their voiceprints.
-
-    models None: any model, for there is no voice to be warm on.
-    """
-
-    revision: int
-    models: frozenset[str] | None
+CANDIDATES_MAX = 32
+FAULTS_MAX = 3
+"""A node that so many streams left as failed within seconds goes last, until it is quiet again."""
+LAG_MS_MAX = 1_000
+"""A node that analyses later than this has more than it can carry, whatever its slots say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,50 +42,95 @@ class Placement:
 
 def is_warm(node: NodeView, wanted: Wanted) -> bool:
     """Whether a node holds all that is wanted."""
-    return node.cursor >= wanted.revision and (wanted.models is None or node.model in wanted.models)
+    fits = wanted.models is None or node.model in wanted.models
+    return fits and node.cursor >= wanted.revision and not node.doubted
 
 
-def ranked(nodes: Sequence[NodeView], wanted: Wanted, avoid: Collection[str]) -> list[NodeView]:
-    """The nodes that serve, best first: not avoided, with room, warm, least loaded; by id where all that is equal."""
+def ranked(nodes: Sequence[NodeView], wanted: Wanted, avoid: Collection[str], zone: str = "") -> list[NodeView]:
+    """The nodes that may take streams, best first.
 
-    def key(node: NodeView) -> tuple[bool, bool, bool, float, str]:
-        taken = node.streams + node.reserved
-        load = taken / node.streams_max if node.streams_max else 1.0
-        return (node.node_id in avoid, load >= 1.0, not is_warm(node, wanted), load, node.node_id)
+    What decides, in this order: not avoided, room, in good health, a model that has the voices, the zone preferred,
+    warm, load; by id where all that is equal.
+    """
+    candidates = [node for node in nodes if node.is_candidate]
+    unwell = {node.node_id for node in candidates if node.faults >= FAULTS_MAX or node.lag_ms > LAG_MS_MAX}
+    if 2 * len(unwell) > len(candidates):
+        unwell = set()  # when most seem ill it is not they who are
 
-    return sorted((node for node in nodes if node.state == "serving"), key=key)
+    def key(node: NodeView) -> tuple[bool, bool, bool, bool, bool, bool, bool, float, str]:
+        return (
+            node.node_id in avoid,
+            node.load >= 1.0,
+            node.node_id in unwell,
+            node.health is not Health.HEALTHY,
+            wanted.models is not None and node.model not in wanted.models,
+            bool(zone) and node.zone != zone,
+            not is_warm(node, wanted),
+            node.load,
+            node.node_id,
+        )
+
+    return sorted(candidates, key=key)
+
+
+def two_choices(
+    best_first: Sequence[NodeView], wanted: Wanted, zone: str, draw: Callable[[Sequence[NodeView]], list[NodeView]]
+) -> tuple[str, ...]:
+    """The order to try: two drawn from those that differ from the best in load alone, then all, best first.
+
+    draw: takes two of a sequence at random. Two at random, of which the less loaded is taken, spread streams almost as
+    well as the least loaded would, and do not send all control planes to the same node between two heartbeats.
+    """
+    first = best_first[0]
+
+    def is_as_good(node: NodeView) -> bool:
+        return (
+            node.load < 1.0
+            and node.health is first.health
+            and (not zone or (node.zone == zone) == (first.zone == zone))
+            and is_warm(node, wanted) == is_warm(first, wanted)
+            and (node.model == first.model or is_warm(node, wanted))
+        )
+
+    alike = [node for node in best_first if is_as_good(node)]
+    drawn = sorted(draw(alike), key=lambda node: node.load) if len(alike) > 1 else [first]
+    names = dict.fromkeys([*(node.node_id for node in drawn), *(node.node_id for node in best_first)])
+    return tuple(names)[:CANDIDATES_MAX]
 
 
 class Placing:
-    """PlaceStream."""
+    """PlaceStream. head: the fleet log as far as this process knows it."""
 
     def __init__(
         self,
         *,
         settings: ControlPlaneSettings,
-        database: Database,
+        wanting: Wanting,
         registry: Registry,
+        head: Callable[[], int],
         ticket_key: Ed25519PrivateKey,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
-        self._database = database
+        self._wanting = wanting
         self._registry = registry
+        self._head = head
         self._ticket_key = ticket_key
         self._clock = clock
         self._metrics = metrics
+        self._random = random.Random()  # noqa: S311 - spreads load
 
     def __repr__(self) -> str:
-        return "Placing()"
+        return f"Placing({self._wanting!r})"
 
     async def place(
-        self, tenant_id: str, *, stream_id: str, voice_ids: Sequence[str], avoid: Collection[str]
+        self, tenant_id: str, *, stream_id: str, voice_ids: Sequence[str], avoid: Collection[str], zone: str = ""
     ) -> Placement:
         """Reserve a slot. Raises Unavailable when no node serves, Overloaded when all are full, NotFound for voices."""
         began_s = time.monotonic()
         try:
-            placement = await self._place(tenant_id, stream_id or f"s_{secrets.token_hex(10)}", voice_ids, avoid)
+            placement = await self._place(tenant_id, stream_id or f"s_{secrets.token_hex(10)}", voice_ids, avoid, zone)
         except SpeakerdError:
             self._metrics.route.labels("reject").inc()
             raise
@@ -101,57 +139,44 @@ class Placing:
         return placement
 
     async def _place(
-        self, tenant_id: str, stream_id: str, voice_ids: Sequence[str], avoid: Collection[str]
+        self, tenant_id: str, stream_id: str, voice_ids: Sequence[str], avoid: Collection[str], zone: str
     ) -> Placement:
-        wanted = await self._wanted(tenant_id, voice_ids)
-        candidates = ranked(await self._registry.nodes(), wanted, avoid)
-        if not candidates:
+        scope = Scope(tenant_id, voices.c.tenant_id == tenant_id)
+        wanted = await self._wanting.of(scope, frozenset(voice_ids), self._head())
+        best_first: list[NodeView] = []
+        # The first look may be a moment old; what fails on it is decided on a look of now.
+        for fresh in (False, True):
+            nodes = await self._registry.known(fresh=fresh)
+            best_first = ranked(nodes, wanted, avoid, zone)
+            if not best_first:
+                continue
+            order = two_choices(best_first, wanted, zone, lambda alike: self._random.sample(alike, 2))
+            reserved = await self._registry.reserve(
+                Wish(
+                    stream=f"{tenant_id}/{stream_id}",
+                    candidates=order,
+                    avoid=frozenset(avoid),
+                    revision=wanted.revision if any(is_warm(node, wanted) for node in best_first) else None,
+                    models=wanted.models,
+                    hold_s=self._settings.slot_s,
+                )
+            )
+            if reserved is not None:
+                chosen = next((node for node in nodes if node.node_id == reserved.node_id), None)
+                warm = chosen is not None and is_warm(chosen, wanted)
+                return self._ticketed(tenant_id, stream_id, reserved.node_id, reserved.address, warm=warm)
+        if not best_first:
             raise Unavailable("no node is serving: start one, or try again", retry_after_s=RETRY_AFTER_S)
-        for node in candidates:
-            if await self._registry.reserve(node.node_id, stream_id, self._settings.slot_s):
-                return self._ticketed(tenant_id, stream_id, node, wanted)
         raise Overloaded("every node is full; try again", retry_after_s=RETRY_AFTER_S)
 
-    def _ticketed(self, tenant_id: str, stream_id: str, node: NodeView, wanted: Wanted) -> Placement:
+    def _ticketed(self, tenant_id: str, stream_id: str, node_id: str, address: str, *, warm: bool) -> Placement:
         expires_at_s = round(self._clock.wall_s() + self._settings.ticket_s)
-        ticket = Ticket(tenant_id, stream_id, node.node_id, expires_at_s, secrets.token_hex(16))
+        ticket = Ticket(tenant_id, stream_id, node_id, expires_at_s, secrets.token_hex(16))
         return Placement(
             stream_id=stream_id,
-            node_id=node.node_id,
-            address=node.address,
+            node_id=node_id,
+            address=address,
             ticket=sign_ticket(ticket, self._ticket_key),
             expires_at_s=expires_at_s,
-            warm=is_warm(node, wanted),
+            warm=warm,
         )
-
-    async def _wanted(self, tenant_id: str, voice_ids: Sequence[str]) -> Wanted:
-        asked = set(voice_ids)
-        in_scope = [voices.c.tenant_id == tenant_id, voices.c.state.in_(LIVE_STATES)]
-        if asked:
-            in_scope.append(voices.c.voice_id.in_(asked))
-        current = and_(
-            voiceprints.c.tenant_id == voices.c.tenant_id,
-            voiceprints.c.voice_id == voices.c.voice_id,
-            voiceprints.c.generation == voices.c.generation,
-        )
-        async with self._database.read() as connection:
-            if asked:
-                found = await connection.execute(select(func.count()).select_from(voices).where(*in_scope))
-                if found.scalar_one() != len(asked):
-                    raise NotFound(NO_SUCH_VOICE)
-            # A voice without any voiceprint yet can be warm nowhere; it does not make every node cold.
-            printed = (
-                await connection.execute(
-                    select(func.count(voices.c.voice_id.distinct()), func.max(voices.c.revision))
-                    .join(voiceprints, current)
-                    .where(*in_scope)
-                )
-            ).one()
-            by_model = await connection.execute(
-                select(voiceprints.c.model, func.count())
-                .join(voices, current)
-                .where(*in_scope)
-                .group_by(voiceprints.c.model)
-            )
-            complete = frozenset(model for model, count in by_model if count == printed[0])
-        return Wanted(int(printed[1]), complete) if printed[0] else Wanted(0, None)

@@ -1,232 +1,300 @@
-"""The fleet's soft state in Redis: who is there, how loaded, which slots are spoken for. The whole schema is here.
+"""The fleet's soft state: who is there, how loaded, which slots are spoken for, who is warm. In Redis, for all.
 
-    speakerd:1:nodes         sorted set   node_id -> time of its last heartbeat (Redis's clock)
-    speakerd:1:node:{id}     hash         incarnation, address, model, state, cursor, streams, streams_max; lives 6 s
-    speakerd:1:slots:{id}    sorted set   stream_id -> when its reservation lapses
+In: heartbeats, acknowledgements, wishes to place a stream. Out: nodes as routing sees them, and reserved slots. What
+always holds: nothing here is relied on for safety; a Redis that is away, frozen, empty or failed over costs no stream
+and no fact. Then this process goes on from its own memory, and tells Redis again what it knows once it is back: each
+answer carries the epoch that Redis was filled under, and another one, or none, means that it was emptied.
 
-Ids only: no names, no embeddings. Nothing here is relied on for safety, and all of it comes back with the nodes' next
-heartbeats, so a Redis that is away, empty or frozen costs a moment of routing: then the heartbeats that this process
-has heard itself are used. Every call has one short timeout and no retry, for redis-py's own retries may execute twice.
+The schema, and the scripts, are in `registry_schema`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from controlplane import registry_schema as schema
 from controlplane.metrics import Metrics
+from controlplane.node_view import NodeView
+from controlplane.pulse import Pulse, wait_s
+from controlplane.redis_client import open_redis
+from controlplane.registry_schema import FAULTS_S, NODE_KEPT_S, NODE_TTL_S, PLACED_S, PREFIX
+from controlplane.routing_memory import RoutingMemory
 from runtime.clock import Clock
 from runtime.logs import get_logger
 
-PREFIX = "speakerd:1:"
-NODE_TTL_S = 6.0
 TIMEOUT_S = 0.5
-VIEW_AGE_MAX_S = 10.0
-REMEMBERED_NODES_MAX = 10_000
+REST_S = 0.5
+"""After a failed call Redis is left alone for so long: nobody waits for it, one call at a time finds out."""
+VIEW_S = 0.1
+"""How old the view may be that candidates are taken from; the reservation looks for itself."""
+RECALL_ROWS = 500
 
-# A stream that has opened is counted by the node, so as many of the oldest reservations go as it has more streams.
-_HEARTBEAT = """
-local now = redis.call('TIME'); now = now[1] + now[2] / 1e6
-local known = redis.call('HMGET', KEYS[2], 'incarnation', 'streams')
-if known[1] and tonumber(known[1]) > tonumber(ARGV[2]) then return 0 end
-local grown = tonumber(ARGV[7]) - tonumber(known[2] or 0)
-if known[1] and grown > 0 then redis.call('ZREMRANGEBYRANK', KEYS[3], 0, grown - 1) end
-redis.call('HSET', KEYS[2], 'incarnation', ARGV[2], 'address', ARGV[3], 'model', ARGV[4], 'state', ARGV[5],
-  'cursor', ARGV[6], 'streams', ARGV[7], 'streams_max', ARGV[8])
-redis.call('PEXPIRE', KEYS[2], ARGV[9])
-redis.call('ZADD', KEYS[1], now, ARGV[1])
-return 1
-"""
-
-_NODES = """
-local now = redis.call('TIME'); now = now[1] + now[2] / 1e6
-local found = {}
-for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  local fields = redis.call('HMGET', ARGV[1] .. 'node:' .. id, 'incarnation', 'address', 'model', 'state', 'cursor',
-    'streams', 'streams_max')
-  if fields[1] then
-    table.insert(fields, 1, id)
-    table.insert(fields, redis.call('ZCOUNT', ARGV[1] .. 'slots:' .. id, now, '+inf'))
-    table.insert(found, fields)
-  else
-    redis.call('ZREM', KEYS[1], id)
-  end
-end
-return found
-"""
-
-_RESERVE = """
-local now = redis.call('TIME'); now = now[1] + now[2] / 1e6
-local load = redis.call('HMGET', KEYS[1], 'streams', 'streams_max')
-if not load[1] then return -1 end
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-redis.call('ZREM', KEYS[2], ARGV[1])
-if tonumber(load[1]) + redis.call('ZCARD', KEYS[2]) >= tonumber(load[2]) then return 0 end
-redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), ARGV[1])
-redis.call('PEXPIRE', KEYS[2], math.ceil(tonumber(ARGV[2]) * 1000) + 1000)
-return 1
-"""
-
-_RELEASE = "return redis.call('ZREM', KEYS[1], ARGV[1])"
+Held = Callable[[], Awaitable[Collection[NodeView]]]
+"""Reads from SQL who may hold voices and is not heard: (node_id, incarnation, model, cursor) count."""
 
 
 @dataclass(frozen=True, slots=True)
-class NodeView:
-    """A node as routing sees it. cursor: what it has applied of the fleet log. reserved: placed and not yet opened."""
+class Wish:
+    """Where a stream may go. candidates: best first, of the first two the less loaded one is taken.
+
+    revision: what the stream's last node has to have applied to be taken again, None when no candidate has either.
+    models: those that are warm; None for any.
+    """
+
+    stream: str
+    candidates: tuple[str, ...]
+    avoid: frozenset[str]
+    revision: int | None
+    models: frozenset[str] | None
+    hold_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A slot that is spoken for."""
 
     node_id: str
-    incarnation: int
     address: str
-    model: str
-    state: str
-    cursor: int
-    streams: int
-    streams_max: int
-    reserved: int = 0
 
 
 class Registry:
-    """Redis, and beside it what this process heard last."""
+    """Redis, and beside it what this process knows itself."""
 
     def __init__(self, url: str, clock: Clock, metrics: Metrics) -> None:
-        self._redis = Redis.from_url(
-            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
-        )
+        self._redis = open_redis(url, timeout_s=TIMEOUT_S)
         self._clock = clock
         self._metrics = metrics
-        self._heartbeat = self._redis.register_script(_HEARTBEAT)
-        self._nodes = self._redis.register_script(_NODES)
-        self._reserve = self._redis.register_script(_RESERVE)
-        self._release = self._redis.register_script(_RELEASE)
-        self._heard: dict[str, tuple[float, NodeView]] = {}
-        self._placed: dict[str, dict[str, float]] = {}
-        self._up = True
+        self._memory = RoutingMemory()
+        self._heartbeat = self._redis.register_script(schema.HEARTBEAT)
+        self._advance = self._redis.register_script(schema.ADVANCE)
+        self._doubt = self._redis.register_script(schema.DOUBT)
+        self._forget = self._redis.register_script(schema.FORGET)
+        self._view_script = self._redis.register_script(schema.VIEW)
+        self._place = self._redis.register_script(schema.PLACE)
+        self._release = self._redis.register_script(schema.RELEASE)
+        self._recall_nodes = self._redis.register_script(schema.RECALL_NODES)
+        self._recall_placed = self._redis.register_script(schema.RECALL_PLACED)
+        self._view: dict[str, NodeView] = {}
+        self._view_s = float("-inf")
+        self._viewing: asyncio.Task[None] | None = None
+        self._epoch = ""
+        self._is_up = True
+        self._rest_until_s = float("-inf")
+        self._emptied = Pulse()
 
     def __repr__(self) -> str:
-        return f"Registry(up={self._up}, heard={sorted(self._heard)})"
+        return f"Registry(up={self._is_up}, epoch={self._epoch!r}, {self._memory!r})"
 
     async def heartbeat(self, node: NodeView) -> None:
         """Take a node's heartbeat. Never raises for Redis's sake."""
-        self._hear(node)
+        now_s = self._clock.lease_now_s()
+        self._memory.hear(node, now_s)
+        seen = self._view.get(node.node_id)
+        if seen is not None and seen.incarnation <= node.incarnation:
+            same = seen.incarnation == node.incarnation
+            self._view[node.node_id] = replace(
+                node,
+                reserved=max(0, seen.reserved - max(0, node.streams - seen.streams)) if same else seen.reserved,
+                faults=seen.faults,
+                doubted=seen.doubted and same,
+            )
         await self._tell(node)
 
+    async def advance(self, acknowledged: Sequence[tuple[str, int, int]]) -> None:
+        """Nodes said how far they are: (node_id, incarnation, cursor)."""
+        for node_id, incarnation, cursor in acknowledged:
+            self._memory.advance(node_id, incarnation, cursor)
+            seen = self._view.get(node_id)
+            if seen is not None and seen.incarnation == incarnation and seen.cursor < cursor:
+                self._view[node_id] = replace(seen, cursor=cursor)
+        arguments: list[Any] = [part for row in acknowledged for part in row]
+        self._learn(await self._ask(lambda: self._advance(args=[PREFIX, *arguments])))
+
+    async def doubt(self, node_id: str, incarnation: int, *, doubted: bool) -> None:
+        """A node holds something else than it should, and is warm on nothing until it is repaired; or it is."""
+        self._memory.doubt(node_id, incarnation, doubted=doubted)
+        self._view_s = float("-inf")
+        arguments = [PREFIX, node_id, incarnation, int(doubted)]
+        self._learn(await self._ask(lambda: self._doubt(args=arguments)))
+
+    async def forget(self, node_id: str, incarnation: int) -> None:
+        """A node left, saying that it holds nothing."""
+        self._memory.forget(node_id, incarnation)
+        self._view.pop(node_id, None)
+        self._learn(await self._ask(lambda: self._forget(args=[PREFIX, node_id, incarnation])))
+
     async def nodes(self) -> list[NodeView]:
-        """The nodes that live, from Redis; from memory when Redis is away or has forgotten."""
-        reply = await self._ask(self._nodes(keys=[f"{PREFIX}nodes"], args=[PREFIX]))
-        remembered = self._remembered()
-        if reply is None:
-            return remembered
-        found = [_view(fields) for fields in cast(list[list[bytes | int]], reply)]
-        missing = [node for node in remembered if node.node_id not in {view.node_id for view in found}]
-        for node in missing:
-            # Redis was emptied: tell it again, rather than wait for the next heartbeat.
-            await self._tell(node)
-        return found + missing
+        """The nodes that were heard of late."""
+        return [node for node in await self.known() if node.age_s <= NODE_TTL_S]
 
-    async def reserve(self, node_id: str, stream_id: str, hold_s: float) -> bool:
-        """Speak for a slot of a node, atomically. False when the node is full or gone."""
-        reply = await self._ask(
-            self._reserve(keys=[f"{PREFIX}node:{node_id}", f"{PREFIX}slots:{node_id}"], args=[stream_id, hold_s])
-        )
-        if reply is not None and int(cast(int, reply)) >= 0:
-            return int(cast(int, reply)) == 1
-        return self._reserve_in_memory(node_id, stream_id, hold_s)
+    async def known(self, *, fresh: bool = True) -> list[NodeView]:
+        """All nodes, those that fell silent too; from memory when Redis is away or has forgotten.
 
-    async def release(self, node_id: str, stream_id: str) -> None:
-        """Give a slot back that was spoken for and not used."""
-        self._placed.get(node_id, {}).pop(stream_id, None)
-        await self._ask(self._release(keys=[f"{PREFIX}slots:{node_id}"], args=[stream_id]))
+        fresh: as Redis says now, else as it said a moment ago.
+        """
+        if fresh:
+            await self._look()
+        elif self._clock.monotonic_s() - self._view_s > VIEW_S:
+            # Whoever comes meanwhile waits for the same answer.
+            if self._viewing is None or self._viewing.done():
+                self._viewing = asyncio.create_task(self._look(), name="registry.view")
+            await asyncio.shield(self._viewing)
+        remembered = [node for node in self._memory.nodes(self._clock.lease_now_s()) if node.node_id not in self._view]
+        return [*self._view.values(), *remembered]
+
+    async def reserve(self, wish: Wish) -> Reserved | None:
+        """Speak for a slot, atomically among all control planes. None when all that were named are full or gone."""
+        arguments: list[Any] = [PREFIX, wish.stream, NODE_TTL_S, wish.hold_s, PLACED_S, FAULTS_S]
+        arguments += ["" if wish.revision is None else wish.revision, len(wish.models or ()), *(wish.models or ())]
+        arguments += [len(wish.avoid), *wish.avoid, *wish.candidates]
+        reply = cast("list[Any] | None", await self._ask(lambda: self._place(args=arguments)))
+        now_s = self._clock.lease_now_s()
+        if reply is not None:
+            self._learn(reply[0])
+            if int(reply[1]) == 1:
+                placed = Reserved(reply[2].decode(), reply[3].decode())
+                self._memory.remember(wish.stream, placed.node_id, now_s + wish.hold_s)
+                self._count(placed.node_id)
+                return placed
+            if int(reply[1]) == 0:
+                return None
+        node_id = self._memory.place(wish.stream, wish.candidates, wish.hold_s, now_s)
+        return None if node_id is None else Reserved(node_id, self._memory.address_of(node_id))
+
+    async def release(self, stream: str) -> None:
+        """Give a slot back that was spoken for and will not be used."""
+        self._memory.release(stream)
+        self._learn(await self._ask(lambda: self._release(args=[PREFIX, stream])))
+
+    async def publish(self, message: str) -> None:
+        """Wake the other control planes."""
+        await self._ask(lambda: self._redis.publish(schema.WAKE, message))
+
+    def hears(self, node_id: str) -> bool:
+        """Whether this process is the one that a node sends its heartbeats to."""
+        return self._memory.hears(node_id, self._clock.lease_now_s())
+
+    def vouch(self, incarnations: Collection[int]) -> None:
+        """These incarnations hold a lease. Counts only while Redis does not answer."""
+        if not self._is_up:
+            self._memory.vouch(incarnations, self._clock.lease_now_s())
+
+    async def keep_filled(self, held: Held) -> None:
+        """Work for ever: fill a Redis that was emptied, from memory and from SQL; nodes do their part by themselves."""
+        emptied = self._emptied.next()
+        while True:
+            await wait_s(emptied, 3_600.0)
+            if emptied.is_set():
+                emptied = self._emptied.next()
+                await self._refill(held)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
 
-    async def _tell(self, node: NodeView) -> None:
-        await self._ask(
-            self._heartbeat(
-                keys=[f"{PREFIX}nodes", f"{PREFIX}node:{node.node_id}", f"{PREFIX}slots:{node.node_id}"],
-                args=[
-                    node.node_id,
-                    node.incarnation,
-                    node.address,
-                    node.model,
-                    node.state,
-                    node.cursor,
-                    node.streams,
-                    node.streams_max,
-                    round(NODE_TTL_S * 1000),
-                ],
-            )
-        )
+    async def _refill(self, held: Held) -> None:
+        now_s = self._clock.lease_now_s()
+        get_logger().warning("redis.emptied", epoch=self._epoch)
+        for node in self._memory.heard_here(now_s):
+            await self._tell(node)
+        placed: list[Any] = [part for row in self._memory.placements(now_s) for part in row]
+        for start in range(0, len(placed), 3 * RECALL_ROWS):
+            rows = placed[start : start + 3 * RECALL_ROWS]
+            await self._ask(lambda rows=rows: self._recall_placed(args=[PREFIX, PLACED_S, *rows]))  # type: ignore[misc]
+        gone: list[Any] = [
+            part for node in await held() for part in (node.node_id, node.incarnation, node.model, node.cursor)
+        ]
+        for start in range(0, len(gone), 4 * RECALL_ROWS):
+            rows = gone[start : start + 4 * RECALL_ROWS]
+            await self._ask(lambda rows=rows: self._recall_nodes(args=[PREFIX, NODE_KEPT_S, *rows]))  # type: ignore[misc]
+        get_logger().info("redis.refilled", placements=len(placed) // 3, silent_nodes=len(gone) // 4)
 
-    async def _ask(self, call: Awaitable[Any]) -> object | None:
+    async def _tell(self, node: NodeView) -> None:
+        arguments: list[Any] = [PREFIX, node.node_id, NODE_KEPT_S, secrets.token_hex(8)]
+        arguments += [getattr(node, name) for name in schema.NODE_FIELDS if name != "doubted"]
+        self._learn(await self._ask(lambda: self._heartbeat(args=arguments)))
+
+    async def _look(self) -> None:
+        now_s = self._clock.lease_now_s()
+        reply = cast("list[Any] | None", await self._ask(lambda: self._view_script(args=[PREFIX, FAULTS_S])))
+        if reply is None:
+            self._view = {}
+        else:
+            self._learn(reply[0])
+            found = [_view(fields) for fields in reply[1:]]
+            self._memory.see(found, now_s)
+            self._view = {node.node_id: node for node in found}
+        self._view_s = self._clock.monotonic_s()
+
+    def _count(self, node_id: str) -> None:
+        # So that a view that is kept for a moment does not send everybody to the same node.
+        node = self._view.get(node_id)
+        if node is not None:
+            self._view[node_id] = replace(node, reserved=node.reserved + 1)
+
+    def _learn(self, epoch: object) -> None:
+        """What a script said of the epoch: another one, or none, means that Redis has to be told again."""
+        if epoch is None:
+            return
+        said = epoch.decode() if isinstance(epoch, bytes) else str(epoch)
+        if said == self._epoch:
+            return
+        if self._epoch or not said:
+            self._emptied.beat()
+        self._epoch = said
+
+    async def _ask(self, call: Callable[[], Awaitable[Any]]) -> object | None:
+        """A call's answer; None when there is none, or while Redis is given a rest."""
+        now_s = self._clock.monotonic_s()
+        if now_s < self._rest_until_s:
+            return None
+        if not self._is_up:
+            self._rest_until_s = now_s + REST_S  # one call finds out, the others do not wait with it
         try:
-            reply: object = await call
+            reply: object = await call()
         except (RedisError, OSError) as error:
             self._metrics.redis_errors.inc()
-            if self._up:
+            if self._is_up:
                 get_logger().warning("redis.away", error_type=type(error).__name__)
-            self._up = False
+            self._is_up = False
+            self._rest_until_s = self._clock.monotonic_s() + REST_S
             self._metrics.redis_up.set(0)
+            if isinstance(error, ResponseError):
+                # A master that became a replica refuses to write; Sentinel is asked anew on the next connection.
+                await self._redis.connection_pool.disconnect()
             return None
-        if not self._up:
+        if not self._is_up:
             get_logger().info("redis.back")
-        self._up = True
+        self._is_up = True
+        self._rest_until_s = float("-inf")
         self._metrics.redis_up.set(1)
         return reply
 
-    def _hear(self, node: NodeView) -> None:
-        before = self._heard.get(node.node_id)
-        if before is not None and before[1].incarnation > node.incarnation:
-            return
-        if before is None and len(self._heard) >= REMEMBERED_NODES_MAX:
-            return
-        placed = self._placed.setdefault(node.node_id, {})
-        grown = node.streams - (before[1].streams if before is not None else node.streams)
-        for stream_id in list(placed)[: max(0, grown)]:
-            del placed[stream_id]
-        self._heard[node.node_id] = (self._clock.lease_now_s(), node)
 
-    def _remembered(self) -> list[NodeView]:
-        now_s = self._clock.lease_now_s()
-        self._heard = {node_id: heard for node_id, heard in self._heard.items() if now_s - heard[0] <= VIEW_AGE_MAX_S}
-        self._placed = {node_id: self._placed.get(node_id, {}) for node_id in self._heard}
-        return [
-            replace(node, reserved=sum(until_s > now_s for until_s in self._placed[node_id].values()))
-            for node_id, (_, node) in self._heard.items()
-            if now_s - self._heard[node_id][0] <= NODE_TTL_S
-        ]
-
-    def _reserve_in_memory(self, node_id: str, stream_id: str, hold_s: float) -> bool:
-        now_s = self._clock.lease_now_s()
-        heard = self._heard.get(node_id)
-        if heard is None:
-            return False
-        placed = {key: until_s for key, until_s in self._placed.get(node_id, {}).items() if until_s > now_s}
-        placed.pop(stream_id, None)
-        self._placed[node_id] = placed
-        if heard[1].streams + len(placed) >= heard[1].streams_max:
-            return False
-        placed[stream_id] = now_s + hold_s
-        return True
-
-
-def _view(fields: list[bytes | int]) -> NodeView:
-    text = [field.decode() if isinstance(field, bytes) else str(field) for field in fields]
+def _view(fields: list[Any]) -> NodeView:
+    text = [field.decode() if isinstance(field, bytes) else "" if field is None else str(field) for field in fields]
+    said = dict(zip(schema.NODE_FIELDS, text[2:], strict=False))
     return NodeView(
         node_id=text[0],
-        incarnation=int(text[1]),
-        address=text[2],
-        model=text[3],
-        state=text[4],
-        cursor=int(text[5]),
-        streams=int(text[6]),
-        streams_max=int(text[7]),
-        reserved=int(text[8]),
+        incarnation=int(said["incarnation"]),
+        address=said["address"],
+        model=said["model"],
+        state=said["state"],
+        cursor=int(said["cursor"]),
+        streams=int(said["streams"]),
+        streams_max=int(said["streams_max"]),
+        zone=said["zone"],
+        files=int(said["files"] or 0),
+        files_max=int(said["files_max"] or 0),
+        lag_ms=int(said["lag_ms"] or 0),
+        doubted=said["doubted"] == "1",
+        reserved=int(text[-2]),
+        faults=int(text[-1]),
+        age_s=max(0.0, float(text[1])),
     )

@@ -12,7 +12,7 @@ from controlplane.fleet_log import Change
 from controlplane.holdings import Holding
 from controlplane.identity import Identity
 from controlplane.leases import NodeReport
-from controlplane.registry import NodeView
+from controlplane.node_view import NodeView
 from runtime.grpc_server import bearer
 from speakerd.v1 import common_pb2, fleet_pb2, fleet_pb2_grpc, node_pb2
 

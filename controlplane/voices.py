@@ -9,21 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Row, Select, and_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from controlplane import leases
 from controlplane.database.engine import Database
-from controlplane.database.schema import data_keys, node_leases, voiceprints, voices
-from controlplane.fleet import Fleet
-from controlplane.holdings import LIVE_STATES, one
+from controlplane.database.schema import data_keys, voices
+from controlplane.holdings import LIVE_STATES
 from controlplane.keys import KeyRing, VoiceAddress
-from controlplane.leases import Lease
-from controlplane.nodes import Nodes
 from controlplane.voice_lookup import NO_SUCH_VOICE
-from runtime.errors import InvalidRequest, NotFound, SpeakerdError
+from runtime.errors import InvalidRequest, NotFound
 
 PAGE_MAX = 200
 PAGE_DEFAULT = 50
@@ -64,14 +59,29 @@ class Warmth:
     outcomes: tuple[Outcome, ...] = ()
 
 
+class Warmer(Protocol):
+    """Knows where voices are warm, and makes them so."""
+
+    async def warmth(self, voice: VoiceAddress) -> Warmth:
+        """Where a voice is warm."""
+        ...
+
+    async def warm(self, voice: VoiceAddress, node_ids: tuple[str, ...]) -> Warmth:
+        """Send a voice to nodes again: those named, or all that serve."""
+        ...
+
+    async def spread(self, voice: VoiceAddress) -> tuple[str, ...]:
+        """Have a voice that was just written told to all nodes; those that hold it now."""
+        ...
+
+
 class Voices:
     """Reading voices, and warming them."""
 
-    def __init__(self, database: Database, keys: KeyRing, fleet: Fleet, nodes: Nodes) -> None:
+    def __init__(self, database: Database, keys: KeyRing, warming: Warmer) -> None:
         self._database = database
         self._keys = keys
-        self._fleet = fleet
-        self._nodes = nodes
+        self._warming = warming
 
     def __repr__(self) -> str:
         return "Voices()"
@@ -117,64 +127,17 @@ class Voices:
 
     async def warmth(self, voice: VoiceAddress) -> Warmth:
         """Where a voice is warm. Raises NotFound."""
-        return await self._warmth(voice, await self.get(voice), ())
+        await self.get(voice)
+        return await self._warming.warmth(voice)
 
     async def warm(self, voice: VoiceAddress, node_ids: tuple[str, ...]) -> Warmth:
         """Send a voice to nodes again: those named, or all that serve. Raises NotFound."""
-        known = await self.get(voice)
-        serving = {lease.node_id: lease for lease in await self._fleet.serving()}
-        wanted = node_ids or tuple(serving)
-        outcomes = await asyncio.gather(*(self._send(voice, serving.get(node_id), node_id) for node_id in wanted))
-        return await self._warmth(voice, known, tuple(outcomes))
+        await self.get(voice)
+        return await self._warming.warm(voice, node_ids)
 
     async def spread(self, voice: VoiceAddress) -> tuple[str, ...]:
-        """Send a voice to every node that serves; the nodes that hold it now."""
-        serving = await self._fleet.serving()
-        outcomes = await asyncio.gather(*(self._send(voice, lease, lease.node_id) for lease in serving))
-        return tuple(outcome.node_id for outcome in outcomes if outcome.ok)
-
-    async def _send(self, voice: VoiceAddress, lease: Lease | None, node_id: str) -> Outcome:
-        if lease is None:
-            return Outcome(node_id, ok=False, error="no such node is serving")
-        async with self._database.read() as connection:
-            sealed = await one(connection, voice, lease.model)
-        if sealed is None:
-            return Outcome(node_id, ok=False, error="there is no voiceprint of the node's model yet")
-        try:
-            ack = await self._nodes.push(lease, sealed.open(self._keys))
-        except SpeakerdError as error:
-            return Outcome(node_id, ok=False, error=str(error))
-        await self._fleet.acknowledged(lease, ack.incarnation, ack.cursor)
-        held = ack.incarnation == lease.incarnation and ack.cursor >= sealed.revision
-        return Outcome(node_id, ok=held, error="" if held else "the node is catching up")
-
-    async def _warmth(self, voice: VoiceAddress, known: Voice, outcomes: tuple[Outcome, ...]) -> Warmth:
-        async with self._database.read() as connection:
-            now_s = await self._database.lease_now_s(connection)
-            holders = await leases.holders(connection)
-            models = await _models_of(connection, voice, known.generation)
-            past = (
-                await connection.execute(
-                    select(node_leases.c.node_id).where(node_leases.c.cursor >= max(1, known.revision)).distinct()
-                )
-            ).all()
-        serving = [lease for lease in holders if lease.serves(now_s)]
-        live = known.state in ("pending", "ready") and known.revision > 0
-        warm = {lease.node_id for lease in serving if live and lease.cursor >= known.revision and lease.model in models}
-        candidates = {lease.node_id for lease in serving}
-        stale = {row.node_id for row in past} - candidates if live else set()
-        return Warmth(tuple(sorted(warm)), tuple(sorted(candidates)), tuple(sorted(stale)), outcomes)
-
-
-async def _models_of(connection: AsyncConnection, voice: VoiceAddress, generation: int) -> set[str]:
-    rows = await connection.execute(
-        select(voiceprints.c.model).where(
-            voiceprints.c.tenant_id == voice.tenant_id,
-            voiceprints.c.voice_id == voice.voice_id,
-            voiceprints.c.generation == generation,
-        )
-    )
-    return {row.model for row in rows}
+        """Have a voice that was just written told to all nodes; those that hold it now."""
+        return await self._warming.spread(voice)
 
 
 def _with_key(tenant_id: str) -> Select[Any]:

@@ -1,0 +1,247 @@
+"""Tells nodes of enrolments as they are written, and knows how far every node is.
+
+In: beats (the log has grown, here or at another control plane), acknowledgements. Out: pushes of the newest entry to
+the nodes that talk to this process and are behind, and a view of the fleet that others wait on. What always holds: a
+node has one push under way at most, so that a fleet that is enrolled into faster than a node can answer sends it every
+tenth entry or hundredth, and the node reads the others from the log in one go; acknowledgements of many nodes are one
+transaction; and nothing depends on a push: a node that hears nothing learns the head from its next heartbeat.
+
+Each control plane pushes to the nodes whose heartbeats it hears, so that control planes share the work instead of
+doing it twice. A word over Redis wakes the others at once; without Redis they look once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from sqlalchemy import select
+
+from controlplane import fleet_log
+from controlplane.database.engine import Database
+from controlplane.database.schema import node_leases
+from controlplane.fleet import Fleet
+from controlplane.fleet_log import Change
+from controlplane.holdings import Holding, SealedHolding, changes_after
+from controlplane.keys import KeyRing
+from controlplane.lease_rules import NODE, Lease
+from controlplane.node_view import NodeView
+from controlplane.nodes import Nodes
+from controlplane.pulse import Pulse, wait_s
+from controlplane.registry import Registry
+from runtime.clock import Clock
+from runtime.errors import Cause, SpeakerdError, Unavailable
+from runtime.logs import get_logger
+
+LOOK_S = 1.0
+"""How often the log is looked at when nobody says that it has grown."""
+GAP_S = 0.005
+"""Looks are at least so far apart: beats that come closer together are answered by one."""
+AGAIN_S = 1.0
+"""A node that did not take a push is left to its own reading for so long."""
+FIRST_HOLDER_S = 1.5
+OTHER_HOLDERS_S = 0.3
+"""How long an enrolment's answer waits for the first node, and then for the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """Who holds leases and how far they are, as SQL said a moment ago, and acknowledgements since. now_s: its clock."""
+
+    head: int
+    leases: tuple[Lease, ...]
+    now_s: float
+
+    def serving(self) -> list[Lease]:
+        """The nodes that work may be sent to."""
+        return [lease for lease in self.leases if lease.serves(self.now_s)]
+
+    def holding(self, revision: int) -> list[Lease]:
+        """Those of them that have applied a revision."""
+        return [lease for lease in self.serving() if lease.cursor >= revision]
+
+
+class FanOut:
+    """The worker, and what it knows."""
+
+    def __init__(
+        self, *, database: Database, keys: KeyRing, fleet: Fleet, nodes: Nodes, registry: Registry, clock: Clock
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._fleet = fleet
+        self._nodes = nodes
+        self._registry = registry
+        self._clock = clock
+        self._name = secrets.token_hex(8)
+        self._view = FleetView(0, (), 0.0)
+        self._beats = 0
+        self._beat = asyncio.Event()
+        self._looked = Pulse()
+        self._moved = Pulse()
+        self._pushing: dict[int, asyncio.Task[None]] = {}
+        self._again_s: dict[int, float] = {}
+        self._acks: dict[int, tuple[Lease, int]] = {}
+        self._flushing: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"FanOut(head={self._view.head}, pushing={len(self._pushing)})"
+
+    @property
+    def view(self) -> FleetView:
+        """The fleet as it was looked at last."""
+        return self._view
+
+    def head(self) -> int:
+        """The head of the log as far as is known here."""
+        return self._view.head
+
+    def grown(self) -> None:
+        """The log has grown by this process's doing: push, and let the other control planes know."""
+        self.look()
+        self._tell()
+
+    def look(self) -> None:
+        """Something has changed: look soon."""
+        self._beats += 1
+        self._beat.set()
+
+    def hear(self, message: str) -> None:
+        """Another control plane says that the log has grown or that nodes have got further."""
+        if not message.startswith(self._name):
+            self.look()
+            self._fleet.changed.beat()
+
+    async def held(self, revision: int) -> list[Lease]:
+        """Wait until all that serve have applied a revision, within a bound; those that have."""
+        began_s = self._clock.monotonic_s()
+        first_s: float | None = None
+        while True:
+            moved = self._moved.next()
+            now_s = self._clock.monotonic_s()
+            view = self._view
+            holding = view.holding(revision)
+            if holding and first_s is None:
+                first_s = now_s
+            is_known = view.head >= revision
+            until_s = began_s + FIRST_HOLDER_S if first_s is None else first_s + OTHER_HOLDERS_S
+            if (is_known and len(holding) == len(view.serving())) or now_s >= until_s:
+                return holding
+            await wait_s(moved, until_s - now_s)
+
+    async def silent(self) -> list[NodeView]:
+        """Who may hold voices and is not heard by anybody, for a Redis that forgot them: incarnations and cursors."""
+        query = select(
+            node_leases.c.node_id, node_leases.c.incarnation, node_leases.c.model, node_leases.c.cursor
+        ).where(node_leases.c.wiped.is_(False), node_leases.c.kind == NODE, node_leases.c.cursor > 0)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query.order_by(node_leases.c.incarnation))).all()
+        newest = {row.node_id: row for row in rows}
+        return [
+            NodeView(row.node_id, int(row.incarnation), "", row.model, "gone", int(row.cursor), 0, 0)
+            for row in newest.values()
+        ]
+
+    async def run(self) -> None:
+        """Work for ever."""
+        while True:
+            self._beat.clear()
+            try:
+                await self._look()
+            except Unavailable as error:
+                get_logger().warning("fleet.not_looked_at", reason=str(error))
+            await asyncio.sleep(GAP_S)
+            await wait_s(self._beat, LOOK_S)
+
+    async def close(self) -> None:
+        """Stop what is under way."""
+        tasks = [task for task in (*self._pushing.values(), self._flushing, self._telling) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _look(self) -> None:
+        async with self._database.read() as connection:
+            head = await fleet_log.head(connection)
+        found, now_s = await self._fleet.holders()
+        known = {lease.incarnation: lease.cursor for lease in self._view.leases}
+        # What was acknowledged since the rows were read is not forgotten over them.
+        leases = tuple(replace(lease, cursor=max(lease.cursor, known.get(lease.incarnation, 0))) for lease in found)
+        self._view = FleetView(head, leases, now_s)
+        self._registry.vouch({lease.incarnation for lease in self._view.serving()})
+        self._again_s = {key: at_s for key, at_s in self._again_s.items() if at_s > self._clock.monotonic_s()}
+        self._moved.beat()
+        await self._push(head, leases, now_s)
+
+    async def _push(self, head: int, leases: Iterable[Lease], now_s: float) -> None:
+        behind = [
+            lease
+            for lease in leases
+            if lease.cursor < head
+            and lease.serves(now_s)
+            and lease.incarnation not in self._pushing
+            and lease.incarnation not in self._again_s
+            and self._registry.hears(lease.node_id)
+        ]
+        if not behind:
+            return
+        newest: dict[str, SealedHolding] = {}
+        async with self._database.read() as connection:
+            for model in {lease.model for lease in behind}:
+                entries = await changes_after(connection, head - 1, model, 1)
+                if entries:
+                    newest[model] = entries[0]
+        for lease in behind:
+            sealed = newest.get(lease.model)
+            # Evictions are pushed by whoever proves the erasure, and to more than those that serve.
+            if sealed is None or sealed.change is Change.EVICT:
+                continue
+            task = asyncio.create_task(self._send(lease, sealed.open(self._keys)), name=f"push.{lease.node_id}")
+            self._pushing[lease.incarnation] = task
+
+    async def _send(self, lease: Lease, item: Holding) -> None:
+        try:
+            ack = await self._nodes.push(lease, item)
+        except SpeakerdError as error:
+            self._again_s[lease.incarnation] = self._clock.monotonic_s() + AGAIN_S
+            if error.cause is not Cause.STALE:
+                get_logger().info("push.failed", node_id=lease.node_id, cause=error.cause.value)
+        else:
+            if ack.incarnation == lease.incarnation:
+                self._acks[lease.incarnation] = (lease, ack.cursor)
+                if self._flushing is None or self._flushing.done():
+                    self._flushing = asyncio.create_task(self._flush(), name="push.acknowledge")
+        finally:
+            self._pushing.pop(lease.incarnation, None)
+
+    async def _flush(self) -> None:
+        """Write down what nodes acknowledged: all that came while the last transaction ran are one."""
+        while self._acks:
+            acks, self._acks = list(self._acks.values()), {}
+            try:
+                await self._fleet.acknowledged_all([(lease.incarnation, cursor) for lease, cursor in acks])
+            except Unavailable as error:
+                # Nodes say the same again with their next renewal.
+                get_logger().warning("push.not_acknowledged", reason=str(error))
+                return
+            await self._registry.advance([(lease.node_id, lease.incarnation, cursor) for lease, cursor in acks])
+            cursors = {lease.incarnation: cursor for lease, cursor in acks}
+            self._view = replace(
+                self._view,
+                leases=tuple(
+                    replace(lease, cursor=max(lease.cursor, cursors.get(lease.incarnation, 0)))
+                    for lease in self._view.leases
+                ),
+            )
+            self._moved.beat()
+            self.look()  # who is behind again is pushed to again
+            self._tell()
+
+    def _tell(self) -> None:
+        # One word under way at a time; what happens meanwhile is told by the look that it causes.
+        if self._telling is None or self._telling.done():
+            message = f"{self._name} {self._view.head}"
+            self._telling = asyncio.create_task(self._registry.publish(message), name="wake.publish")

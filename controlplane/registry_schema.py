@@ -1,0 +1,247 @@
+"""The fleet's soft state in Redis: every key, what lies under it, how long it lives, who writes it and who reads it.
+
+All keys begin with `speakerd:2:`. Ids only: never a name, never an embedding. `{node}` is a node id, `{stream}` is
+`{tenant id}/{stream id}`, for two tenants may call their streams alike. Instants are seconds on Redis's own clock.
+
+    epoch             string, for ever; written by `heartbeat`, read by all scripts. Random: another one, or none, says
+                      that Redis was emptied and has to be told again.
+    nodes             zset, for ever; written by `heartbeat`, `recall`, `forget`, `view`, read by `view`, `place`.
+                      node -> its last heartbeat; 0: silent since before Redis was emptied.
+    node:{node}       hash, NODE_KEPT_S; written by `heartbeat`, `advance`, `doubt`, `recall`, `forget`, read by `view`,
+                      `place`. What the node said last: NODE_FIELDS. `doubted` alone is ours: 1 when the node was found
+                      to hold something else than it should, and is warm on nothing until it is repaired.
+    slots:{node}      zset, until its last member lapses; written by `place`, `release`, `heartbeat`, `recall`, read by
+                      `view`, `place`. stream -> when its reservation lapses; gone once the node counts the stream.
+    placed:{stream}   string, PLACED_S; written by `place`, `recall`, read by `place`. The stream's last node.
+    faults:{node}     zset, FAULTS_S; written by `place`, read by `view`. stream that left the node as failed -> when.
+    wake              channel; published to when the log has grown or nodes have got further, heard by every control
+                      plane. "{process} {revision}".
+
+A voice has no key. All nodes hold all voices, so the warm set of a voice is who has applied the log up to the voice's
+revision with a model that has its voiceprint, and is not doubted: one comparison a node with what `nodes` answers
+anyway, instead of ten thousand million set members for 10M voices on 1,000 nodes (docs/adr/0010).
+
+Every change is one script, so that control planes never see half of one. What a node says is fenced by its
+incarnation: a message of an older one changes nothing. There are no keys that safety rests on, and none that cannot be
+told again by who wrote it: see `Registry.rebuild`. Redis Cluster is not supported: scripts name keys as they go.
+"""
+
+from __future__ import annotations
+
+PREFIX = "speakerd:2:"
+EPOCH = f"{PREFIX}epoch"
+NODES = f"{PREFIX}nodes"
+WAKE = f"{PREFIX}wake"
+
+NODE_TTL_S = 6.0
+"""A node that was not heard for so long is no candidate; it stays known, as stale, for a day."""
+NODE_KEPT_S = 86_400.0
+PLACED_S = 900.0
+"""How long a stream that broke off finds back to its node."""
+FAULTS_S = 10.0
+"""How long a stream that left a node as failed counts against it."""
+
+NODE_FIELDS = (
+    "incarnation",
+    "address",
+    "model",
+    "zone",
+    "state",
+    "cursor",
+    "streams",
+    "streams_max",
+    "files",
+    "files_max",
+    "lag_ms",
+    "doubted",
+)
+_FIELDS = ", ".join(f"'{name}'" for name in NODE_FIELDS)
+
+_NOW = "local now = redis.call('TIME'); now = now[1] + now[2] / 1e6\n"
+_EPOCH = "local epoch = redis.call('GET', ARGV[1] .. 'epoch') or ''\n"
+
+# ARGV: prefix, node, seconds kept, an epoch to begin with, then the value of each field but `doubted`.
+# A stream that has opened is counted by the node, so as many of the oldest reservations go as it has more streams.
+HEARTBEAT = (
+    _NOW
+    + """
+local node, slots = ARGV[1] .. 'node:' .. ARGV[2], ARGV[1] .. 'slots:' .. ARGV[2]
+redis.call('SET', ARGV[1] .. 'epoch', ARGV[4], 'NX')
+local epoch = redis.call('GET', ARGV[1] .. 'epoch')
+local known = redis.call('HMGET', node, 'incarnation', 'streams', 'state', 'cursor')
+local incarnation = tonumber(known[1])
+if incarnation and incarnation > tonumber(ARGV[5]) then return epoch end
+local cursor = tonumber(ARGV[10])
+if incarnation == tonumber(ARGV[5]) then
+  local grown = tonumber(ARGV[11]) - tonumber(known[2] or 0)
+  if grown > 0 then redis.call('ZREMRANGEBYRANK', slots, 0, grown - 1) end
+  if known[3] == 'serving' and ARGV[9] == 'serving' then cursor = math.max(cursor, tonumber(known[4] or 0)) end
+else
+  redis.call('HDEL', node, 'doubted')
+end
+redis.call('HSET', node, 'incarnation', ARGV[5], 'address', ARGV[6], 'model', ARGV[7], 'zone', ARGV[8],
+  'state', ARGV[9], 'cursor', cursor, 'streams', ARGV[11], 'streams_max', ARGV[12], 'files', ARGV[13],
+  'files_max', ARGV[14], 'lag_ms', ARGV[15])
+redis.call('PEXPIRE', node, math.ceil(tonumber(ARGV[3]) * 1000))
+redis.call('ZADD', ARGV[1] .. 'nodes', now, ARGV[2])
+return epoch
+"""
+)
+
+# ARGV: prefix, then (node, incarnation, cursor) again and again: nodes said by an acknowledgement how far they are.
+ADVANCE = """
+for at = 2, #ARGV, 3 do
+  local node = ARGV[1] .. 'node:' .. ARGV[at]
+  local known = redis.call('HMGET', node, 'incarnation', 'state', 'cursor')
+  if known[1] == ARGV[at + 1] and known[2] == 'serving' and tonumber(known[3] or 0) < tonumber(ARGV[at + 2]) then
+    redis.call('HSET', node, 'cursor', ARGV[at + 2])
+  end
+end
+return redis.call('GET', ARGV[1] .. 'epoch') or ''
+"""
+
+# ARGV: prefix, node, incarnation, 1 or 0.
+DOUBT = """
+local node = ARGV[1] .. 'node:' .. ARGV[2]
+if redis.call('HGET', node, 'incarnation') == ARGV[3] then redis.call('HSET', node, 'doubted', ARGV[4]) end
+return redis.call('GET', ARGV[1] .. 'epoch') or ''
+"""
+
+# ARGV: prefix, node, incarnation: it left, and said that it holds nothing.
+FORGET = """
+local node = ARGV[1] .. 'node:' .. ARGV[2]
+local known = tonumber(redis.call('HGET', node, 'incarnation') or 0)
+if known <= tonumber(ARGV[3]) then
+  redis.call('DEL', node, ARGV[1] .. 'slots:' .. ARGV[2], ARGV[1] .. 'faults:' .. ARGV[2])
+  redis.call('ZREM', ARGV[1] .. 'nodes', ARGV[2])
+end
+return redis.call('GET', ARGV[1] .. 'epoch') or ''
+"""
+
+# ARGV: prefix, seconds kept. Answers the epoch, then each node: id, age of its heartbeat, fields, reserved, faults.
+VIEW = (
+    _NOW
+    + _EPOCH
+    + f"""
+local found = {{epoch}}
+for _, id in ipairs(redis.call('ZRANGE', ARGV[1] .. 'nodes', 0, -1)) do
+  local fields = redis.call('HMGET', ARGV[1] .. 'node:' .. id, {_FIELDS})
+  if fields[1] then
+    table.insert(fields, 1, id)
+    table.insert(fields, 2, tostring(now - tonumber(redis.call('ZSCORE', ARGV[1] .. 'nodes', id))))
+    table.insert(fields, redis.call('ZCOUNT', ARGV[1] .. 'slots:' .. id, now, '+inf'))
+    table.insert(fields, redis.call('ZCOUNT', ARGV[1] .. 'faults:' .. id, now - tonumber(ARGV[2]), '+inf'))
+    table.insert(found, fields)
+  else
+    redis.call('ZREM', ARGV[1] .. 'nodes', id)
+  end
+end
+return found
+"""
+)
+
+# One call decides and reserves, on what Redis knows at this moment: control planes agree because there is one of it.
+# ARGV: prefix, stream, seconds a node may be silent, seconds the slot is held, seconds the placement is kept, seconds
+# a fault counts, revision to be warm on ('' when no candidate is), number of models, models, number of nodes to avoid,
+# nodes to avoid, then candidates, best first: of the first two the less loaded one is taken, then one after the other.
+# Answers (epoch, 1, node, address), (epoch, 0) when all are full, (epoch, -1) when none of them is known.
+PLACE = (
+    _NOW
+    + _EPOCH
+    + """
+local prefix, stream = ARGV[1], ARGV[2]
+local at, models, avoided = 9, {}, {}
+for _ = 1, tonumber(ARGV[8]) do models[ARGV[at]] = true; at = at + 1 end
+local many = tonumber(ARGV[at]); at = at + 1
+for _ = 1, many do avoided[ARGV[at]] = true; at = at + 1 end
+local known = false
+
+local function load_of(id)
+  local heard = redis.call('ZSCORE', prefix .. 'nodes', id)
+  if not heard or tonumber(heard) < now - tonumber(ARGV[3]) then return nil end
+  known = true
+  local node = redis.call('HMGET', prefix .. 'node:' .. id, 'state', 'streams', 'streams_max')
+  if node[1] ~= 'serving' then return nil end
+  local slots = prefix .. 'slots:' .. id
+  redis.call('ZREMRANGEBYSCORE', slots, '-inf', now)
+  local taken = tonumber(node[2]) + redis.call('ZCARD', slots)
+  if redis.call('ZSCORE', slots, stream) then taken = taken - 1 end
+  if taken >= tonumber(node[3]) then return nil end
+  return taken / tonumber(node[3])
+end
+
+local before = redis.call('GET', prefix .. 'placed:' .. stream)
+if before and avoided[before] then
+  local faults = prefix .. 'faults:' .. before
+  redis.call('ZREMRANGEBYSCORE', faults, '-inf', now - tonumber(ARGV[6]))
+  redis.call('ZADD', faults, now, stream)
+  redis.call('PEXPIRE', faults, math.ceil(tonumber(ARGV[6]) * 1000))
+end
+
+local chosen = nil
+if before and not avoided[before] and load_of(before) then
+  local node = redis.call('HMGET', prefix .. 'node:' .. before, 'cursor', 'model', 'doubted')
+  local warm = ARGV[7] ~= '' and tonumber(node[1]) >= tonumber(ARGV[7]) and node[3] ~= '1'
+    and (tonumber(ARGV[8]) == 0 or models[node[2]])
+  if warm or ARGV[7] == '' then chosen = before end
+end
+if not chosen and ARGV[at] then
+  local first, second = load_of(ARGV[at]), ARGV[at + 1] and load_of(ARGV[at + 1])
+  if first and (not second or first <= second) then chosen = ARGV[at]
+  elseif second then chosen = ARGV[at + 1] end
+end
+if not chosen then
+  for next = at + 2, #ARGV do
+    if load_of(ARGV[next]) then chosen = ARGV[next]; break end
+  end
+end
+if not chosen then return {epoch, known and 0 or -1} end
+
+if before and before ~= chosen then redis.call('ZREM', prefix .. 'slots:' .. before, stream) end
+local slots = prefix .. 'slots:' .. chosen
+redis.call('ZADD', slots, now + tonumber(ARGV[4]), stream)
+redis.call('PEXPIRE', slots, math.ceil(tonumber(ARGV[4]) * 1000) + 1000)
+redis.call('SET', prefix .. 'placed:' .. stream, chosen, 'PX', math.ceil(tonumber(ARGV[5]) * 1000))
+return {epoch, 1, chosen, redis.call('HGET', prefix .. 'node:' .. chosen, 'address')}
+"""
+)
+
+# ARGV: prefix, stream: it will not open.
+RELEASE = """
+local node = redis.call('GET', ARGV[1] .. 'placed:' .. ARGV[2])
+if node then redis.call('ZREM', ARGV[1] .. 'slots:' .. node, ARGV[2]) end
+return redis.call('GET', ARGV[1] .. 'epoch') or ''
+"""
+
+# ARGV: prefix, seconds kept, then (node, incarnation, model, cursor): who held voices and is silent, known from SQL.
+RECALL_NODES = """
+for at = 3, #ARGV, 4 do
+  local node = ARGV[1] .. 'node:' .. ARGV[at]
+  if redis.call('EXISTS', node) == 0 then
+    redis.call('HSET', node, 'incarnation', ARGV[at + 1], 'address', '', 'model', ARGV[at + 2], 'zone', '',
+      'state', 'gone', 'cursor', ARGV[at + 3], 'streams', 0, 'streams_max', 0)
+    redis.call('PEXPIRE', node, math.ceil(tonumber(ARGV[2]) * 1000))
+    redis.call('ZADD', ARGV[1] .. 'nodes', 'NX', 0, ARGV[at])
+  end
+end
+return redis.call('GET', ARGV[1] .. 'epoch') or ''
+"""
+
+# ARGV: prefix, seconds kept, then (stream, node, seconds the slot is held still, 0 when it opened): placements that a
+# control plane remembers.
+RECALL_PLACED = (
+    _NOW
+    + """
+for at = 3, #ARGV, 3 do
+  local kept = redis.call('SET', ARGV[1] .. 'placed:' .. ARGV[at], ARGV[at + 1], 'NX', 'PX',
+    math.ceil(tonumber(ARGV[2]) * 1000))
+  local left = tonumber(ARGV[at + 2])
+  if kept and left > 0 then
+    local slots = ARGV[1] .. 'slots:' .. ARGV[at + 1]
+    redis.call('ZADD', slots, now + left, ARGV[at])
+    redis.call('PEXPIRE', slots, math.ceil(left * 1000) + 1000)
+  end
+end
+return redis.call('GET', ARGV[1] .. 'epoch') or ''
+"""
+)

@@ -1,0 +1,150 @@
+"""What this process knows of nodes and placements by itself: routing goes on from it while Redis is away or empty.
+
+In: heartbeats heard here, what Redis said last, leases that live. Out: nodes, and reservations that count among this
+process's own alone. No I/O; what is remembered has a bound.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+
+from controlplane.node_view import NodeView
+from controlplane.registry_schema import NODE_TTL_S
+
+NODES_MAX = 10_000
+PLACED_MAX = 200_000
+
+
+class RoutingMemory:
+    """Nodes and placements, in memory."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, NodeView] = {}
+        self._heard_s: dict[str, float] = {}
+        self._here_s: dict[str, float] = {}
+        self._placed: OrderedDict[str, str] = OrderedDict()
+        # By node, oldest first: stream -> when its reservation lapses.
+        self._reserved: dict[str, dict[str, float]] = {}
+
+    def __repr__(self) -> str:
+        return f"RoutingMemory({len(self._nodes)} nodes, {len(self._placed)} placements)"
+
+    def hear(self, node: NodeView, now_s: float) -> None:
+        """A node's heartbeat came to this process."""
+        before = self._nodes.get(node.node_id)
+        if before is not None and before.incarnation > node.incarnation:
+            return
+        if before is None and len(self._nodes) >= NODES_MAX:
+            return
+        if before is not None and before.incarnation == node.incarnation:
+            self._count_opened(node.node_id, node.streams - before.streams)
+            node = replace(node, doubted=before.doubted)
+        self._nodes[node.node_id] = node
+        self._heard_s[node.node_id] = self._here_s[node.node_id] = now_s
+
+    def see(self, nodes: Iterable[NodeView], now_s: float) -> None:
+        """What Redis says: of nodes that other processes hear."""
+        for node in nodes:
+            heard_s = now_s - node.age_s
+            if heard_s > self._heard_s.get(node.node_id, heard_s - 1) and len(self._nodes) < NODES_MAX:
+                self._nodes[node.node_id] = node
+                self._heard_s[node.node_id] = heard_s
+
+    def vouch(self, incarnations: Collection[int], now_s: float) -> None:
+        """These incarnations hold a lease: they live, whoever hears their heartbeats."""
+        for node_id, node in self._nodes.items():
+            if node.incarnation in incarnations:
+                self._heard_s[node_id] = max(self._heard_s[node_id], now_s)
+
+    def doubt(self, node_id: str, incarnation: int, *, doubted: bool) -> None:
+        """A node was found to hold something else than it should, or no longer."""
+        node = self._nodes.get(node_id)
+        if node is not None and node.incarnation == incarnation:
+            self._nodes[node_id] = replace(node, doubted=doubted)
+
+    def advance(self, node_id: str, incarnation: int, cursor: int) -> None:
+        """A node acknowledged a revision."""
+        node = self._nodes.get(node_id)
+        if node is not None and node.incarnation == incarnation and node.cursor < cursor:
+            self._nodes[node_id] = replace(node, cursor=cursor)
+
+    def forget(self, node_id: str, incarnation: int) -> None:
+        """A node left, and holds nothing."""
+        node = self._nodes.get(node_id)
+        if node is not None and node.incarnation <= incarnation:
+            del self._nodes[node_id], self._heard_s[node_id]
+            self._here_s.pop(node_id, None)
+            self._reserved.pop(node_id, None)
+
+    def hears(self, node_id: str, now_s: float) -> bool:
+        """Whether this process is the one that a node talks to."""
+        return now_s - self._here_s.get(node_id, float("-inf")) <= NODE_TTL_S
+
+    def heard_here(self, now_s: float) -> list[NodeView]:
+        """The nodes that talk to this process."""
+        return [node for node in self.nodes(now_s) if self.hears(node.node_id, now_s)]
+
+    def nodes(self, now_s: float) -> list[NodeView]:
+        """All nodes that are known, with the reservations made here."""
+        return [
+            replace(node, age_s=max(0.0, now_s - self._heard_s[node_id]), reserved=self._num_reserved(node_id, now_s))
+            for node_id, node in self._nodes.items()
+        ]
+
+    def remember(self, stream: str, node_id: str, until_s: float) -> None:
+        """A stream was placed."""
+        before = self._placed.pop(stream, None)
+        if before is not None:
+            self._reserved.get(before, {}).pop(stream, None)
+        self._placed[stream] = node_id
+        self._reserved.setdefault(node_id, {})[stream] = until_s
+        while len(self._placed) > PLACED_MAX:
+            oldest, its_node = self._placed.popitem(last=False)
+            self._reserved.get(its_node, {}).pop(oldest, None)
+
+    def release(self, stream: str) -> None:
+        """A stream that was placed will not open."""
+        self._reserved.get(self._placed.get(stream, ""), {}).pop(stream, None)
+
+    def placements(self, now_s: float) -> list[tuple[str, str, float]]:
+        """Stream, node, and how long its slot is held still (0: it opened, or will not)."""
+        return [
+            (stream, node_id, max(0.0, self._reserved.get(node_id, {}).get(stream, 0.0) - now_s))
+            for stream, node_id in self._placed.items()
+        ]
+
+    def place(self, stream: str, candidates: Sequence[str], hold_s: float, now_s: float) -> str | None:
+        """Reserve a slot on the first candidate with room, the stream's last node before others. None: all are full."""
+        nodes = {node.node_id: node for node in self.nodes(now_s)}
+        before = self._placed.get(stream)
+        order = [before, *candidates] if before is not None and before in candidates else candidates
+        for node_id in order:
+            node = nodes.get(node_id)
+            if node is None or not node.is_candidate:
+                continue
+            is_own = self._reserved.get(node_id, {}).get(stream, 0.0) > now_s
+            if node.streams + node.reserved - is_own < node.streams_max:
+                self.remember(stream, node_id, now_s + hold_s)
+                return node_id
+        return None
+
+    def address_of(self, node_id: str) -> str:
+        """Where a node is reached; "" when it is unknown."""
+        node = self._nodes.get(node_id)
+        return "" if node is None else node.address
+
+    def _num_reserved(self, node_id: str, now_s: float) -> int:
+        reserved = self._reserved.get(node_id)
+        if not reserved:
+            return 0
+        for stream in [stream for stream, until_s in reserved.items() if until_s <= now_s]:
+            del reserved[stream]
+        return len(reserved)
+
+    def _count_opened(self, node_id: str, grown: int) -> None:
+        # A stream that has opened is counted by the node, so as many of the oldest reservations go.
+        reserved = self._reserved.get(node_id, {})
+        for stream in list(reserved)[: max(0, grown)]:
+            del reserved[stream]

@@ -1,0 +1,38 @@
+"""Hears what other control planes say over Redis: that there is something new. A hint; losing it costs a second."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from redis.exceptions import RedisError
+
+from controlplane.redis_client import open_redis
+from controlplane.registry_schema import WAKE
+
+LISTEN_S = 2.0
+AGAIN_S = 1.0
+
+
+async def listen(url: str, heard: Callable[[str], None]) -> None:
+    """Call `heard` with every message, for ever. Each time that the connection is made anew, with an empty one."""
+    # A client of its own: a call that waits for news must not be cut off by the bound of those that do not.
+    client = open_redis(url, timeout_s=2 * LISTEN_S)
+    try:
+        while True:
+            channel = client.pubsub(ignore_subscribe_messages=True)
+            try:
+                await channel.subscribe(WAKE)
+                heard("")  # whatever was said meanwhile
+                while True:
+                    message = await channel.get_message(timeout=LISTEN_S)
+                    if message is not None:
+                        heard(message["data"].decode(errors="replace"))
+                    else:
+                        await channel.ping()
+            except (RedisError, OSError):
+                await asyncio.sleep(AGAIN_S)
+            finally:
+                await channel.aclose()  # type: ignore[no-untyped-call]
+    finally:
+        await client.aclose()
