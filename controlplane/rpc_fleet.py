@@ -49,6 +49,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
                 address=request.address,
                 model=request.model,
                 state=_STATES.get(request.state, "joining"),
+                epoch=request.fleet_epoch,
             )
         )
         return fleet_pb2.RenewResponse(
@@ -58,6 +59,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
             head=renewal.head,
             resync=renewal.resync,
             ticket_keys=self._ticket_keys,
+            fleet_epoch=renewal.epoch,
         )
 
     async def Heartbeat(self, request: fleet_pb2.HeartbeatRequest, context: Context) -> fleet_pb2.HeartbeatResponse:  # noqa: N802

@@ -29,7 +29,6 @@ from node.files import FileRuns
 from node.fleet_client import FleetMembership
 from node.fleet_log import FleetLog
 from node.fleet_wire import ControlPlane, Identity
-from node.lease import Lease
 from node.load import LoadGauge
 from node.metrics import NodeMetrics
 from node.rpc_node import NodeService
@@ -40,6 +39,7 @@ from node.voice_store import VoiceStore
 from runtime.clock import Clock, SystemClock
 from runtime.errors import InvalidRequest
 from runtime.grpc_server import add_health_and_reflection, bind, is_loopback, new_server, set_ready
+from runtime.lease import Lease
 from runtime.lifecycle import Tasks, run_daemon
 from runtime.logs import configure, get_logger
 from runtime.metrics import registry, serve_metrics

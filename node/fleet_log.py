@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from models.analysis import FloatArray
-from node.lease import Judgement, Lease, Next
 from node.voice_store import VoiceStore
 from runtime.errors import InvalidRequest, SpeakerdError, Stale, Unavailable
+from runtime.lease import Judgement, Lease, Next
 from runtime.logs import get_logger
 
 T = TypeVar("T")
@@ -24,10 +24,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a command stands in the log, and for which incarnation of this node it is meant."""
+    """Where a command stands in the log, and for which incarnation of this node it is meant.
+
+    as_of: of an enrolment, the head of the log at which it was found to hold; 0: not said.
+    """
 
     incarnation: int
     revision: int
+    as_of: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,7 @@ class FleetLog:
         if position is None:
             raise InvalidRequest("this node belongs to a fleet: commands come from its control plane, with `position`")
         async with self._order:
-            judgement = self._lease.judge(position.incarnation, position.revision)
+            judgement = self._lease.judge(position.incarnation, position.revision, position.as_of)
             if judgement is Judgement.SYNC_FIRST:
                 await self._read_on()
                 judgement = self._lease.judge(position.incarnation, position.revision)
@@ -157,7 +161,8 @@ class FleetLog:
             if judgement is Judgement.KNOWN:
                 return None
             result = await apply()
-            self._lease.applied(position.incarnation, position.revision)
+            if judgement is Judgement.APPLY:
+                self._lease.applied(position.incarnation, position.revision)
             return result
 
     async def _read_on(self) -> None:
@@ -175,9 +180,12 @@ class FleetLog:
                     case SnapshotEnd():
                         in_snapshot = False
                         lease.applied(incarnation, message.revision)
-                    case Entry():
+                    case Entry() if in_snapshot:
                         await self._apply(message.change)
-                        lease.applied(incarnation, 0 if in_snapshot else message.revision)
+                    case Entry() if message.revision > lease.cursor:
+                        lease.require_next(incarnation, message.revision)
+                        await self._apply(message.change)
+                        lease.applied(incarnation, message.revision)
         if in_snapshot:
             raise Unavailable("the snapshot of the fleet log broke off")
         lease.reconciled(incarnation)

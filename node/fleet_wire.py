@@ -14,12 +14,12 @@ from grpc import aio
 
 from node import wire
 from node.fleet_log import Enrolment, Entry, Eviction, SnapshotBegin, SnapshotEnd
-from node.lease import Renewal
 from node.load import Load
-from node.standing import NodeState
 from runtime.errors import Conflict, InvalidRequest, SpeakerdError, Stale, Unauthenticated, Unavailable
 from runtime.grpc_server import open_channel
+from runtime.lease import Renewal
 from runtime.logs import get_logger
+from runtime.membership import Report
 from runtime.units import samples_from_ms
 from speakerd.v1 import fleet_pb2, fleet_pb2_grpc
 
@@ -37,17 +37,6 @@ class Identity:
     process_id: str
     address: str
     model: str
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a node says of itself as it renews."""
-
-    incarnation: int
-    cursor: int
-    num_voices: int
-    voices_digest: bytes
-    state: NodeState
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +77,14 @@ class ControlPlane:
             num_voices=report.num_voices,
             voices_digest=report.voices_digest,
             state=wire.node_state(report.state),
+            fleet_epoch=report.epoch,
         )
         try:
             answer = await self._stub.Renew(request, timeout=RENEW_BOUND_S, metadata=self._metadata)
         except aio.AioRpcError as error:
             raise _translated(error) from None
         return Answer(
-            Renewal(answer.incarnation, answer.lease_ms / 1000, answer.head, answer.resync),
+            Renewal(answer.incarnation, answer.lease_ms / 1000, answer.head, answer.resync, answer.fleet_epoch),
             answer.renew_ms / 1000,
             tuple(answer.ticket_keys),
         )

@@ -5,19 +5,10 @@ What always holds: names are given only while the guard allows it; a node that d
 
 from __future__ import annotations
 
-from enum import Enum, auto
-
-from node.lease import Lease, LeaseState
 from runtime.errors import Unavailable
+from runtime.lease import HolderState, Lease, LeaseState
 
-
-class NodeState(Enum):
-    """What a node says of itself."""
-
-    JOINING = auto()
-    SERVING = auto()
-    DRAINING = auto()
-    FENCED = auto()
+NodeState = HolderState
 
 
 class Standing:

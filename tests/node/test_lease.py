@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from node.lease import Judgement, Lease, LeaseState, Next, Renewal
 from node.standing import NodeState, Standing
 from runtime.clock import SteppedClock
 from runtime.errors import Stale, Unavailable
+from runtime.lease import Judgement, Lease, LeaseState, Next, Renewal
 
 
 def renewal(incarnation: int = 7, *, lease_s: float = 9.0, head: int = 0, resync: bool = False) -> Renewal:

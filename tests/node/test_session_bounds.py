@@ -22,7 +22,6 @@ from node.decoders import Decoders
 from node.device_thread import DeviceThread
 from node.engine import Engine
 from node.enrolment import CONTAINER
-from node.lease import Lease, Renewal
 from node.metrics import NodeMetrics
 from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery
 from node.slots import SlotTable
@@ -31,6 +30,7 @@ from node.streams import LiveStreams
 from node.voice_store import VoiceStore
 from runtime.clock import SteppedClock, SystemClock
 from runtime.errors import InvalidRequest, Overloaded, SpeakerdError, TimedOut, TooLarge, UnsupportedMedia
+from runtime.lease import Lease, Renewal
 from tests.node.conftest import ADA, pcm, tones
 
 REQUEST = events.StreamRequest(

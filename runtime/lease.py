@@ -1,9 +1,10 @@
-"""The node's lease: whether it may name people now, and what it has to do next. No I/O; the clock is injected.
+"""A holder's lease: whether it may name people now, and what it has to do next. No I/O; the clock is injected.
 
-In: when renewals were sent and what they were answered with, commands' positions, cursors. Out: what to do. What
-always holds: names are allowed only in SERVING and before the lease runs out, counted from the SENDING of the renewal
-on a clock that goes on while the machine sleeps; a node that lost its lease serves again only under a new
-incarnation, after it reconciled from an empty store.
+Nodes hold one, and so does every control plane through which results leave. In: when renewals were sent and what they
+were answered with, commands' positions, cursors. Out: what to do. What always holds: names are allowed only in SERVING
+and before the lease runs out, counted from the SENDING of the renewal on a clock that goes on while the machine sleeps;
+an answer counts only for the incarnation that asked; a holder that lost its lease serves again only under a new
+incarnation, after it reconciled from nothing; and nothing is applied out of the log's order, or for the log as it was.
 """
 
 from __future__ import annotations
@@ -16,15 +17,24 @@ from runtime.errors import Stale, Unavailable
 
 
 class LeaseState(Enum):
-    """Where a node stands in the fleet."""
+    """Where a holder stands in the fleet."""
 
     JOINING = auto()  # has not reconciled yet, under its first or a new incarnation
     SERVING = auto()  # holds what it should, and may name while the lease lasts
     FENCED = auto()  # the lease ran out: the store has to be wiped and a new incarnation asked for
 
 
+class HolderState(Enum):
+    """What a holder says of itself."""
+
+    JOINING = auto()
+    SERVING = auto()
+    DRAINING = auto()
+    FENCED = auto()
+
+
 class Next(Enum):
-    """What a node has to do."""
+    """What a holder has to do."""
 
     NOTHING = auto()
     SYNC = auto()  # read the log on from the cursor
@@ -35,22 +45,32 @@ class Judgement(Enum):
     """What to do with a command of the control plane."""
 
     APPLY = auto()
-    KNOWN = auto()  # applied already: acknowledge
+    RESTATE = auto()  # applied already, and still so as far as the node knows: holding it again can only mend
+    KNOWN = auto()  # applied already, or overtaken since: acknowledge
     SYNC_FIRST = auto()  # the node is behind it: read the log, which holds the command too
 
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """What a renewal was answered with."""
+    """What a renewal was answered with. epoch: of the fleet's history; a restored backup begins another."""
 
     incarnation: int
     lease_s: float
     head: int
     resync: bool
+    epoch: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A renewal on its way: under which incarnation, and when (lease clock) it was sent."""
+
+    incarnation: int
+    sent_s: float
 
 
 class Lease:
-    """One node's lease."""
+    """One holder's lease."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -58,6 +78,7 @@ class Lease:
         self.state = LeaseState.JOINING
         self.incarnation = 0
         self.cursor = 0
+        self.epoch = ""
 
     def __repr__(self) -> str:
         left_s = self.remaining_s()
@@ -80,14 +101,33 @@ class Lease:
         self._move(LeaseState.FENCED)
         self.incarnation, self.cursor, self._until_s = 0, 0, 0.0
 
+    def ask(self) -> Asked:
+        """A renewal is about to be sent."""
+        return Asked(self.incarnation, self._clock.lease_now_s())
+
+    def answered(self, asked: Asked, renewal: Renewal) -> Next | None:
+        """A renewal came back; None where it says nothing: its incarnation has ended meanwhile, or lapsed."""
+        if asked.incarnation != self.incarnation or self.has_lapsed():
+            return None
+        return self.renewed(asked.sent_s, renewal)
+
+    def refused(self, asked: Asked) -> bool:
+        """A renewal was refused; whether `fence` is due with it."""
+        return asked.incarnation != 0 and asked.incarnation == self.incarnation
+
+    def lasts_until_s(self, sent_s: float, lease_s: float) -> float:
+        """How long, on the lease clock, a lease may be relied upon that was asked for at sent_s."""
+        return sent_s + lease_s
+
     def renewed(self, sent_s: float, renewal: Renewal) -> Next:
         """A renewal came back. sent_s: `clock.lease_now_s()` when it was sent."""
         is_new = renewal.incarnation != self.incarnation
+        self.epoch = renewal.epoch
         if is_new:
             self.incarnation, self.cursor, self._until_s = renewal.incarnation, 0, 0.0
             self._move(LeaseState.JOINING)
         if renewal.lease_s > 0:
-            self._until_s = max(self._until_s, sent_s + renewal.lease_s)
+            self._until_s = max(self._until_s, self.lasts_until_s(sent_s, renewal.lease_s))
         if renewal.resync and not is_new:
             self._move(LeaseState.JOINING)
         if is_new or renewal.resync:
@@ -111,21 +151,33 @@ class Lease:
         if self.state is LeaseState.JOINING and self.remaining_s() > 0:
             self._move(LeaseState.SERVING)
 
-    def judge(self, incarnation: int, revision: int) -> Judgement:
-        """What to do with a command. Raises Stale for another incarnation, Unavailable without a lease."""
+    def judge(self, incarnation: int, revision: int, as_of: int = 0) -> Judgement:
+        """What to do with a command. Raises Stale for another incarnation, Unavailable without a lease.
+
+        as_of: the head of the log at which an enrolment was read and found to hold; 0: not said. One that is as new as
+        all that the node has applied may be held again; whatever undoes it comes later in the log. One from before may
+        be undone already, by an eviction that this node has applied.
+        """
         if self.incarnation == 0 or self.remaining_s() <= 0:
             raise Unavailable("this node has no lease: it will read the command from the fleet log when it has one")
         self.require(incarnation)
         if revision <= self.cursor:
-            return Judgement.KNOWN
+            is_current = as_of >= self.cursor and self.state is LeaseState.SERVING
+            return Judgement.RESTATE if is_current else Judgement.KNOWN
         if revision == self.cursor + 1 and self.state is LeaseState.SERVING:
             return Judgement.APPLY
         return Judgement.SYNC_FIRST
 
+    def require_next(self, incarnation: int, revision: int) -> None:
+        """An entry of the log was read. Raises Stale if the incarnation ended, Unavailable if one is left out."""
+        self.require(incarnation)
+        if revision > self.cursor + 1:
+            raise Unavailable(f"the fleet log jumps from revision {self.cursor} to {revision}: read it again")
+
     def require(self, incarnation: int) -> None:
         """Raises Stale unless this is the incarnation that lasts."""
         if incarnation != self.incarnation:
-            raise Stale(f"incarnation {incarnation} of this node has ended; it is {self.incarnation} now")
+            raise Stale(f"incarnation {incarnation} of this holder has ended; it is {self.incarnation} now")
 
     def _move(self, state: LeaseState) -> None:
         allowed = {
