@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc import aio
 from grpc_health.v1 import health
 
+from controlplane.audit_checkpoints import AuditCheckpoints
 from controlplane.blobs import Blobs
 from controlplane.completion import Completion
 from controlplane.config import ControlPlaneSettings
@@ -22,10 +23,13 @@ from controlplane.database.engine import Database, open_database
 from controlplane.embedded_redis import EmbeddedRedis
 from controlplane.enrolment import Enrolment
 from controlplane.erasure import Erasures
+from controlplane.erasure_journal import Journal
+from controlplane.erasure_work import ErasureWork
 from controlplane.fan_out import FanOut
 from controlplane.fleet import Fleet
 from controlplane.identity import Identity, ensure_admin, new_fleet_key
 from controlplane.intake import Intake
+from controlplane.journal_replay import open_and_replay
 from controlplane.key_check import require_matching_key
 from controlplane.keys import KeyRing
 from controlplane.lease_rules import LeaseRules, LeaseTimes
@@ -33,6 +37,7 @@ from controlplane.leases import SqlTables
 from controlplane.metrics import Metrics, declare
 from controlplane.nodes import Nodes
 from controlplane.orphans import sweep_orphans
+from controlplane.outside import open_outside
 from controlplane.placement import Placing
 from controlplane.pulse import Pulse
 from controlplane.registry import Registry
@@ -81,6 +86,7 @@ class Core:
     library: Voices
     enrolment: Enrolment
     erasures: Erasures
+    checkpoints: AuditCheckpoints
     completion: Completion
     placing: Placing
     relay: Relay
@@ -124,8 +130,35 @@ class ControlPlane:
             self._redis = EmbeddedRedis(settings.data / "redis")
             redis_url = self._redis.url
         registry = Registry(redis_url, self._clock, self.metrics)
-        self._core = self._build(database, registry, keys, fleet_key, ticket_key)
-        await require_matching_key(database, keys)
+        try:
+            await require_matching_key(database, keys)
+            # Before anything else can ask: what was erased since the database was backed up is erased again.
+            journal, _ = await open_and_replay(
+                database,
+                keys,
+                settings.resolved_erasure_journal(),
+                self._clock,
+                accept_loss=settings.accept_journal_loss,
+            )
+            checkpoints = AuditCheckpoints(
+                database=database,
+                store=open_outside(settings.resolved_audit_checkpoints()),
+                key=Ed25519PrivateKey.from_private_bytes(read_or_make_bytes(settings.data / "audit.key")),
+                clock=self._clock,
+                metrics=self.metrics,
+            )
+        except BaseException:
+            await database.close()
+            raise
+        self._core = self._build(
+            database,
+            registry,
+            keys,
+            fleet_key=fleet_key,
+            ticket_key=ticket_key,
+            journal=journal,
+            checkpoints=checkpoints,
+        )
         await ensure_admin(database, settings.data / "admin.key", self._clock)
         if self._redis is not None:
             await self._redis.start(tasks)
@@ -137,6 +170,7 @@ class ControlPlane:
             tasks.spawn("redis.fill", registry.keep_filled(self._core.fan_out.silent)),
             tasks.spawn("voices.complete", self._core.completion.run()),
             tasks.spawn("erasures.prove", self._core.erasures.run()),
+            tasks.spawn("audit.sign", checkpoints.run()),
         ]
         public_key = ticket_key.public_key().public_bytes_raw()
         await self._serve(self._core, public_key)
@@ -161,6 +195,7 @@ class ControlPlane:
         await asyncio.gather(*self._workers, return_exceptions=True)
         if core is not None:
             await core.erasures.close()
+            await core.checkpoints.close()
             await core.fan_out.close()
             await core.nodes.close()
             await core.registry.close()
@@ -170,7 +205,15 @@ class ControlPlane:
             await core.database.close()
 
     def _build(
-        self, database: Database, registry: Registry, keys: KeyRing, fleet_key: str, ticket_key: Ed25519PrivateKey
+        self,
+        database: Database,
+        registry: Registry,
+        keys: KeyRing,
+        *,
+        fleet_key: str,
+        ticket_key: Ed25519PrivateKey,
+        journal: Journal,
+        checkpoints: AuditCheckpoints,
     ) -> Core:
         settings, clock, metrics = self.settings, self._clock, self.metrics
         blobs = Blobs(settings.data / "blobs")
@@ -213,12 +256,21 @@ class ControlPlane:
             erasures=Erasures(
                 database=database,
                 keys=keys,
-                blobs=blobs,
-                fleet=fleet,
-                nodes=nodes,
+                work=ErasureWork(
+                    database=database,
+                    keys=keys,
+                    blobs=blobs,
+                    journal=journal,
+                    fleet=fleet,
+                    nodes=nodes,
+                    clock=clock,
+                    metrics=metrics,
+                    on_completed=checkpoints.soon,
+                ),
                 clock=clock,
                 metrics=metrics,
             ),
+            checkpoints=checkpoints,
             completion=Completion(
                 database=database,
                 keys=keys,

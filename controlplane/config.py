@@ -63,12 +63,31 @@ class ControlPlaneSettings(DaemonSettings):
         default_factory=SpeakerLimits, description="What an engine has to hear in it; a table of its own."
     )
 
+    erasure_journal: str | None = Field(
+        None,
+        description="Path or object-store URL of the erasure journal; absent: DATA/erasure-journal. Never in a backup.",
+    )
+    audit_checkpoints: str | None = Field(
+        None, description="Folder or object-store URL of signed audit checkpoints; absent: DATA/audit-checkpoints."
+    )
+    accept_journal_loss: bool = Field(
+        False, description="Start although the erasure journal is missing, damaged or another one; audited."
+    )
+
     @model_validator(mode="after")
     def _leases_nest(self) -> Self:
         # The node has to let go before the control plane stops waiting for it: that order is what fencing rests on.
         if not self.renew_s < self.node_lease_s < self.lease_s:
             raise ValueError("renew_s < node_lease_s < lease_s has to hold")
         return self
+
+    def resolved_erasure_journal(self) -> str:
+        """Where the erasure journal is."""
+        return self.erasure_journal or str((self.data / "erasure-journal").resolve())
+
+    def resolved_audit_checkpoints(self) -> str:
+        """Where signed checkpoints go."""
+        return self.audit_checkpoints or str((self.data / "audit-checkpoints").resolve())
 
     def resolved_database_url(self) -> str:
         """The database to open."""

@@ -200,8 +200,9 @@ class ObjectJournal:
         return records
 
 
-def set_aside(path: Path) -> Path:
+def set_aside(where: str) -> Path:
     """Give a journal that its operator gives up another name, so that a new one can be made; the name."""
+    path = Path(where).expanduser()
     aside = path.with_name(f"{path.name}.given-up-{secrets.token_hex(4)}")
     path.rename(aside)
     fsync_folder(path.parent)

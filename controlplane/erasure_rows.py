@@ -28,6 +28,8 @@ TRIGGERS = ("user_request", "license_revoked", "license_expired", "platform_deci
 SOURCES = ("api", "cli", "worker")
 JOURNAL = "journal"
 """Source of an erasure that a restored database had forgotten."""
+GONE = ("erasing", "erased")
+"""States of a voice that nobody may use any more."""
 REASON_CHARACTERS_MAX = 500
 _USER = re.compile(r"[A-Za-z0-9._:@+/-]{0,128}")
 

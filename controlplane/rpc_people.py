@@ -13,7 +13,7 @@ from controlplane.arrivals import arriving
 from controlplane.enrolment import Enrolled, Enrolment
 from controlplane.enrolment_request import Consent, Request
 from controlplane.erasure import Erasures
-from controlplane.erasure_rows import Erasure
+from controlplane.erasure_rows import Asking, Erasure
 from controlplane.identity import Identity
 from controlplane.intake import CLIP_BYTES_MAX, CLIPS_MAX, CONTAINER, TOTAL_BYTES_MAX, Clip
 from controlplane.keys import VoiceAddress
@@ -92,14 +92,22 @@ class PeopleServicer(people_pb2_grpc.PeopleServicer):
         """Erase a voice."""
         principal = await self._caller(context, VOICES_ERASE)
         erasure = await self._erasures.erase(
-            principal, request.voice_id, trigger=request.trigger, wait_s_max=request.wait_ms / 1000
+            principal, request.voice_id, asking=_asking(request), wait_s_max=request.wait_ms / 1000
         )
-        return _erasure(erasure)
+        return erasure_on_the_wire(erasure)
+
+    async def EraseAllVoices(  # noqa: N802
+        self, request: people_pb2.EraseAllVoicesRequest, context: Context
+    ) -> AsyncIterator[people_pb2.Erasure]:
+        """Erase every voice of the caller's tenant."""
+        principal = await self._caller(context, VOICES_ERASE)
+        async for erasure in self._erasures.erase_all(principal, request.tenant_id, _asking(request)):
+            yield erasure_on_the_wire(erasure)
 
     async def GetErasure(self, request: people_pb2.GetErasureRequest, context: Context) -> people_pb2.Erasure:  # noqa: N802
         """How an erasure stands."""
         principal = await self._caller(context, VOICES_READ)
-        return _erasure(await self._erasures.get(principal.tenant_id, request.audit_id))
+        return erasure_on_the_wire(await self._erasures.get(principal, request.audit_id))
 
     async def ReportMatches(  # noqa: N802
         self, request_iterator: AsyncIterator[people_pb2.ReportMatchesRequest], context: Context
@@ -241,7 +249,18 @@ def _voice(voice: Voice) -> people_pb2.Voice:
     )
 
 
-def _erasure(erasure: Erasure) -> people_pb2.Erasure:
+def _asking(request: people_pb2.EraseVoiceRequest | people_pb2.EraseAllVoicesRequest) -> Asking:
+    default = Asking()
+    return Asking(
+        trigger=request.trigger or default.trigger,
+        source=request.source or default.source,
+        trigger_user=request.trigger_user,
+        reason=request.reason,
+    )
+
+
+def erasure_on_the_wire(erasure: Erasure) -> people_pb2.Erasure:
+    """An erasure as it is answered."""
     return people_pb2.Erasure(
         audit_id=erasure.audit_id,
         voice_id=erasure.voice.voice_id,
@@ -252,6 +271,11 @@ def _erasure(erasure: Erasure) -> people_pb2.Erasure:
         nodes=[_outcome(outcome) for outcome in erasure.nodes],
         residual_node_ids=erasure.residual_node_ids,
         blob_bytes_deleted=erasure.blob_bytes_deleted,
+        blobs_pending=erasure.blobs_pending,
+        trigger=erasure.asking.trigger,
+        trigger_user=erasure.asking.trigger_user,
+        source=erasure.asking.source,
+        replicas_evicted=erasure.replicas_evicted,
     )
 
 
