@@ -1,0 +1,146 @@
+"""Nodes die, freeze, restart and drain under live streams: no final turn is lost or doubled, and no label changes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speakerd.client import Client, StreamOptions
+from speakerd.v1 import people_pb2
+from tests.faults.processes import Daemon, Processes, node_arguments, pcm, plane_arguments, tones, until, voice
+from tests.faults.streaming import Told, stream
+
+NAMED = (0, 1, 2)
+
+
+def conversation(number: int, seconds: int) -> bytes:
+    """People talking in turns of two to four seconds; some of them are enrolled, no two streams are alike."""
+    generator = np.random.default_rng(number)
+    people = [NAMED[number % 3], 3 + number % 5, 9 + number % 3]
+    parts, left = [], float(seconds)
+    while left > 0:
+        length = min(left, float(generator.integers(4, 9)) / 2)
+        parts.append(tones(length, *voice(people[int(generator.integers(0, len(people)))])))
+        left -= length
+    return pcm(np.concatenate(parts))
+
+
+class Fleet:
+    """A control plane and its nodes."""
+
+    def __init__(self, daemons: Processes, plane: Daemon, data: Path, *flags: str) -> None:
+        self.daemons = daemons
+        self.plane = plane
+        self.data = data
+        self.flags = flags
+        self.nodes: dict[str, Daemon] = {}
+
+    async def add(self, node_id: str, *, device: str = "null") -> None:
+        arguments = node_arguments(node_id, self.plane.grpc, self.data, *self.flags, device=device)
+        self.nodes[node_id] = await self.daemons.start(node_id, *arguments)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        async with Client(self.plane.grpc, (self.data / "admin.key").read_text().strip()) as client:
+            yield client
+
+
+@asynccontextmanager
+async def fleet(
+    daemons: Processes, *node_ids: str, device: str = "null", flags: tuple[str, ...] = ()
+) -> AsyncIterator[Fleet]:
+    data = daemons.folder / "data"
+    plane = await daemons.start("plane", *plane_arguments(data))
+    made = Fleet(daemons, plane, data, *flags)
+    async with asyncio.TaskGroup() as tasks:
+        for node_id in node_ids:
+            tasks.create_task(made.add(node_id, device=device))
+    yield made
+
+
+async def enrol_tones(client: Client) -> None:
+    import io
+    import wave
+
+    for number in NAMED:
+        buffer = io.BytesIO()
+        with wave.open(buffer, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(pcm(tones(4, *voice(number))))
+        answer = await client.enroll(f"Person {number}", [buffer.getvalue()])
+        assert answer.voice.state == people_pb2.Voice.STATE_READY
+
+
+async def require_same(client: Client, sounds: list[bytes], told: list[Told], options: StreamOptions) -> None:
+    """What was told is what an undisturbed run tells, to the millisecond."""
+    references = await asyncio.gather(
+        *(stream(client, sound[: one.sent], options, pace=0) for sound, one in zip(sounds, told, strict=True))
+    )
+    for undisturbed, one in zip(references, told, strict=True):
+        one.require_in_order()
+        undisturbed.require_in_order()
+        assert one.whole() == undisturbed.whole()
+        assert not undisturbed.resumed and not one.degraded
+    assert {"Person 0", "Person 1", "Person 2"} < {turn.label for one in told for turn in one.turns}
+
+
+@asynccontextmanager
+async def streaming(client: Client, sounds: list[bytes], options: StreamOptions) -> AsyncIterator[list[Told]]:
+    """Streams at the pace of speech, which begin before the context and end well after it."""
+    done, told = asyncio.Event(), [Told() for _ in sounds]
+    async with asyncio.TaskGroup() as tasks:
+        for sound, one in zip(sounds, told, strict=True):
+            tasks.create_task(stream(client, sound, options, told=one, until=done))
+        await asyncio.sleep(2.5)
+        yield told
+        await asyncio.sleep(1)
+        done.set()
+
+
+async def rolling_restart(daemons: Processes, num_streams: int) -> None:
+    options = StreamOptions(latency_ms=1_000)
+    flags = ("--streams-max", str(num_streams))
+    async with fleet(daemons, "n1", "n2", "n3", flags=flags) as made, made.client() as client:
+        await enrol_tones(client)
+        sounds = [conversation(number, 90) for number in range(num_streams)]
+        async with streaming(client, sounds, options) as told:
+            for node_id in list(made.nodes):
+                made.nodes[node_id].send(signal.SIGTERM)
+                assert await made.nodes[node_id].ended() == 0
+                await made.add(node_id)  # it says that it is ready once it serves
+        assert all(one.drains and len(one.resumed) == one.drains for one in told), "a stream was not handed over"
+        assert {len(one.nodes) > 2 for one in told} >= {True}
+        await require_same(client, sounds, told, options)
+
+
+async def test_a_rolling_restart_of_all_nodes_costs_no_stream_anything(daemons: Processes) -> None:
+    await rolling_restart(daemons, 20)
+
+
+@pytest.mark.deep
+async def test_a_rolling_restart_under_many_streams_costs_no_stream_anything(daemons: Processes) -> None:
+    await rolling_restart(daemons, 60)
+
+
+async def test_nodes_killed_and_frozen_in_mid_stream_cost_no_label_and_no_final_turn(daemons: Processes) -> None:
+    options = StreamOptions(latency_ms=1_000)
+    async with fleet(daemons, "n1", "n2", "n3") as made, made.client() as client:
+        await enrol_tones(client)
+        sounds = [conversation(index, 60) for index in range(9)]
+        async with streaming(client, sounds, options) as told:
+            for number in (signal.SIGKILL, signal.SIGSTOP):
+                lost = told[0].nodes[-1]
+                there = [one for one in told if one.nodes[-1] == lost]
+                made.nodes[lost].send(number)
+                await until(lambda there=there, lost=lost: all(one.nodes[-1] != lost for one in there))
+                await asyncio.sleep(1.5)
+        assert all(one.resumed for one in told if len(one.nodes) > 1) and len(told[0].resumed) == 2
+        await require_same(client, sounds, told, options)
