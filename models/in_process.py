@@ -17,12 +17,13 @@ from models.analysis import FloatArray
 from models.bundle import Bundle, load_bundle
 from models.calibration_file import with_calibration
 from models.diarize import Diarization, SpeakerTurn, diarize_samples
-from models.naming import all_of, name_speakers
+from models.naming import Verdict, all_of, name_speakers
 from models.seams import AnalysisDevice
 from runtime.errors import BadAudio, InvalidRequest, SpeakerdError
 from runtime.media import decode
 from runtime.units import SAMPLE_RATE_HZ, ms_from_samples, seconds_from_samples
-from speakerd.cli.diarize import Diarized, DiarizeOptions
+from speakerd.cli.diarize import DiarizeOptions
+from speakerd.cli.diarized import Diarized, HeardSpeaker, MatchSummary
 from speakerd.timeline import SpokenTurn
 
 NET_SPEECH_MIN = SAMPLE_RATE_HZ
@@ -63,6 +64,7 @@ class InProcessDiarizer:
         self._device = device
         self._bundle = bundle
         self._voices: dict[str, FloatArray] = {}  # name -> (D,), unit length
+        self._voice_speech: dict[str, int] = {}  # name -> clean speech behind it, samples
 
     def __repr__(self) -> str:
         return f"InProcessDiarizer({self._bundle.id}, {len(self._voices)} voices)"
@@ -70,6 +72,7 @@ class InProcessDiarizer:
     def enroll(self, name: str, files: Sequence[Path]) -> None:
         """Name this person from now on, by recordings of them alone. Raises BadAudio for those that are unfit."""
         total = np.zeros(self._device.grid.embedding_dim, np.float32)
+        speech_samples = 0
         for file in files:
             heard = self._device.analyze_voice(read_sound(file))
             if heard.num_speakers == 0 or not heard.net_speech_samples:
@@ -80,7 +83,9 @@ class InProcessDiarizer:
                 clean_s = seconds_from_samples(heard.net_speech_samples)
                 raise BadAudio(f"{file}: {clean_s:.1f} s of clean speech; 1 s is needed, 5 to 30 s are best")
             total += heard.embedding * heard.net_speech_samples
+            speech_samples += heard.net_speech_samples
         self._voices[name] = total / np.linalg.norm(total)
+        self._voice_speech[name] = speech_samples
 
     def diarize(self, file: Path, options: DiarizeOptions, on_progress: Callable[[int, int], None]) -> Diarized:
         """Who spoke when in a recording. Raises BadAudio and its like, naming the file."""
@@ -95,50 +100,80 @@ class InProcessDiarizer:
             score=self._cosines,
             progress=lambda done, total: on_progress(ms_from_samples(done), ms_from_samples(total)),
         )
-        named = self._names(found)
+        verdicts = self._verdicts(found)
+        speakers = [self._heard_speaker(found, index, verdict) for index, verdict in enumerate(verdicts)]
         return Diarized(
-            turns=_spoken(found.turns, named),
-            exclusive_turns=_spoken(found.exclusive, named),
+            turns=_spoken(found.turns, speakers),
+            exclusive_turns=_spoken(found.exclusive, speakers),
             duration_ms=ms_from_samples(len(samples)),
             warnings=() if found.turns else ("nobody speaks in it",),
+            speakers=speakers,
         )
 
     def close(self) -> None:
         """Forget everybody."""
         self._voices.clear()
+        self._voice_speech.clear()
 
     def _cosines(self, embeddings: FloatArray) -> FloatArray:
         """Of unit vectors (P, D) against everybody enrolled, in order: (P, V)."""
         voices = np.array(list(self._voices.values()), np.float32).reshape(-1, self._device.grid.embedding_dim)
         return np.asarray(embeddings @ voices.T, np.float32)
 
-    def _names(self, found: Diarization) -> list[tuple[str, float]]:
-        """Name and probability of each speaker; an empty name for nobody enrolled."""
-        if not found.speakers or not self._voices:
-            return [("", 0.0)] * len(found.speakers)
-        names = list(self._voices)
+    def _verdicts(self, found: Diarization) -> list[Verdict]:
+        """Who each speaker is, and why."""
+        if not found.speakers:
+            return []
         speakers = np.stack([speaker.embedding for speaker in found.speakers])  # (P, D)
         net_speech = np.array([speaker.net_speech_samples for speaker in found.speakers])
-        verdicts = name_speakers(all_of(self._cosines(speakers)), net_speech, self._bundle.naming)
-        return [("", 0.0) if v.voice is None else (names[v.voice], v.probability) for v in verdicts]
+        voices = all_of(self._cosines(speakers), np.array(list(self._voice_speech.values()), np.int64))
+        return name_speakers(voices, net_speech, self._bundle.naming)
 
-
-def _spoken(turns: Sequence[SpeakerTurn], named: Sequence[tuple[str, float]]) -> list[SpokenTurn]:
-    spoken = []
-    for turn in turns:
-        name, probability = named[turn.speaker]
-        speaker = f"spk_{turn.speaker}"
-        spoken.append(
-            SpokenTurn(
-                start_ms=ms_from_samples(turn.start_samples),
-                end_ms=ms_from_samples(turn.end_samples),
-                speaker=speaker,
-                label=name or speaker,
-                voice_id=name,
-                probability=probability,
-            )
+    def _heard_speaker(self, found: Diarization, index: int, verdict: Verdict) -> HeardSpeaker:
+        names = list(self._voices)
+        heard = found.speakers[index]
+        name = "" if verdict.voice is None else names[verdict.voice]
+        spoken = sum(turn.end_samples - turn.start_samples for turn in found.turns if turn.speaker == index)
+        return HeardSpeaker(
+            speaker=f"spk_{index}",
+            label=name or f"spk_{index}",
+            voice_id=name,
+            probability=verdict.probability if name else 0.0,
+            speech_ms=ms_from_samples(spoken),
+            net_speech_ms=ms_from_samples(heard.net_speech_samples),
+            match=_match_summary(verdict, names, heard.net_speech_samples),
+            confidence=None,
+            embedding=heard.embedding.tolist() if heard.embedding.any() else (),
         )
-    return spoken
+
+
+def _match_summary(verdict: Verdict, names: Sequence[str], net_speech_samples: int) -> MatchSummary:
+    return MatchSummary(
+        outcome=verdict.reason.value,
+        best="" if verdict.best is None else names[verdict.best],
+        best_probability=verdict.probability,
+        best_cosine=verdict.cosine,
+        best_net_speech_ms=ms_from_samples(verdict.voice_speech_samples),
+        runner_up="" if verdict.runner_up is None else names[verdict.runner_up],
+        runner_up_probability=verdict.runner_up_probability,
+        runner_up_cosine=verdict.runner_up_cosine,
+        margin=verdict.margin,
+        net_speech_ms=ms_from_samples(net_speech_samples),
+    )
+
+
+def _spoken(turns: Sequence[SpeakerTurn], speakers: Sequence[HeardSpeaker]) -> list[SpokenTurn]:
+    return [
+        SpokenTurn(
+            start_ms=ms_from_samples(turn.start_samples),
+            end_ms=ms_from_samples(turn.end_samples),
+            speaker=speakers[turn.speaker].speaker,
+            label=speakers[turn.speaker].label,
+            voice_id=speakers[turn.speaker].voice_id,
+            probability=speakers[turn.speaker].probability,
+        )
+        for turn in turns
+    ]
 
 
 def read_sound(file: Path) -> FloatArray:

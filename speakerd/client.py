@@ -62,13 +62,19 @@ AnswerT = TypeVar("AnswerT")
 
 @dataclass(frozen=True, slots=True)
 class FileOptions:
-    """How a recording is to be diarized. Zero and empty mean the contract's defaults."""
+    """How a recording is to be diarized. Zero and empty mean the contract's defaults.
+
+    embeddings: give each speaker's voiceprint. on_confidence: called with pieces of the confidence of each frame, in
+    order, before the result.
+    """
 
     mode: node_pb2.FileOpen.Mode.ValueType = node_pb2.FileOpen.MODE_UNSPECIFIED
     num_speakers: int = 0
     min_speakers: int = 0
     max_speakers: int = 0
     voice_ids: tuple[str, ...] = ()
+    embeddings: bool = False
+    on_confidence: Callable[[node_pb2.FileConfidence], None] | None = None
 
 
 class Client:
@@ -157,11 +163,10 @@ class Client:
         self, recording: Clip, options: FileOptions | None = None, *, on_progress: OnProgress | None = None
     ) -> node_pb2.FileResult:
         """Diarize a recording while waiting. on_progress is called as the node gets on."""
+        options = options or FileOptions()
         content = await _content(recording)
-        call = keep_status(
-            self._jobs.DiarizeFile(_file_requests(content, options or FileOptions()), metadata=self._metadata)
-        )
-        return await _file_result(call, on_progress, peer=self._address)
+        call = keep_status(self._jobs.DiarizeFile(_file_requests(content, options), metadata=self._metadata))
+        return await _file_result(call, options, on_progress, peer=self._address)
 
     async def open_stream(self, options: StreamOptions | None = None) -> LiveStream:
         """Place a stream and open it on its node. A node that cannot take it after all is avoided, twice at most.
@@ -263,11 +268,10 @@ class NodeClient:
         self, recording: Clip, options: FileOptions | None = None, *, on_progress: OnProgress | None = None
     ) -> node_pb2.FileResult:
         """Diarize a recording while waiting."""
+        options = options or FileOptions()
         content = await _content(recording)
-        call = keep_status(
-            self._node.DiarizeFile(_file_requests(content, options or FileOptions()), metadata=self._metadata)
-        )
-        return await _file_result(call, on_progress, peer=self._address)
+        call = keep_status(self._node.DiarizeFile(_file_requests(content, options), metadata=self._metadata))
+        return await _file_result(call, options, on_progress, peer=self._address)
 
     async def open_stream(self, options: StreamOptions | None = None) -> LiveStream:
         """Open a live stream on this node. It ends with the node: there is no other to go on at."""
@@ -313,20 +317,27 @@ async def _file_requests(content: bytes, options: FileOptions) -> AsyncIterator[
             min_speakers=options.min_speakers,
             max_speakers=options.max_speakers,
             voice_ids=options.voice_ids,
+            embeddings=options.embeddings,
+            frame_confidence=options.on_confidence is not None,
         )
     )
     for at in range(0, max(len(content), 1), CHUNK_BYTES):
         yield node_pb2.DiarizeFileRequest(audio=content[at : at + CHUNK_BYTES])
 
 
-async def _file_result(call: Any, on_progress: OnProgress | None, *, peer: str) -> node_pb2.FileResult:
+async def _file_result(
+    call: Any, options: FileOptions, on_progress: OnProgress | None, *, peer: str
+) -> node_pb2.FileResult:
     try:
         async for response in call:
-            if response.WhichOneof("message") == "result":
-                result: node_pb2.FileResult = response.result
-                return result
-            if on_progress is not None:
-                on_progress(response.progress)
+            match response.WhichOneof("message"):
+                case "result":
+                    result: node_pb2.FileResult = response.result
+                    return result
+                case "progress" if on_progress is not None:
+                    on_progress(response.progress)
+                case "confidence" if options.on_confidence is not None:
+                    options.on_confidence(response.confidence)
     except aio.AioRpcError as error:
         raise error_from_status(error, peer=peer) from None
     finally:

@@ -18,7 +18,10 @@ from speakerd.v1 import common_pb2, node_pb2
 
 @dataclass(frozen=True, slots=True)
 class SpokenTurn:
-    """A stretch of speech. voice_id is empty and probability 0 for somebody who is not enrolled."""
+    """A stretch of speech. voice_id is empty and probability 0 for somebody who is not enrolled.
+
+    confidence: the share of it in which this speaker is expected to be speaking indeed; None where that is not said.
+    """
 
     start_ms: int
     end_ms: int
@@ -26,6 +29,7 @@ class SpokenTurn:
     label: str
     voice_id: str
     probability: float
+    confidence: float | None = None
 
 
 class SpeechTimeline:
@@ -86,7 +90,8 @@ class SpeechTimeline:
 
 def spoken_turn(turn: common_pb2.Turn) -> SpokenTurn:
     """A turn of the contract."""
-    return SpokenTurn(turn.start_ms, turn.end_ms, turn.speaker, turn.label, turn.voice_id, turn.probability)
+    confidence = turn.confidence if turn.HasField("confidence") else None
+    return SpokenTurn(turn.start_ms, turn.end_ms, turn.speaker, turn.label, turn.voice_id, turn.probability, confidence)
 
 
 def turn_as_json(turn: SpokenTurn) -> dict[str, Any]:
@@ -94,6 +99,8 @@ def turn_as_json(turn: SpokenTurn) -> dict[str, Any]:
     known = {"start": turn.start_ms / 1000, "end": turn.end_ms / 1000, "speaker": turn.speaker, "label": turn.label}
     if turn.voice_id:
         known |= {"voice_id": turn.voice_id, "probability": round(turn.probability, 4)}
+    if turn.confidence is not None:
+        known["confidence"] = round(turn.confidence, 4)
     return known
 
 
@@ -112,8 +119,17 @@ def join_touching(pieces: Iterable[SpokenTurn]) -> list[SpokenTurn]:
                 before,
                 end_ms=max(before.end_ms, piece.end_ms),
                 probability=max(before.probability, piece.probability),
+                confidence=_joint_confidence(before, piece),
             )
             continue
         last_of[piece.label] = len(joined)
         joined.append(piece)
     return joined
+
+
+def _joint_confidence(one: SpokenTurn, other: SpokenTurn) -> float | None:
+    """Of two turns taken together, each counting for its length; None where one of them does not say."""
+    if one.confidence is None or other.confidence is None:
+        return None
+    long, short = one.end_ms - one.start_ms, other.end_ms - other.start_ms
+    return (long * one.confidence + short * other.confidence) / max(long + short, 1)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Protocol
 import typer
 
 from speakerd.cli.connection import Connection, DataOption, KeyOption, ServerOption, find_connection
+from speakerd.cli.diarized import Diarized, diarized_as_json, heard_speaker, percent
 from speakerd.cli.failures import failure_of
 from speakerd.cli.group import load_installed
 from speakerd.cli.output import JsonFlag, Output, results_folder
@@ -26,7 +27,7 @@ from speakerd.cli.stream import distinct_stems
 from speakerd.client import FileOptions
 from speakerd.rttm import RttmTurn, write_rttm, write_whole
 from speakerd.sync_client import SyncClient
-from speakerd.timeline import SpokenTurn, join_touching, spoken_turn, turn_as_json
+from speakerd.timeline import join_touching, spoken_turn
 from speakerd.v1 import node_pb2
 
 FORMATS = ("rttm", "json")
@@ -47,16 +48,6 @@ class DiarizeOptions:
     num_speakers: int | None
     min_speakers: int | None
     max_speakers: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Diarized:
-    """What was heard: turns by start, the same without overlap, and what to know before relying on it."""
-
-    turns: Sequence[SpokenTurn]
-    exclusive_turns: Sequence[SpokenTurn]
-    duration_ms: int
-    warnings: Sequence[str]
 
 
 class Diarizer(Protocol):
@@ -84,6 +75,9 @@ def diarize(
     bundle: Annotated[str | None, typer.Option(help="Bundle of weights. Default: builtin.")] = None,
     mode: Annotated[Mode, typer.Option(help="exact, or fast: within 0.1 point of it.")] = Mode.exact,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cpu.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Name people as `speakerd calibrate` has fitted it.")
+    ] = None,
     num_speakers: Annotated[int | None, typer.Option(min=1, help="How many people speak, if known.")] = None,
     min_speakers: Annotated[int | None, typer.Option(min=1, help="At least so many.")] = None,
     max_speakers: Annotated[int | None, typer.Option(min=1, help="At most so many.")] = None,
@@ -106,10 +100,15 @@ def diarize(
         distinct_stems(files, f".{suffix}")
     people = people_to_enroll(enroll or [])
     results_folder(out_dir)
-    if server is not None and (bundle or device):
-        raise typer.BadParameter("--bundle and --device are the server's to choose: leave them out with --server")
+    if server is not None and (bundle or device or calibration):
+        raise typer.BadParameter(
+            "--bundle, --device and --calibration are the server's to choose: leave them out with --server"
+        )
     connection = None if server is None else find_connection(server, key, data)
-    with _diarizer(connection, bundle=bundle, device=device, out=out) as diarizer:
+    details = as_json or "json" in wanted
+    with _diarizer(
+        connection, bundle=bundle, device=device, calibration=calibration, details=details, out=out
+    ) as diarizer:
         for name, clips in people.items():
             with out.working(f"enrolling {name}"):
                 diarizer.enroll(name, clips)
@@ -143,7 +142,7 @@ def _one(
         out.error(failure.message if str(file) in failure.message else f"{file}: {failure.message}")
         return {"file": str(file), "error": {"cause": failure.cause, "message": failure.message}}
     _show(heard, file, out, written)
-    return {"file": str(file), **_as_json(heard), **{path.suffix[1:]: str(path) for path in written}}
+    return {"file": str(file), **diarized_as_json(heard), **{path.suffix[1:]: str(path) for path in written}}
 
 
 def _show(heard: Diarized, file: Path, out: Output, written: Sequence[Path]) -> None:
@@ -171,18 +170,8 @@ def _write(heard: Diarized, stem: str, out_dir: Path | None, formats: Sequence[s
         write_rttm(written[-1], [RttmTurn(turn.start_ms, turn.end_ms, turn.label) for turn in heard.turns])
     if "json" in formats:
         written.append(out_dir / f"{stem}.json")
-        write_whole(written[-1], json.dumps(_as_json(heard), ensure_ascii=False, indent=1) + "\n")
+        write_whole(written[-1], json.dumps(diarized_as_json(heard), ensure_ascii=False, indent=1) + "\n")
     return written
-
-
-def _as_json(heard: Diarized) -> dict[str, Any]:
-    return {
-        "duration": heard.duration_ms / 1000,
-        "speakers": sorted({turn.label for turn in heard.turns}),
-        "turns": [turn_as_json(turn) for turn in heard.turns],
-        "exclusive_turns": [turn_as_json(turn) for turn in heard.exclusive_turns],
-        "warnings": list(heard.warnings),
-    }
 
 
 def _formats(text: str) -> list[str]:
@@ -194,15 +183,21 @@ def _formats(text: str) -> list[str]:
 
 @contextmanager
 def _diarizer(
-    connection: Connection | None, *, bundle: str | None, device: str | None, out: Output
+    connection: Connection | None,
+    *,
+    bundle: str | None,
+    device: str | None,
+    calibration: Path | None,
+    details: bool,
+    out: Output,
 ) -> Iterator[Diarizer]:
     diarizer: Diarizer
     if connection is not None:
-        diarizer = _ServerDiarizer(connection)
+        diarizer = _ServerDiarizer(connection, details=details)
     else:
         open_engine = load_installed("speakerd.engine", "local", extra="node", what_for="diarizing in this process")
         with out.working("loading the engine"):
-            diarizer = open_engine(bundle or "builtin", device or "cpu")
+            diarizer = open_engine(bundle or "builtin", device or "cpu", calibration)
     try:
         yield diarizer
     finally:
@@ -210,10 +205,11 @@ def _diarizer(
 
 
 class _ServerDiarizer:
-    """A control plane, diarizing one recording at a time."""
+    """A control plane, diarizing one recording at a time. details: embeddings and confidences are wanted."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, details: bool) -> None:
         self._connection = connection
+        self._details = details
         self._client: SyncClient | None = None
 
     def enroll(self, name: str, files: Sequence[Path]) -> None:
@@ -228,6 +224,7 @@ class _ServerDiarizer:
         """Send a recording and wait for its result."""
         # Made only now: two event loops at once would take gRPC's events from one another.
         self._client = self._client or SyncClient(self._connection.address, self._connection.key)
+        pieces: list[node_pb2.FileConfidence] = []
         result = self._client.diarize_file(
             file,
             FileOptions(
@@ -235,6 +232,8 @@ class _ServerDiarizer:
                 num_speakers=options.num_speakers or 0,
                 min_speakers=options.min_speakers or 0,
                 max_speakers=options.max_speakers or 0,
+                embeddings=self._details,
+                on_confidence=pieces.append if self._details else None,
             ),
             on_progress=lambda progress: on_progress(progress.processed_ms, progress.duration_ms),
         )
@@ -243,6 +242,9 @@ class _ServerDiarizer:
             exclusive_turns=join_touching(map(spoken_turn, result.exclusive_turns)),
             duration_ms=result.duration_ms,
             warnings=list(result.warnings),
+            speakers=list(map(heard_speaker, result.speakers)),
+            frame_ms=pieces[0].frame_ms if pieces else 0,
+            frame_confidence=percent(b"".join(piece.values for piece in pieces)),
         )
 
     def close(self) -> None:
