@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.analysis import FrameGrid, WindowAnalysis
-from models.seams import AnalysisDevice, DueWindow
+from models.seams import AnalysisDevice, DueWindow, SlotKind
 from node.device_thread import DeviceLost, DeviceThread
 from node.engine import Engine, probe
 from node.metrics import NodeMetrics
@@ -91,16 +91,29 @@ class Batcher:
         recent = sorted(seconds for when, seconds in self._lateness if when >= horizon)
         return recent[int(0.99 * (len(recent) - 1))] if recent else 0.0
 
-    async def open(self, slot: Slot, *, live: bool, first_end: int, heard: int = 0) -> Source:
+    async def open(
+        self, slot: Slot, *, kind: SlotKind = SlotKind.LIVE, first_end: int | None = None, heard: int = 0
+    ) -> Source:
         """A source on a slot that the caller holds.
 
-        first_end: where its first window ends. heard: sound up to here needs no window of its own, for it is there as
-        the context of others.
+        first_end: where its first window ends, a window from the start if it is not said. heard: sound up to here
+        needs no window of its own, for it is there as the context of others.
         """
-        hop = self._grid.hop_samples
-        ring_samples = self._grid.window_samples + WINDOWS_A_SLOT * hop
-        await self._device.call(lambda engine: engine.device.open(slot.index, ring_samples))
-        source = Source(slot, live=live, grid=self._grid, first_end=first_end, heard=heard, wake=self._wake)
+
+        def opened(engine: Engine) -> FrameGrid:
+            grid = engine.device.grid_of(kind)
+            engine.device.open(slot.index, grid.window_samples + WINDOWS_A_SLOT * grid.hop_samples, kind)
+            return grid
+
+        grid = await self._device.call(opened)
+        source = Source(
+            slot,
+            live=kind is SlotKind.LIVE,
+            grid=grid,
+            first_end=grid.window_samples if first_end is None else first_end,
+            heard=heard,
+            wake=self._wake,
+        )
         self._sources[slot] = source
         return source
 
@@ -170,7 +183,7 @@ class Batcher:
                 self._lateness.append((ended_s, ended_s - source.due_since_s))
             source.due_since_s = None
             source.complete(outcome)
-            self._metrics.audio_seconds.inc(seconds_from_samples(taken[slot] * self._grid.hop_samples))
+            self._metrics.audio_seconds.inc(seconds_from_samples(taken[slot] * source.grid.hop_samples))
         if failed:
             await self._check_device()
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.clustering import ClusteringParameters
+from models.diarize import FileCollector, FileDiarization
 from models.naming import NamingParameters
 from models.online import OnlineParams
-from models.seams import AnalysisDevice, DueWindow, Gallery
+from models.seams import AnalysisDevice, DueWindow, Gallery, SlotKind
 
 PROBE_SLOT = -2
 """A ring of its own, with which the device is warmed, and asked whether it still answers."""
@@ -22,7 +22,11 @@ PROBE_SLOT = -2
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A loaded engine. model: "<embedding id>@<revision>", to which voiceprints belong."""
+    """A loaded engine.
+
+    model: "<embedding id>@<revision>", to which voiceprints belong. collector: what makes turns of a recording's
+    windows, given what kind of slot they are of.
+    """
 
     device: AnalysisDevice
     gallery: Gallery
@@ -31,7 +35,7 @@ class Engine:
     device_name: str
     online: OnlineParams
     naming: NamingParameters
-    clustering: ClusteringParameters
+    collector: Callable[[SlotKind], FileCollector]
 
 
 def engine_loader(bundle: str, device: str) -> Callable[[], Engine]:
@@ -48,7 +52,7 @@ def probe(device: AnalysisDevice) -> None:
 
 
 def _load_null() -> Engine:
-    from node.null_engine import CLUSTERING, NAMING, NullDevice, NullGallery
+    from node.null_engine import CLUSTERING, NAMING, NullDevice, NullGallery, collector
 
     device = NullDevice()
     return Engine(
@@ -59,7 +63,7 @@ def _load_null() -> Engine:
         device_name="null",
         online=OnlineParams(evidence=CLUSTERING),
         naming=NAMING,
-        clustering=CLUSTERING,
+        collector=collector,
     )
 
 
@@ -74,13 +78,14 @@ def _load_torch(bundle_name: str, device_name: str) -> Engine:
         # Small batches of small networks: more threads cost more in hand-overs than they bring.
         torch.set_num_threads(1)
     bundle = load_bundle(bundle_name)
+    device = load_device(bundle, device_name)
     return Engine(
-        device=load_device(bundle, device_name),
+        device=device,
         gallery=TorchGallery(bundle.grid.embedding_dim, device_name),
         bundle=bundle.id,
         model=f"{bundle.model_id}@{bundle.model_revision}",
         device_name="cuda:0" if device_name == "cuda" else device_name,
         online=bundle.online,
         naming=bundle.naming,
-        clustering=bundle.clustering,
+        collector=lambda kind: FileDiarization(device.grid_of(kind), bundle.clustering),
     )

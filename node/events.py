@@ -150,6 +150,7 @@ class FileRequest:
     min_speakers: int | None
     max_speakers: int | None
     voice_ids: frozenset[str]
+    fast: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,22 @@
 """Recordings: a slot each, their windows at low priority beside live streams, one result at the end.
 
-In: a peer's messages. Out: progress about once a second, then who spoke when, with names. What always holds: sound is
-read only as fast as the device has room for it; a recording is bounded in length, and so is what is kept of it; names
-are looked up as the result is written.
+In: a peer's messages. Out: progress once a second, then who spoke when, with names. What always holds: sound is read
+only as fast as the device has room for it, and not kept; a recording is bounded in length, and so is what is kept of
+its windows; nobody's windows are analysed who has gone away; names are looked up as the result is written.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from models.analysis import FloatArray
-from models.diarize import Diarization, FileDiarization, SpeakerTurn, speaker_bounds
+from models.diarize import Diarization, FileCollector, SpeakerTurn, speaker_bounds
 from models.naming import Reason
 from models.online import SessionSpeaker
+from models.seams import SlotKind
 from node import events
 from node.batcher import Batcher
 from node.decoders import Decoders
@@ -33,8 +35,8 @@ from runtime.errors import InvalidRequest, SpeakerdError, TimedOut, Unavailable
 from runtime.logs import get_logger
 from runtime.units import samples_from_seconds
 
-FILE_S_MAX = 4 * 3600.0
-"""What is kept of a recording grows with its length (some 40 MB an hour), so that is bounded."""
+FILE_S_MAX = 24 * 3600.0
+"""What is kept of a recording grows with its length (some 20 MB an hour), so that is bounded."""
 PROGRESS_S = 1.0
 
 
@@ -89,10 +91,10 @@ class FileRuns:
             raise
         self._metrics.files_active.inc()
         try:
-            grid = self._engine.device.grid
             with self._decoders.place(request.sound):
-                source = await self._batcher.open(slot, live=False, first_end=grid.window_samples)
-                await self._run(request, peer, source)
+                kind = SlotKind.FAST_FILE if request.fast else SlotKind.FILE
+                source = await self._batcher.open(slot, kind=kind)
+                await self._run(request, peer, source, self._engine.collector(kind))
         finally:
             self._slots.release(slot)
             self._batcher.close(slot)
@@ -124,45 +126,53 @@ class FileRuns:
         self._standing.require_serving()
         return request
 
-    async def _run(self, request: events.FileRequest, peer: FilePeer, source: Source) -> None:
+    async def _run(self, request: events.FileRequest, peer: FilePeer, source: Source, file: FileCollector) -> None:
         intake = Intake(
             peer,
             source,
             request.sound,
-            piece_samples=self._engine.device.grid.hop_samples,
+            piece_samples=source.grid.hop_samples,
             samples_max=samples_from_seconds(FILE_S_MAX),
         )
+        collected = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as tasks:
                 stopping = tasks.create_task(self._until_stopping(), name="file-stop")
                 tasks.create_task(intake.run(), name="file-read")
-                collecting = tasks.create_task(self._collect(request, peer, source, intake), name="file-collect")
-                collecting.add_done_callback(lambda _: stopping.cancel())
+                tasks.create_task(self._tell(peer, request, source, intake, collected), name="file-progress")
+                result = await self._result(request, source, intake, file)
+                collected.set()
+                stopping.cancel()
         except BaseExceptionGroup as group:
             raise first_error(group) from None
-        file = collecting.result()
-        bounds = speaker_bounds(request.num_speakers, request.min_speakers, request.max_speakers)
-        parts = await asyncio.to_thread(file.parts, bounds)
-        cosines = await self._cosines(parts, request)
-        found = await asyncio.to_thread(file.finish, intake.received_samples, bounds, cosines)
-        await _send(peer, await self._named(found, request, intake.received_samples))
+        await _send(peer, result)
 
     async def _until_stopping(self) -> None:
         await self._stopping.wait()
         raise Unavailable("this node is stopping: send the recording to another", retry_after_s=1.0)
 
-    async def _collect(
-        self, request: events.FileRequest, peer: FilePeer, source: Source, intake: Intake
-    ) -> FileDiarization:
-        file = FileDiarization(self._engine.device.grid, self._engine.clustering)
-        progress_due_s = self._clock.monotonic_s() + PROGRESS_S
+    async def _tell(
+        self, peer: FilePeer, request: events.FileRequest, source: Source, intake: Intake, collected: asyncio.Event
+    ) -> None:
+        """Progress once a second, also while the device is busy with others, and while the windows are clustered."""
+        while not collected.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PROGRESS_S):
+                    await collected.wait()
+                    return
+            processed = min(source.analysed, intake.received_samples)
+            await _send(peer, events.FileProgress(processed, request.duration_samples))
+
+    async def _result(
+        self, request: events.FileRequest, source: Source, intake: Intake, file: FileCollector
+    ) -> events.FileResult:
         while analyses := await source.take():
             file.add(analyses)
-            if self._clock.monotonic_s() >= progress_due_s:
-                progress_due_s = self._clock.monotonic_s() + PROGRESS_S
-                processed = min(source.analysed, intake.received_samples)
-                await _send(peer, events.FileProgress(processed, request.duration_samples))
-        return file
+        bounds = speaker_bounds(request.num_speakers, request.min_speakers, request.max_speakers)
+        parts = await asyncio.to_thread(file.parts, bounds)
+        cosines = await self._cosines(parts, request)
+        found = await asyncio.to_thread(file.finish, intake.received_samples, bounds, cosines)
+        return await self._named(found, request, intake.received_samples)
 
     async def _cosines(self, parts: FloatArray, request: events.FileRequest) -> FloatArray:
         """Of unit vectors (C, D) against the voices in scope now: (C, V). Who is merged with whom may depend on it."""

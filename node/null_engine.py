@@ -13,6 +13,7 @@ import numpy as np
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.clustering import ClusteringParameters
+from models.diarize import FileCollector, FileDiarization
 from models.naming import NamingParameters
 from models.seams import DueWindow, SlotKind, VoiceSample
 
@@ -58,6 +59,11 @@ SAME_SPEAKER_COSINE = 0.8
 CLEAN_FRAMES_MIN = 10
 NUM_SPEAKERS_MAX = 8
 """Groups looked for in a clip; more are not told apart."""
+
+
+def collector(kind: SlotKind) -> FileCollector:
+    """What makes turns of a recording's windows: the same for all kinds."""
+    return FileDiarization(GRID, CLUSTERING)
 
 
 class NullDevice:

@@ -42,7 +42,7 @@ class Source:
     ) -> None:
         self.slot = slot
         self.live = live
-        self._grid = grid
+        self.grid = grid
         self._wake = wake
         self._backlog: deque[FloatArray] = deque()
         self._next_end = first_end
@@ -64,7 +64,7 @@ class Source:
     @property
     def num_due(self) -> int:
         """Windows whose sound is here and whose results there is room for."""
-        ready = (self.received - self._next_end) // self._grid.hop_samples + 1 if self.received >= self._next_end else 0
+        ready = (self.received - self._next_end) // self.grid.hop_samples + 1 if self.received >= self._next_end else 0
         return min(ready, RESULTS_MAX - len(self._results) - self._in_flight) if self._failure is None else 0
 
     async def push(self, samples: FloatArray) -> None:
@@ -83,7 +83,10 @@ class Source:
         if self._ended:
             return
         if self.received > self._heard:
-            end = max(self._next_end, self.received + -self.received % self._grid.hop_samples)
+            end = self.received + -self.received % self.grid.hop_samples
+            if not self.live and not self.analysed and not self.grid.starts_at_zero:
+                self._next_end = min(self._next_end, end)  # a recording shorter than a window: it begins in silence
+            end = max(self._next_end, end)
             if end > self.received:
                 self._backlog.append(np.zeros(end - self.received, np.float32))
                 self.received = end
@@ -110,7 +113,7 @@ class Source:
 
     def begin(self, num_windows: int) -> SlotWork:
         """Hand out the next windows, and the sound up to the end of the last of them."""
-        ends = [self._next_end + index * self._grid.hop_samples for index in range(num_windows)]
+        ends = [self._next_end + index * self.grid.hop_samples for index in range(num_windows)]
         pieces = []
         missing = ends[-1] - self.written
         while missing > 0:
@@ -121,7 +124,7 @@ class Source:
             pieces.append(piece)
             missing -= len(piece)
         self.written = max(self.written, ends[-1])
-        self._next_end, self._heard = ends[-1] + self._grid.hop_samples, ends[-1]
+        self._next_end, self._heard = ends[-1] + self.grid.hop_samples, ends[-1]
         self._in_flight = num_windows
         self._changed.set()
         return SlotWork(self.slot.index, np.concatenate(pieces) if pieces else np.zeros(0, np.float32), ends)
@@ -133,5 +136,5 @@ class Source:
             self._failure = outcome
         else:
             self._results.extend(outcome)
-            self.analysed = self._next_end - self._grid.hop_samples
+            self.analysed = self._next_end - self.grid.hop_samples
         self._changed.set()

@@ -171,7 +171,7 @@ class LiveStreams:
         )
         # On resumption the sound begins before the last window analysed, and is analysed from one hop after it on.
         heard = resumed.analysed_samples - resumed.resume_samples(grid) if resumed else 0
-        source = await self._batcher.open(slot, live=True, first_end=heard + grid.hop_samples, heard=heard)
+        source = await self._batcher.open(slot, first_end=heard + grid.hop_samples, heard=heard)
         get_logger().info(
             "stream.opened",
             stream_id=request.stream_id,

@@ -6,7 +6,7 @@ What always holds: a message that is out of its documented range raises InvalidR
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ LATENCY_DEFAULT_MS, LATENCY_MIN_MS, LATENCY_MAX_MS = 2000, 500, 5000
 NUM_SPEAKERS_MAX = 20
 LABEL_CHARACTERS_MAX = 200
 VOICE_IDS_MAX = 10_000
+RESULT_TURNS_MAX = 10_000
+"""Turns of a result in one message, which stays below the 4 MiB that gRPC's clients take unless they ask for more."""
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 _OUTCOMES = {
@@ -99,7 +101,8 @@ class GrpcFilePeer:
 
     async def send(self, event: events.FileProgress | events.FileResult) -> None:
         """Write one event."""
-        await self._context.write(file_response(event))
+        for response in file_responses(event):
+            await self._context.write(response)
 
 
 def identifier(value: str, field: str, *, default: str = "") -> str:
@@ -155,27 +158,30 @@ def file_request(message: node_pb2.FileOpen) -> events.FileRequest:
         min_speakers=message.min_speakers or None,
         max_speakers=message.max_speakers or None,
         voice_ids=voice_ids(message.voice_ids),
+        fast=message.mode == node_pb2.FileOpen.MODE_FAST,
     )
 
 
-def file_response(event: events.FileProgress | events.FileResult) -> node_pb2.DiarizeFileResponse:
-    """An event of a file as the client gets it."""
+def file_responses(event: events.FileProgress | events.FileResult) -> Iterator[node_pb2.DiarizeFileResponse]:
+    """An event of a file as the client gets it: one message, or several of a long result."""
     if isinstance(event, events.FileProgress):
-        return node_pb2.DiarizeFileResponse(
-            progress=node_pb2.FileProgress(
-                processed_ms=ms_from_samples(event.processed_samples),
-                duration_ms=ms_from_samples(event.duration_samples),
-            )
-        )
-    return node_pb2.DiarizeFileResponse(
-        result=node_pb2.FileResult(
-            turns=[turn(piece) for piece in event.turns],
-            exclusive_turns=[turn(piece) for piece in event.exclusive_turns],
-            speakers=[speaker(summary) for summary in event.speakers],
+        progress = node_pb2.FileProgress(
+            processed_ms=ms_from_samples(event.processed_samples),
             duration_ms=ms_from_samples(event.duration_samples),
-            warnings=event.warnings,
         )
-    )
+        yield node_pb2.DiarizeFileResponse(progress=progress)
+        return
+    for at in range(0, max(len(event.turns), len(event.exclusive_turns), 1), RESULT_TURNS_MAX):
+        piece = slice(at, at + RESULT_TURNS_MAX)
+        result = node_pb2.FileResult(
+            turns=[turn(found) for found in event.turns[piece]],
+            exclusive_turns=[turn(found) for found in event.exclusive_turns[piece]],
+        )
+        if at == 0:
+            result.speakers.extend(speaker(summary) for summary in event.speakers)
+            result.duration_ms = ms_from_samples(event.duration_samples)
+            result.warnings.extend(event.warnings)
+        yield node_pb2.DiarizeFileResponse(result=result)
 
 
 def voice_ids(values: Any) -> frozenset[str]:

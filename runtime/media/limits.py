@@ -9,17 +9,17 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
-    """Bounds on one decoding. The defaults are for long files; CLIP is for recordings sent in one message.
+    """Bounds on one decoding. The defaults are for recordings of a day; CLIP is for those sent in one message.
 
     `bytes_max` bounds the encoded file, `seconds_max` the sound in it, counted as it is decoded. `cpu_s_max` and
     `memory_bytes_max` bound the child process (the latter its address space, of which libraries take 300 MiB), and
     `wait_s_max` the time that we spend waiting for it, without the time that our own consumer takes.
     """
 
-    bytes_max: int = 1024 * MIB
-    seconds_max: float = 4 * 3600.0
-    cpu_s_max: float = 300.0
-    wait_s_max: float = 600.0
+    bytes_max: int = 4096 * MIB
+    seconds_max: float = 24 * 3600.0
+    cpu_s_max: float = 1800.0
+    wait_s_max: float = 3600.0
     memory_bytes_max: int = 1024 * MIB
 
     def __post_init__(self) -> None:

@@ -13,12 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from models.analysis import FloatArray, WindowAnalysis
 from models.online import OnlineParams
-from models.seams import DueWindow
+from models.seams import DueWindow, SlotKind
 from node.batcher import WINDOWS_A_BATCH, Batcher, DeviceFault
 from node.device_thread import DeviceLost, DeviceThread
 from node.engine import PROBE_SLOT, Engine
 from node.metrics import NodeMetrics
-from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery
+from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery, collector
 from node.slots import Slot
 from node.source import BACKLOG_SAMPLES_MAX, RESULTS_MAX, Source
 from runtime.clock import SystemClock
@@ -57,15 +57,15 @@ class Bench:
         self.metrics = metrics
         self.running = asyncio.create_task(batcher.run())
 
-    async def source(self, index: int, *, live: bool = True) -> Source:
-        return await self.batcher.open(Slot(index, 1), live=live, first_end=GRID.hop_samples)
+    async def source(self, index: int, *, kind: SlotKind = SlotKind.LIVE) -> Source:
+        return await self.batcher.open(Slot(index, 1), kind=kind, first_end=GRID.hop_samples)
 
 
 @asynccontextmanager
 async def bench() -> AsyncIterator[Bench]:
     device, metrics = WatchedDevice(), NodeMetrics(CollectorRegistry())
     engine = Engine(
-        device, NullGallery(64), "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, CLUSTERING
+        device, NullGallery(64), "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, collector
     )
     thread = DeviceThread(lambda: engine, calls_max=64)
     await thread.start()
@@ -118,7 +118,7 @@ async def test_one_thread_touches_the_device_and_windows_of_all_streams_share_ba
 async def test_files_wait_while_live_windows_are_due() -> None:
     async with bench() as b:
         b.device.gate.clear()
-        file = await b.source(9, live=False)
+        file = await b.source(9, kind=SlotKind.FILE)
         streams = [await b.source(index) for index in range(WINDOWS_A_BATCH // 4)]
         first = await b.source(8)
         await first.push(sound(1))  # occupies the device while the others become due
@@ -203,7 +203,7 @@ async def test_results_of_a_slot_that_was_closed_are_dropped_and_counted() -> No
         await old.push(sound(2))
         await asyncio.sleep(0.05)
         b.batcher.close(old.slot)
-        opening = asyncio.create_task(b.batcher.open(Slot(0, 2), live=True, first_end=GRID.hop_samples))
+        opening = asyncio.create_task(b.batcher.open(Slot(0, 2), first_end=GRID.hop_samples))
         await asyncio.sleep(0.05)
         b.device.gate.set()
         new = await opening

@@ -14,7 +14,7 @@ from models.online import OnlineParams
 from node.app import NodeDaemon
 from node.config import NodeSettings
 from node.engine import Engine
-from node.null_engine import CLUSTERING, NAMING, NullGallery
+from node.null_engine import CLUSTERING, NAMING, NullGallery, collector
 from runtime.clock import SystemClock
 from runtime.errors import Unavailable
 from runtime.grpc_server import open_channel
@@ -26,7 +26,7 @@ from tests.node.test_batcher import WatchedDevice
 
 def loads(device: WatchedDevice) -> Callable[[str, str], Callable[[], Engine]]:
     engine = Engine(
-        device, NullGallery(64), "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, CLUSTERING
+        device, NullGallery(64), "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, collector
     )
     return lambda bundle, device_name: lambda: engine
 

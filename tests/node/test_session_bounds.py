@@ -23,7 +23,7 @@ from node.device_thread import DeviceThread
 from node.engine import Engine
 from node.enrolment import CONTAINER
 from node.metrics import NodeMetrics
-from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery
+from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery, collector
 from node.slots import SlotTable
 from node.standing import Standing
 from node.streams import LiveStreams
@@ -84,7 +84,7 @@ class Desk:
 
 async def desk(lease: Lease | None) -> AsyncIterator[Desk]:
     engine = Engine(
-        NullDevice(), NullGallery(64), "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, CLUSTERING
+        NullDevice(), NullGallery(64), "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, collector
     )
     thread, clock, metrics = DeviceThread(lambda: engine, calls_max=64), SystemClock(), NodeMetrics(CollectorRegistry())
     await thread.start()

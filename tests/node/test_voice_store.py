@@ -13,7 +13,7 @@ from models.online import OnlineParams
 from models.seams import Gallery
 from node.device_thread import DeviceThread
 from node.engine import Engine
-from node.null_engine import CLUSTERING, NAMING, NullDevice, NullGallery
+from node.null_engine import CLUSTERING, NAMING, NullDevice, NullGallery, collector
 from node.voice_store import VoiceStore
 from runtime.errors import InvalidRequest, Overloaded, Stale
 
@@ -38,9 +38,7 @@ def unit(seed: int) -> FloatArray:
 
 
 def engine_over(gallery: Gallery) -> Engine:
-    return Engine(
-        NullDevice(), gallery, "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, CLUSTERING
-    )
+    return Engine(NullDevice(), gallery, "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, collector)
 
 
 @pytest.fixture
