@@ -154,7 +154,13 @@ class Fleet:
             snapshot = None
             floor = await rows.floor()
             if self._rules.reads_whole(cursor, floor=floor, head=head, far_behind=FAR_BEHIND_ENTRIES):
-                snapshot = await rows.everything(model)
+                if lease.kind == NODE:
+                    snapshot = await rows.everything(model)
+                else:
+                    # A relay holds no voices. It begins before the evictions that nodes may not have applied yet, so
+                    # that it withholds a name which was on its way when the relay joined.
+                    snapshot = []
+                    head = self._rules.relay_begins_at(head, await rows.oldest_unproven())
         if snapshot is not None:
             yield SnapshotBegins(head, len(snapshot))
             for start in range(0, len(snapshot), PAGE_ENTRIES):

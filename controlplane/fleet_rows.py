@@ -87,6 +87,10 @@ class HeldRows(Protocol):
         """The digest that a node reports when it holds all of it."""
         ...
 
+    async def oldest_unproven(self) -> int | None:
+        """The first revision whose erasure is not proven yet; None: there is none."""
+        ...
+
     async def settle_pending(self, model: str, cursor: int, now_wall_s: float) -> int:
         """Voices that a node of this model holds are pending no more. Returns how many."""
         ...

@@ -237,6 +237,10 @@ class LeaseRules:
         """
         return cursor == 0 or cursor < floor or cursor > head or head - cursor > far_behind
 
+    def relay_begins_at(self, head: int, oldest_unproven: int | None) -> int:
+        """Where a relay that joins begins to read: before the evictions that are not proven yet."""
+        return head if oldest_unproven is None else min(head, oldest_unproven - 1)
+
     def health(self, lease: Lease, now_s: float) -> Health:
         """How fresh a lease is, by the database's clock: for routing and for people, never for safety."""
         age_s = self.times.lease_s - (lease.deadline_s - now_s)

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Row, delete, exists, insert, or_, select, update
+from sqlalchemy import Row, delete, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane import fleet_log, holdings
 from controlplane.database.engine import Database, locked_head
-from controlplane.database.schema import fleet_head, node_leases, voiceprints, voices
+from controlplane.database.schema import erasures, fleet_head, node_leases, voiceprints, voices
 from controlplane.fleet_rows import FleetRows, Head
 from controlplane.holdings import SealedHolding
 from controlplane.lease_rules import NODE, RELAY, Lease, NodeReport
@@ -127,6 +127,12 @@ class SqlRows:
     async def desired_digest(self, model: str) -> bytes:
         """The digest of what a node of a model should hold."""
         return await holdings.desired_digest(self._connection, model)
+
+    async def oldest_unproven(self) -> int | None:
+        """The first revision whose erasure is not proven yet."""
+        query = select(func.min(erasures.c.revision)).where(erasures.c.state == "erasing")
+        first = (await self._connection.execute(query)).scalar_one_or_none()
+        return None if first is None else int(first)
 
     async def settle_pending(self, model: str, cursor: int, now_wall_s: float) -> int:
         """Voices that a node of this model holds, as its cursor says, are pending no more."""
