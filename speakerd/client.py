@@ -328,12 +328,14 @@ async def _file_requests(content: bytes, options: FileOptions) -> AsyncIterator[
 async def _file_result(
     call: Any, options: FileOptions, on_progress: OnProgress | None, *, peer: str
 ) -> node_pb2.FileResult:
+    result: node_pb2.FileResult | None = None
     try:
         async for response in call:
             match response.WhichOneof("message"):
+                case "result" if result is None:
+                    result = response.result
                 case "result":
-                    result: node_pb2.FileResult = response.result
-                    return result
+                    result.MergeFrom(response.result)
                 case "progress" if on_progress is not None:
                     on_progress(response.progress)
                 case "confidence" if options.on_confidence is not None:
@@ -342,4 +344,6 @@ async def _file_result(
         raise error_from_status(error, peer=peer) from None
     finally:
         call.cancel()
-    raise SpeakerdError("internal", f"{peer} ended the call without a result: see its log")
+    if result is None:
+        raise SpeakerdError("internal", f"{peer} ended the call without a result: see its log")
+    return result

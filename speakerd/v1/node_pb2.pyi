@@ -1010,6 +1010,8 @@ Global___FileProgress: _TypeAlias = FileProgress  # noqa: Y015
 
 @_typing.final
 class FileResult(_message.Message):
+    """Of a long recording it comes in several messages, to be merged: turns go on in each, all else is in the first."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TURNS_FIELD_NUMBER: _builtins.int
