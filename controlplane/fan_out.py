@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from sqlalchemy import select
@@ -174,14 +173,13 @@ class FanOut:
         self._registry.vouch({lease.incarnation for lease in self._view.serving()})
         self._again_s = {key: at_s for key, at_s in self._again_s.items() if at_s > self._clock.monotonic_s()}
         self._moved.beat()
-        await self._push(head, leases, now_s)
+        await self._push(self._view)
 
-    async def _push(self, head: int, leases: Iterable[Lease], now_s: float) -> None:
+    async def _push(self, view: FleetView) -> None:
         behind = [
             lease
-            for lease in leases
-            if lease.cursor < head
-            and lease.serves(now_s)
+            for lease in view.serving()
+            if lease.cursor < view.head
             and lease.incarnation not in self._pushing
             and lease.incarnation not in self._again_s
             and self._registry.hears(lease.node_id)
@@ -190,6 +188,7 @@ class FanOut:
             return
         newest: dict[str, SealedHolding] = {}
         async with self._database.read() as connection:
+            head = await fleet_log.head(connection)
             for model in {lease.model for lease in behind}:
                 entries = await changes_after(connection, head - 1, model, 1)
                 if entries:
@@ -199,7 +198,8 @@ class FanOut:
             # Evictions are pushed by whoever proves the erasure, and to more than those that serve.
             if sealed is None or sealed.change is Change.EVICT:
                 continue
-            task = asyncio.create_task(self._send(lease, sealed.open(self._keys)), name=f"push.{lease.node_id}")
+            item = replace(sealed.open(self._keys), as_of=head)
+            task = asyncio.create_task(self._send(lease, item), name=f"push.{lease.node_id}")
             self._pushing[lease.incarnation] = task
 
     async def _send(self, lease: Lease, item: Holding) -> None:

@@ -33,7 +33,10 @@ class Print:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A change for a node, in the clear. label and voiceprint: None when evicted, superseded, or not of its model."""
+    """A change for a node, in the clear. label and voiceprint: None when evicted, superseded, or not of its model.
+
+    as_of: the head of the log at which it was read and found to hold; 0: not said, it counts in its place alone.
+    """
 
     revision: int
     voice: VoiceAddress
@@ -41,6 +44,7 @@ class Holding:
     change: Change
     label: str | None
     voiceprint: Print | None
+    as_of: int = 0
 
 
 @dataclass(frozen=True, slots=True)

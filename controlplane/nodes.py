@@ -126,7 +126,7 @@ class Nodes:
 
     async def push(self, lease: Lease, item: Holding) -> Ack:
         """Send a change to a node. Raises Stale, Unavailable, TimedOut."""
-        position = node_pb2.LogPosition(incarnation=lease.incarnation, revision=item.revision)
+        position = node_pb2.LogPosition(incarnation=lease.incarnation, revision=item.revision, as_of=item.as_of)
         voice = common_pb2.VoiceRef(
             tenant_id=item.voice.tenant_id, voice_id=item.voice.voice_id, generation=item.generation
         )

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from runtime.errors import InvalidRequest
@@ -31,6 +31,14 @@ def open_redis(url: str, *, timeout_s: float) -> Redis:
         )
     except ValueError as error:
         raise InvalidRequest(f"redis_url: {error}") from None
+
+
+async def close_redis(client: Redis) -> None:
+    """Close a client's connections, those to Sentinels too."""
+    await client.aclose()
+    if isinstance(client.connection_pool, SentinelConnectionPool):
+        for sentinel in client.connection_pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def _behind_sentinels(url: str, timeout_s: float) -> Redis:

@@ -22,7 +22,7 @@ from controlplane import registry_schema as schema
 from controlplane.metrics import Metrics
 from controlplane.node_view import NodeView
 from controlplane.pulse import Pulse, wait_s
-from controlplane.redis_client import open_redis
+from controlplane.redis_client import close_redis, open_redis
 from controlplane.registry_schema import FAULTS_S, NODE_KEPT_S, NODE_TTL_S, PLACED_S, PREFIX
 from controlplane.routing_memory import RoutingMemory
 from runtime.clock import Clock
@@ -120,7 +120,7 @@ class Registry:
         """A node holds something else than it should, and is warm on nothing until it is repaired; or it is."""
         self._memory.doubt(node_id, incarnation, doubted=doubted)
         self._view_s = float("-inf")
-        arguments = [PREFIX, node_id, incarnation, int(doubted)]
+        arguments: list[Any] = [PREFIX, node_id, incarnation, int(doubted)]
         self._learn(await self._ask(lambda: self._doubt(args=arguments)))
 
     async def forget(self, node_id: str, incarnation: int) -> None:
@@ -196,7 +196,7 @@ class Registry:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._redis.aclose()
+        await close_redis(self._redis)
 
     async def _refill(self, held: Held) -> None:
         now_s = self._clock.lease_now_s()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from controlplane.redis_client import open_redis
+from controlplane.redis_client import close_redis, open_redis
 from controlplane.registry_schema import WAKE
 
 LISTEN_S = 2.0
@@ -26,13 +26,13 @@ async def listen(url: str, heard: Callable[[str], None]) -> None:
                 heard("")  # whatever was said meanwhile
                 while True:
                     message = await channel.get_message(timeout=LISTEN_S)
-                    if message is not None:
+                    if message is None:
+                        await channel.ping()  # a peer that is gone without a word is noticed by this
+                    elif message["type"] == "message":
                         heard(message["data"].decode(errors="replace"))
-                    else:
-                        await channel.ping()
             except (RedisError, OSError):
                 await asyncio.sleep(AGAIN_S)
             finally:
                 await channel.aclose()  # type: ignore[no-untyped-call]
     finally:
-        await client.aclose()
+        await close_redis(client)

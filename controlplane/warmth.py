@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import and_, select
 
+from controlplane import fleet_log
 from controlplane.database.engine import Database
 from controlplane.database.schema import voiceprints, voices
 from controlplane.fan_out import FanOut
@@ -131,11 +132,13 @@ class Warming:
         if lease is None:
             return Outcome(node_id, ok=False, error=NOT_SERVING)
         async with self._database.read() as connection:
+            # Read with the voice: a node that has applied more of the log knows better than this.
+            as_of = await fleet_log.head(connection)
             sealed = await one(connection, voice, lease.model)
         if sealed is None:
             return Outcome(node_id, ok=False, error=NO_VOICEPRINT)
         try:
-            ack = await self._nodes.push(lease, sealed.open(self._keys))
+            ack = await self._nodes.push(lease, replace(sealed.open(self._keys), as_of=as_of))
         except SpeakerdError as error:
             return Outcome(node_id, ok=False, error=str(error))
         if ack.incarnation != lease.incarnation or ack.cursor < sealed.revision:
