@@ -332,9 +332,9 @@ async def _file_result(
     try:
         async for response in call:
             match response.WhichOneof("message"):
-                case "result" if result is None:
-                    result = response.result
                 case "result":
+                    if result is None:
+                        result = node_pb2.FileResult()
                     result.MergeFrom(response.result)
                 case "progress" if on_progress is not None:
                     on_progress(response.progress)
