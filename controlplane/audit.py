@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import insert, select
@@ -31,6 +31,23 @@ class Verdict:
     head: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row that fits. body: canonical JSON."""
+
+    sequence: int
+    hash: bytes
+    body: str
+
+
+class Broken(Exception):
+    """The chain does not hold. at: the first sequence that does not fit; the text says how."""
+
+    def __init__(self, at: int, how: str) -> None:
+        super().__init__(how)
+        self.at = at
+
+
 async def append(connection: AsyncConnection, action: str, *, at_s: float, facts: Mapping[str, object]) -> int:
     """Append a row within the caller's transaction, and return its sequence."""
     await locked_head(connection)
@@ -47,8 +64,8 @@ async def append(connection: AsyncConnection, action: str, *, at_s: float, facts
     return sequence
 
 
-async def verify(connection: AsyncConnection) -> Verdict:
-    """Walk the chain from its beginning."""
+async def walk(connection: AsyncConnection) -> AsyncIterator[Entry]:
+    """The rows from the beginning, as long as the chain holds. Raises Broken at the first one that does not fit."""
     sequence, previous = 0, GENESIS
     while True:
         page = (
@@ -57,16 +74,28 @@ async def verify(connection: AsyncConnection) -> Verdict:
             )
         ).all()
         for row in page:
-            fits = (
-                row.sequence == sequence + 1
-                and bytes(row.previous_hash) == previous
-                and bytes(row.hash) == chained(previous, int(row.sequence), row.body)
-            )
-            if not fits:
-                return Verdict(sequence, sequence + 1, previous)
-            sequence, previous = int(row.sequence), bytes(row.hash)
+            found = int(row.sequence)
+            if found != sequence + 1:
+                raise Broken(sequence + 1, f"rows {sequence + 1} to {found - 1} of the audit are missing")
+            if bytes(row.previous_hash) != previous:
+                raise Broken(found, f"row {found} of the audit does not go on from the row before: one was replaced")
+            if bytes(row.hash) != chained(previous, found, row.body):
+                raise Broken(found, f"row {found} of the audit was changed: its hash does not fit")
+            sequence, previous = found, bytes(row.hash)
+            yield Entry(sequence, previous, row.body)
         if len(page) < _PAGE_ROWS:
-            return Verdict(sequence, None, previous)
+            return
+
+
+async def verify(connection: AsyncConnection) -> Verdict:
+    """Walk the chain from its beginning."""
+    last = Entry(0, GENESIS, "")
+    try:
+        async for entry in walk(connection):
+            last = entry
+    except Broken as broken:
+        return Verdict(last.sequence, broken.at, last.hash)
+    return Verdict(last.sequence, None, last.hash)
 
 
 def chained(previous: bytes, sequence: int, body: str) -> bytes:
