@@ -298,9 +298,11 @@ class ControlPlane:
         server = self._server = new_server()
         people = PeopleServicer(core.identity, core.library, core.enrolment, core.erasures, core.relay)
         people_pb2_grpc.add_PeopleServicer_to_server(people, server)
-        streams_pb2_grpc.add_StreamsServicer_to_server(StreamsServicer(core.identity, core.placing), server)
+        streams_pb2_grpc.add_StreamsServicer_to_server(
+            StreamsServicer(core.identity, core.placing, core.fan_out, core.registry), server
+        )
         jobs_pb2_grpc.add_JobsServicer_to_server(JobsServicer(core.identity, core.relay), server)
-        fleet = FleetServicer(core.identity, core.fleet, (ticket_public_key,))
+        fleet = FleetServicer(core.identity, core.fleet, core.fan_out, core.registry, (ticket_public_key,))
         fleet_pb2_grpc.add_FleetServicer_to_server(fleet, server)
         self._health = add_health_and_reflection(server, SERVICES)
         address = self.settings.grpc

@@ -91,6 +91,11 @@ class Registry:
     def __repr__(self) -> str:
         return f"Registry(up={self._is_up}, epoch={self._epoch!r}, {self._memory!r})"
 
+    @property
+    def is_up(self) -> bool:
+        """Whether Redis answered the last call."""
+        return self._is_up
+
     async def heartbeat(self, node: NodeView) -> None:
         """Take a node's heartbeat. Never raises for Redis's sake."""
         now_s = self._clock.lease_now_s()

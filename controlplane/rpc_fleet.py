@@ -7,12 +7,14 @@ from typing import Any
 
 from grpc import aio
 
+from controlplane.fan_out import FanOut
 from controlplane.fleet import Fleet, SnapshotBegins, SnapshotEnds
 from controlplane.fleet_log import Change
 from controlplane.holdings import Holding
 from controlplane.identity import Identity
 from controlplane.leases import NodeReport
 from controlplane.node_view import NodeView
+from controlplane.registry import Registry
 from runtime.grpc_server import bearer
 from speakerd.v1 import common_pb2, fleet_pb2, fleet_pb2_grpc, node_pb2
 
@@ -30,9 +32,13 @@ Context = aio.ServicerContext[Any, Any]
 class FleetServicer(fleet_pb2_grpc.FleetServicer):
     """The wire side of leases and the log. ticket_keys: public keys whose tickets nodes take."""
 
-    def __init__(self, identity: Identity, fleet: Fleet, ticket_keys: tuple[bytes, ...]) -> None:
+    def __init__(
+        self, identity: Identity, fleet: Fleet, fan_out: FanOut, registry: Registry, ticket_keys: tuple[bytes, ...]
+    ) -> None:
         self._identity = identity
         self._fleet = fleet
+        self._fan_out = fan_out
+        self._registry = registry
         self._ticket_keys = ticket_keys
 
     async def Renew(self, request: fleet_pb2.RenewRequest, context: Context) -> fleet_pb2.RenewResponse:  # noqa: N802
@@ -52,6 +58,9 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
                 epoch=request.fleet_epoch,
             )
         )
+        if request.state == node_pb2.NODE_STATE_FENCED:
+            # It has let go of everything by itself, and is neither a candidate nor stale.
+            await self._registry.forget(request.node_id, request.incarnation)
         return fleet_pb2.RenewResponse(
             incarnation=renewal.incarnation,
             lease_ms=round(renewal.lease_s * 1000),
@@ -65,7 +74,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
     async def Heartbeat(self, request: fleet_pb2.HeartbeatRequest, context: Context) -> fleet_pb2.HeartbeatResponse:  # noqa: N802
         """Take a node's load."""
         self._identity.require_fleet(bearer(context))
-        head = await self._fleet.heartbeat(
+        load = request.load
+        await self._registry.heartbeat(
             NodeView(
                 node_id=request.node_id,
                 incarnation=request.incarnation,
@@ -73,11 +83,15 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
                 model=request.model,
                 state=_STATES.get(request.state, "joining"),
                 cursor=request.cursor,
-                streams=request.load.streams,
-                streams_max=request.load.streams_max,
+                streams=load.streams,
+                streams_max=load.streams_max,
+                zone=request.zone,
+                files=load.files,
+                files_max=load.files_max,
+                lag_ms=load.lag_p99_ms,
             )
         )
-        return fleet_pb2.HeartbeatResponse(head=head)
+        return fleet_pb2.HeartbeatResponse(head=self._fan_out.head())
 
     async def Sync(self, request: fleet_pb2.SyncRequest, context: Context) -> AsyncIterator[fleet_pb2.SyncResponse]:  # noqa: N802
         """Stream what a node should hold."""

@@ -178,7 +178,7 @@ class NodeDaemon:
         if settings.controlplane is None:
             return None
         assert self._fleet_key is not None, "settings ask for both"
-        identity = Identity(settings.node_id, secrets.token_hex(8), address, model)
+        identity = Identity(settings.node_id, secrets.token_hex(8), address, model, settings.zone)
         return ControlPlane(settings.controlplane, fleet_key=self._fleet_key, identity=identity)
 
     def _join(self, control_plane: ControlPlane) -> FleetMembership:

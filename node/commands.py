@@ -25,6 +25,7 @@ def node(
     metrics: Annotated[str | None, typer.Option(help="HOST:PORT of /metrics.")] = None,
     advertise: Annotated[str | None, typer.Option(help="HOST:PORT at which others reach this node.")] = None,
     node_id: Annotated[str | None, typer.Option(help="Unique in the fleet; default: node-HOSTNAME.")] = None,
+    zone: Annotated[str | None, typer.Option(help="Where it runs, for clients that ask for a node nearby.")] = None,
     controlplane: Annotated[str | None, typer.Option(help="HOST:PORT of the control plane's gRPC.")] = None,
     fleet_key_file: Annotated[
         Path | None, typer.Option(help="File with the secret shared with the control plane.")

@@ -23,6 +23,8 @@ class NodeSettings(DaemonSettings):
     node_id: str = Field(
         default_factory=lambda: f"node-{socket.gethostname()}"[:64], pattern=r"^[A-Za-z0-9_.:-]{1,64}$"
     )
+    # Where the node runs, as clients name it when they ask for one nearby.
+    zone: str = Field(default="", pattern=r"^[A-Za-z0-9_.:-]{0,64}$")
     controlplane: str | None = None
     fleet_key_file: Path | None = None
     standalone: bool = False

@@ -37,6 +37,7 @@ class Identity:
     process_id: str
     address: str
     model: str
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class ControlPlane:
             address=self._identity.address,
             model=self._identity.model,
             cursor=report.cursor,
+            zone=self._identity.zone,
         )
         try:
             answer = await self._stub.Heartbeat(request, timeout=HEARTBEAT_BOUND_S, metadata=self._metadata)

@@ -141,6 +141,7 @@ class HeartbeatRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     incarnation: _builtins.int
     state: _node_pb2.NodeState.ValueType
@@ -148,6 +149,8 @@ class HeartbeatRequest(_message.Message):
     """Where clients reach the node: "host:port"."""
     model: _builtins.str
     cursor: _builtins.int
+    zone: _builtins.str
+    """Where the node runs, as the operator calls it. Absent: nowhere in particular."""
     @_builtins.property
     def load(self) -> _node_pb2.NodeLoad: ...
     def __init__(
@@ -160,10 +163,11 @@ class HeartbeatRequest(_message.Message):
         address: _builtins.str = ...,
         model: _builtins.str = ...,
         cursor: _builtins.int = ...,
+        zone: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cursor", b"cursor", "incarnation", b"incarnation", "load", b"load", "model", b"model", "node_id", b"node_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cursor", b"cursor", "incarnation", b"incarnation", "load", b"load", "model", b"model", "node_id", b"node_id", "state", b"state", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -226,9 +230,10 @@ class SyncResponse(_message.Message):
     SNAPSHOT_BEGIN_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
     SNAPSHOT_END_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def snapshot_begin(self) -> Global___SnapshotBegin:
-        """Forget every voice; `entries` of enrolments up to this revision follow, then the log after it."""
+        """Forget every voice; pages of what there is follow, then the log after it."""
 
     @_builtins.property
     def entries(self) -> Global___LogEntries: ...
@@ -236,18 +241,23 @@ class SyncResponse(_message.Message):
     def snapshot_end(self) -> Global___SnapshotEnd:
         """The snapshot is complete: the cursor is its revision."""
 
+    @_builtins.property
+    def page(self) -> Global___SnapshotPage:
+        """Between the two: voices to hold."""
+
     def __init__(
         self,
         *,
         snapshot_begin: Global___SnapshotBegin | None = ...,
         entries: Global___LogEntries | None = ...,
         snapshot_end: Global___SnapshotEnd | None = ...,
+        page: Global___SnapshotPage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "message", b"message", "snapshot_begin", b"snapshot_begin", "snapshot_end", b"snapshot_end"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "message", b"message", "page", b"page", "snapshot_begin", b"snapshot_begin", "snapshot_end", b"snapshot_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "message", b"message", "snapshot_begin", b"snapshot_begin", "snapshot_end", b"snapshot_end"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "message", b"message", "page", b"page", "snapshot_begin", b"snapshot_begin", "snapshot_end", b"snapshot_end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["snapshot_begin", "entries", "snapshot_end"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["snapshot_begin", "entries", "snapshot_end", "page"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -295,6 +305,92 @@ class SnapshotEnd(_message.Message):
 Global___SnapshotEnd: _TypeAlias = SnapshotEnd  # noqa: Y015
 
 @_typing.final
+class SnapshotPage(_message.Message):
+    """Voices of a snapshot, in columns, for a million of them have to go through in seconds. At most 4,000, in no order;
+    each column has one element a voice. A voice may be newer than the snapshot's revision: the log says the same again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    GENERATIONS_FIELD_NUMBER: _builtins.int
+    NET_SPEECH_MS_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Model of the voiceprints."""
+    embeddings: _builtins.bytes
+    """Unit vectors, little-endian float32, one after the other. Not compressed: they hardly can be."""
+    names: _builtins.bytes
+    """A SnapshotNames, compressed (zlib)."""
+    @_builtins.property
+    def generations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def net_speech_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Milliseconds."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        embeddings: _builtins.bytes = ...,
+        generations: _abc.Iterable[_builtins.int] | None = ...,
+        net_speech_ms: _abc.Iterable[_builtins.int] | None = ...,
+        names: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embeddings", b"embeddings", "generations", b"generations", "model", b"model", "names", b"names", "net_speech_ms", b"net_speech_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotPage: _TypeAlias = SnapshotPage  # noqa: Y015
+
+@_typing.final
+class SnapshotNames(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOICE_IDS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    FOR_AUDIENCES_FIELD_NUMBER: _builtins.int
+    TENANT_IDS_FIELD_NUMBER: _builtins.int
+    AUDIENCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def voice_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Index into `tenant_ids`, and into `audiences`."""
+
+    @_builtins.property
+    def for_audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def tenant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Each tenant, and each audience, of the page once."""
+
+    @_builtins.property
+    def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        voice_ids: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        tenants: _abc.Iterable[_builtins.int] | None = ...,
+        for_audiences: _abc.Iterable[_builtins.int] | None = ...,
+        tenant_ids: _abc.Iterable[_builtins.str] | None = ...,
+        audiences: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "for_audiences", b"for_audiences", "labels", b"labels", "tenant_ids", b"tenant_ids", "tenants", b"tenants", "voice_ids", b"voice_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotNames: _TypeAlias = SnapshotNames  # noqa: Y015
+
+@_typing.final
 class LogEntries(_message.Message):
     """At most 1,000 entries a message, in order."""
 
@@ -325,7 +421,7 @@ class LogEntry(_message.Message):
     ENROLL_FIELD_NUMBER: _builtins.int
     EVICT_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Rises by one with each entry of the log. In a snapshot: the revision of the voice's last change."""
+    """Rises by one with each entry of the log."""
     @_builtins.property
     def voice(self) -> _common_pb2.VoiceRef: ...
     @_builtins.property

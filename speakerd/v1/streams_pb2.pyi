@@ -8,6 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from speakerd.v1 import node_pb2 as _node_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -26,8 +28,11 @@ class PlaceStreamRequest(_message.Message):
     STREAM_ID_FIELD_NUMBER: _builtins.int
     VOICE_IDS_FIELD_NUMBER: _builtins.int
     AVOID_NODE_IDS_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
-    """Absent: one is made."""
+    """Absent: one is made. A stream that was placed before goes back to its node while that serves and has room."""
+    zone: _builtins.str
+    """Nodes of this zone go first, as long as one of them has room. Absent: whichever."""
     @_builtins.property
     def voice_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Voices that should be warm. Empty: every voice of the tenant."""
@@ -42,10 +47,11 @@ class PlaceStreamRequest(_message.Message):
         stream_id: _builtins.str = ...,
         voice_ids: _abc.Iterable[_builtins.str] | None = ...,
         avoid_node_ids: _abc.Iterable[_builtins.str] | None = ...,
+        zone: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid_node_ids", b"avoid_node_ids", "stream_id", b"stream_id", "voice_ids", b"voice_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid_node_ids", b"avoid_node_ids", "stream_id", b"stream_id", "voice_ids", b"voice_ids", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -92,3 +98,128 @@ class PlaceStreamResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlaceStreamResponse: _TypeAlias = PlaceStreamResponse  # noqa: Y015
+
+@_typing.final
+class ListNodesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNodesRequest: _TypeAlias = ListNodesRequest  # noqa: Y015
+
+@_typing.final
+class ListNodesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    REDIS_UP_FIELD_NUMBER: _builtins.int
+    head: _builtins.int
+    """Head of the fleet log."""
+    redis_up: _builtins.bool
+    """Whether Redis answers; otherwise this is what the control plane that answers has heard itself."""
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]: ...
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[Global___NodeStatus] | None = ...,
+        head: _builtins.int = ...,
+        redis_up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "nodes", b"nodes", "redis_up", b"redis_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListNodesResponse: _TypeAlias = ListNodesResponse  # noqa: Y015
+
+@_typing.final
+class NodeStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Health:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _HealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[NodeStatus._Health.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        HEALTH_UNSPECIFIED: NodeStatus._Health.ValueType  # 0
+        HEALTH_HEALTHY: NodeStatus._Health.ValueType  # 1
+        HEALTH_WARNING: NodeStatus._Health.ValueType  # 2
+        """Missed more than one heartbeat."""
+        HEALTH_STALE: NodeStatus._Health.ValueType  # 3
+        """Not heard for so long that no stream is placed on it."""
+
+    class Health(_Health, metaclass=_HealthEnumTypeWrapper): ...
+    HEALTH_UNSPECIFIED: NodeStatus.Health.ValueType  # 0
+    HEALTH_HEALTHY: NodeStatus.Health.ValueType  # 1
+    HEALTH_WARNING: NodeStatus.Health.ValueType  # 2
+    """Missed more than one heartbeat."""
+    HEALTH_STALE: NodeStatus.Health.ValueType  # 3
+    """Not heard for so long that no stream is placed on it."""
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    FAULTS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    DOUBTED_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    incarnation: _builtins.int
+    address: _builtins.str
+    model: _builtins.str
+    zone: _builtins.str
+    state: _node_pb2.NodeState.ValueType
+    health: Global___NodeStatus.Health.ValueType
+    age_ms: _builtins.int
+    """Since its last heartbeat, milliseconds."""
+    reserved: _builtins.int
+    """Streams placed on it that have not opened yet."""
+    faults: _builtins.int
+    """Streams that left it as failed within the last seconds."""
+    cursor: _builtins.int
+    """All of the fleet log up to it is applied."""
+    doubted: _builtins.bool
+    """It was found to hold something else than it should, and is being repaired."""
+    @_builtins.property
+    def load(self) -> _node_pb2.NodeLoad: ...
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        address: _builtins.str = ...,
+        model: _builtins.str = ...,
+        zone: _builtins.str = ...,
+        state: _node_pb2.NodeState.ValueType = ...,
+        health: Global___NodeStatus.Health.ValueType = ...,
+        age_ms: _builtins.int = ...,
+        load: _node_pb2.NodeLoad | None = ...,
+        reserved: _builtins.int = ...,
+        faults: _builtins.int = ...,
+        cursor: _builtins.int = ...,
+        doubted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "age_ms", b"age_ms", "cursor", b"cursor", "doubted", b"doubted", "faults", b"faults", "health", b"health", "incarnation", b"incarnation", "load", b"load", "model", b"model", "node_id", b"node_id", "reserved", b"reserved", "state", b"state", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015

@@ -40,6 +40,11 @@ class StreamsStub(object):
                 request_serializer=speakerd_dot_v1_dot_streams__pb2.PlaceStreamRequest.SerializeToString,
                 response_deserializer=speakerd_dot_v1_dot_streams__pb2.PlaceStreamResponse.FromString,
                 _registered_method=True)
+        self.ListNodes = channel.unary_unary(
+                '/speakerd.v1.Streams/ListNodes',
+                request_serializer=speakerd_dot_v1_dot_streams__pb2.ListNodesRequest.SerializeToString,
+                response_deserializer=speakerd_dot_v1_dot_streams__pb2.ListNodesResponse.FromString,
+                _registered_method=True)
 
 
 class StreamsServicer(object):
@@ -54,6 +59,13 @@ class StreamsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListNodes(self, request, context):
+        """The fleet as placement sees it, for operators: scope platform:admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StreamsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +73,11 @@ def add_StreamsServicer_to_server(servicer, server):
                     servicer.PlaceStream,
                     request_deserializer=speakerd_dot_v1_dot_streams__pb2.PlaceStreamRequest.FromString,
                     response_serializer=speakerd_dot_v1_dot_streams__pb2.PlaceStreamResponse.SerializeToString,
+            ),
+            'ListNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodes,
+                    request_deserializer=speakerd_dot_v1_dot_streams__pb2.ListNodesRequest.FromString,
+                    response_serializer=speakerd_dot_v1_dot_streams__pb2.ListNodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +108,33 @@ class Streams(object):
             '/speakerd.v1.Streams/PlaceStream',
             speakerd_dot_v1_dot_streams__pb2.PlaceStreamRequest.SerializeToString,
             speakerd_dot_v1_dot_streams__pb2.PlaceStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/speakerd.v1.Streams/ListNodes',
+            speakerd_dot_v1_dot_streams__pb2.ListNodesRequest.SerializeToString,
+            speakerd_dot_v1_dot_streams__pb2.ListNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,6 +20,8 @@ class StreamsStub:
     """Pick a node that is serving, has a free slot and is warm on the voices asked for. The client then opens Node.Diarize
     there with the ticket. RESOURCE_EXHAUSTED when every node is full, UNAVAILABLE when none is serving.
     """
+    ListNodes: _aio.UnaryUnaryMultiCallable[_streams_pb2.ListNodesRequest, _streams_pb2.ListNodesResponse]
+    """The fleet as placement sees it, for operators: scope platform:admin."""
 
 class StreamsServicer(metaclass=_abc_1.ABCMeta):
     """Callers: API keys with scope streams:open."""
@@ -33,5 +35,13 @@ class StreamsServicer(metaclass=_abc_1.ABCMeta):
         """Pick a node that is serving, has a free slot and is warm on the voices asked for. The client then opens Node.Diarize
         there with the ticket. RESOURCE_EXHAUSTED when every node is full, UNAVAILABLE when none is serving.
         """
+
+    @_abc_1.abstractmethod
+    def ListNodes(
+        self,
+        request: _streams_pb2.ListNodesRequest,
+        context: _aio.ServicerContext[_streams_pb2.ListNodesRequest, _abc.Awaitable[_streams_pb2.ListNodesResponse]],
+    ) -> _abc.Awaitable[_streams_pb2.ListNodesResponse]:
+        """The fleet as placement sees it, for operators: scope platform:admin."""
 
 def add_StreamsServicer_to_server(servicer: StreamsServicer, server: _aio.Server) -> None: ...
