@@ -1,12 +1,13 @@
 """Recordings from outside: decoded in a confined child process, and measured as signals before a model hears them.
 
-`decode`, `adecode` and `adecode_stream` take any common format and give float32 mono at 16 kHz; `preflight` measures.
+`decode`, `decode_stream` and their twins `adecode`, `adecode_stream` take any common format and give float32 mono at
+16 kHz; `preflight` measures.
 Nothing here imports torch. How many decodings run at once is the caller's to bound: each takes a core while it runs.
 """
 
 from __future__ import annotations
 
-from runtime.media.decoding import DecodedAudio, adecode, adecode_stream, decode
+from runtime.media.decoding import DecodedAudio, adecode, adecode_stream, decode, decode_stream
 from runtime.media.limits import CLIP, MediaLimits
 from runtime.media.preflight import Finding, PreflightFailed, PreflightLimits, SignalPreflight, measure, preflight
 from runtime.media.report import SourceFormat
@@ -23,6 +24,7 @@ __all__ = [
     "adecode",
     "adecode_stream",
     "decode",
+    "decode_stream",
     "measure",
     "preflight",
 ]

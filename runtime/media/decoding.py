@@ -49,6 +49,22 @@ class DecodedAudio:
         return seconds_from_samples(len(self.samples))
 
 
+def decode_stream(
+    data: bytes | Path,
+    *,
+    limits: MediaLimits = DEFAULT_LIMITS,
+    on_source: Callable[[SourceFormat], None] | None = None,
+) -> Iterator[FloatArray]:
+    """`adecode_stream`, blocking. Use `contextlib.closing` when you may stop before the end."""
+    reader = ReportReader(limits)
+    told = False
+    for block in _blocks(data, limits, reader):
+        if on_source is not None and not told and reader.source is not None:
+            on_source(reader.source)
+            told = True
+        yield block
+
+
 def decode(data: bytes | Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> DecodedAudio:
     """Decodes a recording, blocking. See `adecode` for the errors."""
     reader = ReportReader(limits)

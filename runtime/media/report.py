@@ -11,7 +11,7 @@ import json
 import re
 import signal
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,16 @@ AGAIN = "send the whole file again, or save it anew as wav or flac"
 
 @dataclass(frozen=True, slots=True)
 class SourceFormat:
-    """What the file was before it became 16 kHz mono. `container` and `codec` are named as FFmpeg names them."""
+    """What the file was before it became 16 kHz mono. `container` and `codec` are named as FFmpeg names them.
+
+    declared_s: how long it says it is, 0 where it does not; what it delivers may be another length.
+    """
 
     container: str
     codec: str
     sample_rate_hz: int
     channels: int
+    declared_s: float = field(default=0.0, compare=False)
 
 
 class _Misreported(Exception):
@@ -117,6 +121,7 @@ class ReportReader:
                 codec=_name(line["codec"]),
                 sample_rate_hz=int(line["sample_rate_hz"]),
                 channels=int(line["channels"]),
+                declared_s=min(max(float(line.get("declared_s", 0.0)), 0.0), self._limits.seconds_max),
             )
             return True
         if len(self._buffer) < 4:

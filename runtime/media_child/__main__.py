@@ -27,9 +27,15 @@ OUTPUT_FD = 1
 class PipeSink:
     """Writes the report."""
 
-    def begin(self, container: str, codec: str, sample_rate_hz: int, channels: int) -> None:
+    def begin(self, container: str, codec: str, sample_rate_hz: int, channels: int, declared_s: float) -> None:
         """The first line."""
-        head = {"container": container, "codec": codec, "sample_rate_hz": sample_rate_hz, "channels": channels}
+        head = {
+            "container": container,
+            "codec": codec,
+            "sample_rate_hz": sample_rate_hz,
+            "channels": channels,
+            "declared_s": declared_s,
+        }
         _write(json.dumps(head).encode() + b"\n")
 
     def block(self, samples: npt.NDArray[np.float32]) -> None:

@@ -59,8 +59,8 @@ class Limits:
 class Sink(Protocol):
     """Where decoded sound goes."""
 
-    def begin(self, container: str, codec: str, sample_rate_hz: int, channels: int) -> None:
-        """Called once, before the first block."""
+    def begin(self, container: str, codec: str, sample_rate_hz: int, channels: int, declared_s: float) -> None:
+        """Called once, before the first block. declared_s: its length as the file states it, 0 where it does not."""
 
     def block(self, samples: FloatArray) -> None:
         """Takes float32 (N,) at 16 kHz."""
@@ -104,7 +104,7 @@ def _decode_container(container: Any, sniffed: Sniffed, limits: Limits, sink: Si
         # Without this a frame whose checksum is wrong comes out as noise at full scale.
         codec.options = {"err_detect": "crccheck+explode"}
     declared_s = sniffed.declared_s if sniffed.declared_s is not None else _declared(container, stream, sniffed)
-    track = _Track(sniffed.demuxer, codec.name, limits, sink)
+    track = _Track(sniffed.demuxer, codec.name, limits, sink, declared_s or 0.0)
     whole = True
     packets = damaged = 0
     for frames in _frames(container, stream, sniffed.demuxer):
@@ -182,8 +182,9 @@ def _declared(container: Any, stream: Any, sniffed: Sniffed) -> float | None:
 class _Track:
     """The sound decoded so far: counts it, mixes it, checks it, resamples it, and passes it on in blocks."""
 
-    def __init__(self, container: str, codec: str, limits: Limits, sink: Sink) -> None:
+    def __init__(self, container: str, codec: str, limits: Limits, sink: Sink, declared_s: float) -> None:
         self.begun = False
+        self._declared_s = declared_s
         self._container = container
         self._codec = codec
         self._limits = limits
@@ -230,7 +231,7 @@ class _Track:
     def _begin(self, frame: Any) -> None:
         self._rate, self._channels = frame.sample_rate, frame.layout.nb_channels
         refuse_strange(self._rate, self._channels)
-        self._sink.begin(self._container, self._codec, self._rate, self._channels)
+        self._sink.begin(self._container, self._codec, self._rate, self._channels, self._declared_s)
         self.begun = True
         if self._rate != OUT_RATE_HZ:
             self._resampler = soxr.ResampleStream(self._rate, OUT_RATE_HZ, 1, dtype="float32", quality="HQ")
