@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from models.analysis import FrameGrid
 from models.backend import Backend, load_backend
@@ -26,7 +26,11 @@ from models.slot_repair import RepairParameters
 from models.timeline import TimelineParams
 from runtime.errors import InvalidRequest, NotFound, Unavailable
 
+if TYPE_CHECKING:
+    from models.pyannote.bundle import PyannoteBundle
+
 BUNDLES = Path(__file__).parent / "bundles"
+AnyBundle: TypeAlias = "Bundle | PyannoteBundle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +75,24 @@ def list_bundles() -> list[str]:
     return sorted(path.stem for path in BUNDLES.glob("*.toml"))
 
 
-def load_bundle(name_or_path: str | Path) -> Bundle:
-    """A bundle by name or by the path of its TOML file. NotFound or InvalidRequest, saying what to mend."""
+def load_bundle(name_or_path: str | Path) -> AnyBundle:
+    """A bundle by name, or by the path of its TOML file or of the folder that holds its `bundle.toml`.
+
+    NotFound or InvalidRequest, saying what to mend.
+    """
     path = Path(name_or_path)
-    if path.suffix != ".toml":
+    if path.is_dir():
+        path /= "bundle.toml"
+    elif path.suffix != ".toml":
         path = BUNDLES / f"{name_or_path}.toml"
     if not path.is_file():
         raise NotFound(f"no bundle {name_or_path}; those that ship are {', '.join(list_bundles())}")
     try:
         table = tomllib.loads(path.read_text())
+        if table.get("family") == "pyannote":
+            from models.pyannote.bundle import bundle_from_table
+
+            return bundle_from_table(table, path.parent)
         return _bundle_from_table(table, path.parent)
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise InvalidRequest(f"bundle {path.name} cannot be read: {error}") from error

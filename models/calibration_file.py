@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from models.bundle import Bundle
+from models.bundle import AnyBundle
 from models.naming import NamingParameters
 from models.recalibrate import OwnCalibration
 from runtime.errors import InvalidRequest, NotFound
@@ -19,7 +19,7 @@ from runtime.errors import InvalidRequest, NotFound
 CALIBRATION_BYTES_MAX = 64 * 1024
 
 
-def with_calibration(bundle: Bundle, path: Path) -> Bundle:
+def with_calibration(bundle: AnyBundle, path: Path) -> AnyBundle:
     """The bundle, naming as the file says. NotFound or InvalidRequest, saying what to mend."""
     if not path.is_file():
         raise NotFound(f"no calibration {path}; make one with `speakerd calibrate DIR --out {path.name}`")
@@ -38,7 +38,7 @@ def with_calibration(bundle: Bundle, path: Path) -> Bundle:
     return replace(bundle, naming=_naming(said, path))
 
 
-def calibration_text(found: OwnCalibration, bundle: Bundle) -> str:
+def calibration_text(found: OwnCalibration, bundle: AnyBundle) -> str:
     """A calibration as the TOML that with_calibration reads. It names nobody."""
     lines = [
         "# Made by `speakerd calibrate`; give it to nodes and to `speakerd diarize` with --calibration.",

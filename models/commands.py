@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from models.bundle import Bundle, list_bundles, load_bundle
+from models.bundle import AnyBundle, list_bundles, load_bundle
 from models.calibrate_command import calibrate
 from runtime.errors import SpeakerdError, Unavailable
 from speakerd.cli.output import JsonFlag, Output
@@ -72,7 +72,7 @@ def verify_models(
         raise typer.Exit(1)
 
 
-def _verified(bundle: Bundle) -> dict[str, Any]:
+def _verified(bundle: AnyBundle) -> dict[str, Any]:
     checked = []
     for name, weights in bundle.weights.items():
         row: dict[str, Any] = {"name": name, "sha256": weights.sha256, "ok": True}
@@ -92,11 +92,11 @@ def _devices() -> list[str]:
     return ["cpu", *(f"cuda:{card} ({torch.cuda.get_device_name(card)})" for card in cards)]
 
 
-def _model(bundle: Bundle) -> str:
+def _model(bundle: AnyBundle) -> str:
     return f"{bundle.model_id}@{bundle.model_revision}"
 
 
-def _seconds(bundle: Bundle) -> tuple[float, float]:
+def _seconds(bundle: AnyBundle) -> tuple[float, float]:
     from runtime.units import seconds_from_samples
 
     return seconds_from_samples(bundle.grid.window_samples), seconds_from_samples(bundle.grid.hop_samples)

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from models.analysis import FloatArray
-from models.bundle import Bundle, load_bundle
+from models.bundle import AnyBundle, load_bundle
 from models.calibration_file import with_calibration
-from models.diarize import Diarization, SpeakerTurn, diarize_samples
+from models.diarize import Diarization, SpeakerTurn, diarize_blocks, speaker_bounds
+from models.engines import collecting
 from models.naming import Verdict, all_of, name_speakers
-from models.seams import AnalysisDevice
+from models.seams import AnalysisDevice, SlotKind
 from runtime.errors import BadAudio, InvalidRequest, SpeakerdError
 from runtime.media import decode
 from runtime.units import SAMPLE_RATE_HZ, ms_from_samples, seconds_from_samples
@@ -41,26 +42,26 @@ def open_engine(bundle: str, device: str, calibration: Path | None = None) -> In
     return InProcessDiarizer(open_device(loaded, device), loaded)
 
 
-def open_device(bundle: Bundle, device: str) -> AnalysisDevice:
+def open_device(bundle: AnyBundle, device: str) -> AnalysisDevice:
     """A bundle's engine on a device, as open_engine has it."""
     # Read by OpenMP as torch loads it. Its threads wait by spinning otherwise, and on a machine that has other work to
     # do that makes two of them four times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from models.torch_device import load_device
+    from models.engines import open_device as open_family_device
 
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise InvalidRequest(f"--device {device}: say cpu, cuda or cuda:N")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InvalidRequest("no CUDA device is to be seen here: leave --device out, or see `speakerd doctor`")
-    return load_device(bundle, device=device)
+    return open_family_device(bundle, device)
 
 
 class InProcessDiarizer:
     """An engine and the people whom it can name. Call it from one thread."""
 
-    def __init__(self, device: AnalysisDevice, bundle: Bundle) -> None:
+    def __init__(self, device: AnalysisDevice, bundle: AnyBundle) -> None:
         self._device = device
         self._bundle = bundle
         self._voices: dict[str, FloatArray] = {}  # name -> (D,), unit length
@@ -90,15 +91,14 @@ class InProcessDiarizer:
     def diarize(self, file: Path, options: DiarizeOptions, on_progress: Callable[[int, int], None]) -> Diarized:
         """Who spoke when in a recording. Raises BadAudio and its like, naming the file."""
         samples = read_sound(file)
-        found = diarize_samples(
+        found = diarize_blocks(
             self._device,
-            samples,
-            self._bundle.clustering,
-            num_speakers=options.num_speakers,
-            min_speakers=options.min_speakers,
-            max_speakers=options.max_speakers,
+            [samples],
+            collecting(self._bundle, self._device)(SlotKind.FILE),
+            SlotKind.FILE,
+            bounds=speaker_bounds(options.num_speakers, options.min_speakers, options.max_speakers),
             score=self._cosines,
-            progress=lambda done, total: on_progress(ms_from_samples(done), ms_from_samples(total)),
+            progress=lambda done: on_progress(ms_from_samples(done), ms_from_samples(len(samples))),
         )
         verdicts = self._verdicts(found)
         speakers = [self._heard_speaker(found, index, verdict) for index, verdict in enumerate(verdicts)]

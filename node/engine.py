@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.diarize import FileCollector, FileDiarization
+from models.diarize import FileCollector
 from models.naming import NamingParameters
 from models.online import OnlineParams
 from models.seams import AnalysisDevice, DueWindow, Gallery, SlotKind
@@ -71,14 +71,14 @@ def _load_torch(bundle_name: str, device_name: str) -> Engine:
     import torch
 
     from models.bundle import load_bundle
-    from models.torch_device import load_device
+    from models.engines import collecting, open_device
     from models.torch_gallery import TorchGallery
 
     if device_name == "cpu":
         # Small batches of small networks: more threads cost more in hand-overs than they bring.
         torch.set_num_threads(1)
     bundle = load_bundle(bundle_name)
-    device = load_device(bundle, device_name)
+    device = open_device(bundle, device_name)
     return Engine(
         device=device,
         gallery=TorchGallery(bundle.grid.embedding_dim, device_name),
@@ -87,5 +87,5 @@ def _load_torch(bundle_name: str, device_name: str) -> Engine:
         device_name="cuda:0" if device_name == "cuda" else device_name,
         online=bundle.online,
         naming=bundle.naming,
-        collector=lambda kind: FileDiarization(device.grid_of(kind), bundle.clustering),
+        collector=collecting(bundle, device),
     )

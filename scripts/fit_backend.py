@@ -21,9 +21,9 @@ from scipy.linalg import eigh
 from scipy.optimize import minimize
 
 from models.backend import Backend
-from models.bundle import load_bundle
+from models.bundle import Bundle, load_bundle
 from models.naming import margins
-from models.torch_device import load_device
+from models.torch_device import TorchDevice
 from scripts.voice_conditions import NUM_CONDITIONS, VoicePartials, load_partials
 
 FloatArray = npt.NDArray[np.float32]
@@ -119,7 +119,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    voices = load_partials(arguments.voices, load_device(load_bundle("builtin")), arguments.seed)
+    builtin = load_bundle("builtin")
+    assert isinstance(builtin, Bundle)
+    voices = load_partials(arguments.voices, TorchDevice(builtin), arguments.seed)
     rows = []
     for fold in range(NUM_FOLDS):
         rest = [voice for n, voice in enumerate(voices) if n % NUM_FOLDS != fold]

@@ -1,0 +1,169 @@
+"""pyannote's networks on a torch device: rings of sound, windows of files and live streams analysed in batches.
+
+In come samples and the windows that are due; out come WindowAnalysis. Windows of a slot opened for a file are
+pyannote's own: hard speech on the network's frames, embeddings as the network gives them. Those of a live slot are
+soft, on the bundle's live grid, their embeddings unit vectors. What always holds: mel frames of a slot are made once;
+a window's analysis depends on the slot's samples alone, not on how they came nor on what else is in the batch (up to
+rounding); memory is bounded by the rings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.analysis import FloatArray, FrameGrid, WindowAnalysis
+from models.pyannote.bundle import PyannoteBundle
+from models.pyannote.embedding import MelFrames, Pooling, Trunk, centred
+from models.pyannote.networks import build_embedding, build_segmentation, exact_kernels
+from models.pyannote.speech import Powerset, voice_masks
+from models.ring import Ring
+from models.seams import DueWindow, SlotKind, VoiceSample
+from runtime.errors import Unavailable
+
+# What is fastest: on a CPU a window's maps have to stay in its cache, a GPU wants many windows at once.
+CPU_SEGMENTATION_BATCH, CPU_TRUNK_BATCH = 8, 1
+CUDA_SEGMENTATION_BATCH, CUDA_TRUNK_BATCH = 256, 32
+
+
+@dataclass(slots=True)
+class Slot:
+    """What a slot holds: its samples, and the mel frames made of them so far."""
+
+    samples: Ring  # (N,)
+    mels: Ring  # (T, M)
+    kind: SlotKind
+
+
+class PyannoteDevice:
+    """AnalysisDevice on a torch device. Call it from one thread."""
+
+    def __init__(self, bundle: PyannoteBundle, device: str = "cpu", precision: str = "float32") -> None:
+        """precision: of the trunk, "float32", "float16" or "bfloat16"; pooling and all else stay in float32."""
+        self._device = torch.device(device)
+        self._bundle = bundle
+        exact_kernels()
+        self._segmentation = build_segmentation(bundle).to(self._device)
+        embedding: Any = build_embedding(bundle).to(self._device)
+        self._mels = MelFrames(embedding)
+        self._trunk = Trunk(embedding.resnet, getattr(torch, precision)).to(self._device)
+        self._pooling = Pooling(embedding.resnet)
+        grid = bundle.file_grid
+        self._powerset = Powerset(
+            grid.num_local_speakers, bundle.segmentation.specifications["powerset_max_classes"], self._device
+        )
+        # Less sound than one mel frame has no embedding; pyannote counts what that is in frames of the segmentation.
+        self._frames_min = math.ceil(grid.num_frames * self._mels.length_samples / grid.window_samples)
+        on_gpu = self._device.type == "cuda"
+        self._segmentation_batch = CUDA_SEGMENTATION_BATCH if on_gpu else CPU_SEGMENTATION_BATCH
+        self._trunk_batch = CUDA_TRUNK_BATCH if on_gpu else CPU_TRUNK_BATCH
+        self._slots: dict[int, Slot] = {}
+
+    def __repr__(self) -> str:
+        return f"PyannoteDevice({self._bundle.id}, {self._device}, {len(self._slots)} slots)"
+
+    @property
+    def grid(self) -> FrameGrid:
+        """The geometry of live windows and their frames."""
+        return self._bundle.grid
+
+    def grid_of(self, kind: SlotKind) -> FrameGrid:
+        """The geometry of the windows of such slots."""
+        return self._bundle.grid if kind is SlotKind.LIVE else self._bundle.file_grid
+
+    def open(self, slot: int, ring_samples: int, kind: SlotKind = SlotKind.LIVE) -> None:
+        """Give a slot an empty ring whose first sample is stream position 0. Forgets what the slot held."""
+        assert ring_samples >= self._bundle.file_grid.window_samples
+        mels = ring_samples // self._mels.step_samples
+        self._slots[slot] = Slot(
+            samples=Ring(ring_samples + self._mels.length_samples, (), self._device),
+            mels=Ring(mels + 1, (self._mels.num_bands,), self._device),
+            kind=kind,
+        )
+
+    @torch.inference_mode()
+    def write(self, slot: int, samples: FloatArray) -> None:
+        """Append (N,) float32 at 16 kHz to a slot's ring. The oldest samples fall out when it is full."""
+        held = self._slots[slot]
+        room = held.samples.capacity - self._mels.length_samples
+        for at in range(0, len(samples), room):
+            piece = samples[at : at + room]
+            held.samples.append(torch.from_numpy(np.ascontiguousarray(piece, dtype=np.float32)).to(self._device))
+            self._advance_mels(held)
+
+    @torch.inference_mode()
+    def analyze(self, windows: Sequence[DueWindow]) -> list[WindowAnalysis]:
+        """Analyse a batch of windows, of any mix of slots, in order. Sound before position 0 is silence."""
+        found: dict[int, WindowAnalysis] = {}
+        whole = [index for index, window in enumerate(windows) if self._slots[window.slot].kind is not SlotKind.LIVE]
+        for at in range(0, len(whole), self._segmentation_batch):
+            some = whole[at : at + self._segmentation_batch]
+            found |= zip(some, self._analyze_whole([windows[index] for index in some]), strict=True)
+        return [found[index] for index in range(len(windows))]
+
+    def analyze_voice(self, samples: FloatArray) -> VoiceSample:
+        """What an enrolment clip (N,) float32 at 16 kHz holds."""
+        raise Unavailable("voices cannot be enrolled with this bundle yet")
+
+    def _analyze_whole(self, windows: Sequence[DueWindow]) -> list[WindowAnalysis]:
+        """A file's windows, at most one batch: hard speech, embeddings as the network gives them."""
+        grid = self._bundle.file_grid
+        speech = self._powerset.hard(self._log_probabilities(windows))  # (B, F, S)
+        masks = voice_masks(
+            speech,
+            exclude_overlap=self._bundle.pipeline.embedding_exclude_overlap,
+            num_frames_min=self._frames_min,
+        )
+        heard = np.flatnonzero(speech.any(dim=2).any(dim=1).cpu().numpy())  # windows in which somebody speaks
+        embeddings = np.zeros((len(windows), grid.num_local_speakers, grid.embedding_dim), np.float32)
+        for at in range(0, len(heard), self._trunk_batch):
+            some = heard[at : at + self._trunk_batch]
+            mels = torch.stack([self._window_mels(windows[index]) for index in some])
+            found = self._pooling(self._trunk(centred(_padded(mels, self._trunk_batch)))[: len(some)], masks[some])
+            embeddings[some] = found.cpu().numpy()
+        alone = speech * (speech.sum(dim=2, keepdim=True) == 1)
+        clean = alone.sum(dim=1).cpu().numpy()
+        embeddings *= speech.any(dim=1).cpu().numpy()[:, :, None]
+        activity = speech.cpu().numpy()
+        return [
+            WindowAnalysis(window.end_samples - grid.window_samples, activity[index], embeddings[index], clean[index])
+            for index, window in enumerate(windows)
+        ]
+
+    def _log_probabilities(self, windows: Sequence[DueWindow]) -> Tensor:
+        """Of the powerset classes in windows that are all there: (B, F, K)."""
+        length = self._bundle.file_grid.window_samples
+        sound = [
+            self._slots[window.slot].samples.read(window.end_samples - length, window.end_samples) for window in windows
+        ]
+        batch = _padded(torch.stack(sound)[:, None], self._segmentation_batch if self._device.type == "cuda" else 1)
+        found: Tensor = self._segmentation(batch)[: len(windows)]
+        return found
+
+    def _window_mels(self, window: DueWindow) -> Tensor:
+        """Mel frames (T, M) of a window."""
+        grid, mels = self._bundle.file_grid, self._mels
+        first, rest = divmod(window.end_samples - grid.window_samples, mels.step_samples)
+        assert rest == 0, "windows begin on the grid of mel frames"
+        return self._slots[window.slot].mels.read(first, first + mels.count(grid.window_samples))
+
+    def _advance_mels(self, held: Slot) -> None:
+        """Make the mel frames whose sound is there."""
+        mels, done = self._mels, held.mels.end
+        fresh = mels.count(held.samples.end) - done
+        if fresh > 0:
+            start = done * mels.step_samples
+            end = start + (fresh - 1) * mels.step_samples + mels.length_samples
+            held.mels.append(mels(held.samples.read(start, end)))
+
+
+def _padded(batch: Tensor, size: int) -> Tensor:
+    """A batch filled up to `size` with silence: one shape for every batch, so one set of kernels."""
+    missing = size - len(batch)
+    return batch if missing <= 0 else torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])])
