@@ -16,6 +16,7 @@ from grpc import aio
 from grpc_health.v1 import health
 
 from controlplane.audit_checkpoints import AuditCheckpoints
+from controlplane.auditing import Auditing
 from controlplane.blobs import Blobs
 from controlplane.completion import Completion
 from controlplane.config import ControlPlaneSettings
@@ -37,11 +38,12 @@ from controlplane.leases import SqlTables
 from controlplane.metrics import Metrics, declare
 from controlplane.nodes import Nodes
 from controlplane.orphans import sweep_orphans
-from controlplane.outside import open_outside
+from controlplane.outside import Outside, open_outside
 from controlplane.placement import Placing
 from controlplane.pulse import Pulse
 from controlplane.registry import Registry
 from controlplane.relay import Relay
+from controlplane.rpc_audit import AuditServicer
 from controlplane.rpc_fleet import FleetServicer
 from controlplane.rpc_jobs import JobsServicer
 from controlplane.rpc_people import PeopleServicer
@@ -55,9 +57,9 @@ from runtime.clock import Clock
 from runtime.grpc_server import add_health_and_reflection, bind, new_server, set_ready
 from runtime.lifecycle import Part, Tasks
 from runtime.metrics import registry as metrics_registry
-from speakerd.v1 import fleet_pb2_grpc, jobs_pb2_grpc, people_pb2_grpc, streams_pb2_grpc
+from speakerd.v1 import audit_pb2_grpc, fleet_pb2_grpc, jobs_pb2_grpc, people_pb2_grpc, streams_pb2_grpc
 
-SERVICES = ("speakerd.v1.People", "speakerd.v1.Streams", "speakerd.v1.Jobs", "speakerd.v1.Fleet")
+SERVICES = ("speakerd.v1.People", "speakerd.v1.Streams", "speakerd.v1.Jobs", "speakerd.v1.Audit", "speakerd.v1.Fleet")
 
 
 class HttpPart(Part, Protocol):
@@ -87,6 +89,7 @@ class Core:
     enrolment: Enrolment
     erasures: Erasures
     checkpoints: AuditCheckpoints
+    auditing: Auditing
     completion: Completion
     placing: Placing
     relay: Relay
@@ -140,9 +143,10 @@ class ControlPlane:
                 self._clock,
                 accept_loss=settings.accept_journal_loss,
             )
+            store = open_outside(settings.resolved_audit_checkpoints())
             checkpoints = AuditCheckpoints(
                 database=database,
-                store=open_outside(settings.resolved_audit_checkpoints()),
+                store=store,
                 key=Ed25519PrivateKey.from_private_bytes(read_or_make_bytes(settings.data / "audit.key")),
                 clock=self._clock,
                 metrics=self.metrics,
@@ -157,6 +161,7 @@ class ControlPlane:
             fleet_key=fleet_key,
             ticket_key=ticket_key,
             journal=journal,
+            store=store,
             checkpoints=checkpoints,
         )
         await ensure_admin(database, settings.data / "admin.key", self._clock)
@@ -213,6 +218,7 @@ class ControlPlane:
         fleet_key: str,
         ticket_key: Ed25519PrivateKey,
         journal: Journal,
+        store: Outside,
         checkpoints: AuditCheckpoints,
     ) -> Core:
         settings, clock, metrics = self.settings, self._clock, self.metrics
@@ -271,6 +277,17 @@ class ControlPlane:
                 metrics=metrics,
             ),
             checkpoints=checkpoints,
+            auditing=Auditing(
+                database=database,
+                keys=keys,
+                journal=journal,
+                store=store,
+                checkpoints=checkpoints,
+                fleet=fleet,
+                nodes=nodes,
+                clock=clock,
+                metrics=metrics,
+            ),
             completion=Completion(
                 database=database,
                 keys=keys,
@@ -298,6 +315,8 @@ class ControlPlane:
         server = self._server = new_server()
         people = PeopleServicer(core.identity, core.library, core.enrolment, core.erasures, core.relay)
         people_pb2_grpc.add_PeopleServicer_to_server(people, server)
+        audit = AuditServicer(core.identity, core.auditing, core.erasures)
+        audit_pb2_grpc.add_AuditServicer_to_server(audit, server)
         streams_pb2_grpc.add_StreamsServicer_to_server(
             StreamsServicer(core.identity, core.placing, core.fan_out, core.registry), server
         )

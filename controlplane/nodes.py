@@ -15,6 +15,7 @@ from grpc import aio
 
 from controlplane.fleet_log import Change
 from controlplane.holdings import Holding, Print
+from controlplane.keys import VoiceAddress
 from controlplane.leases import Lease
 from runtime.errors import BadAudio, InvalidRequest, NotFound, Overloaded, SpeakerdError, Stale, TimedOut, Unavailable
 from runtime.grpc_server import open_channel
@@ -25,6 +26,7 @@ from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
 
 CHANNELS_MAX = 1_000
 PROBE_TIMEOUT_S = 1.0
+INVENTORY_TIMEOUT_S = 60.0
 
 _ERRORS: dict[grpc.StatusCode, type[SpeakerdError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: BadAudio,
@@ -191,6 +193,20 @@ class Nodes:
         except aio.AioRpcError as error:
             return None if error.code() is grpc.StatusCode.UNAVAILABLE else -1
         return int(answer.incarnation)
+
+    async def inventory(self, address: str) -> AsyncIterator[VoiceAddress]:
+        """Every voice that a node holds. Raises Unavailable, TimedOut."""
+        call = self.stub(address).Inventory(
+            node_pb2.InventoryRequest(), timeout=INVENTORY_TIMEOUT_S, metadata=self._metadata
+        )
+        try:
+            async for page in call:
+                for voice in page.voices:
+                    yield VoiceAddress(voice.tenant_id, voice.voice_id)
+        except aio.AioRpcError as error:
+            raise translated(error) from None
+        finally:
+            call.cancel()
 
     async def diarize_file(
         self, address: str, opening: node_pb2.FileOpen, sound: AsyncIterator[bytes]
