@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from models.engines import collecting
 from models.naming import Verdict, all_of, name_speakers
 from models.seams import AnalysisDevice, SlotKind
 from runtime.errors import BadAudio, InvalidRequest, SpeakerdError
-from runtime.media import decode
+from runtime.media import SourceFormat, decode, decode_stream
 from runtime.units import SAMPLE_RATE_HZ, ms_from_samples, seconds_from_samples
 from speakerd.cli.diarize import DiarizeOptions
 from speakerd.cli.diarized import Diarized, HeardSpeaker, MatchSummary
@@ -90,22 +91,24 @@ class InProcessDiarizer:
 
     def diarize(self, file: Path, options: DiarizeOptions, on_progress: Callable[[int, int], None]) -> Diarized:
         """Who spoke when in a recording. Raises BadAudio and its like, naming the file."""
-        samples = read_sound(file)
+        kind = SlotKind.FAST_FILE if options.mode == "fast" else SlotKind.FILE
+        bounds = speaker_bounds(options.num_speakers, options.min_speakers, options.max_speakers)
+        reading = _Reading(file)
         found = diarize_blocks(
             self._device,
-            [samples],
-            collecting(self._bundle, self._device)(SlotKind.FILE),
-            SlotKind.FILE,
-            bounds=speaker_bounds(options.num_speakers, options.min_speakers, options.max_speakers),
+            reading.blocks(),
+            collecting(self._bundle, self._device)(kind),
+            kind,
+            bounds=bounds,
             score=self._cosines,
-            progress=lambda done: on_progress(ms_from_samples(done), ms_from_samples(len(samples))),
+            progress=lambda done: on_progress(ms_from_samples(done), reading.declared_ms),
         )
         verdicts = self._verdicts(found)
         speakers = [self._heard_speaker(found, index, verdict) for index, verdict in enumerate(verdicts)]
         return Diarized(
             turns=_spoken(found.turns, speakers),
             exclusive_turns=_spoken(found.exclusive, speakers),
-            duration_ms=ms_from_samples(len(samples)),
+            duration_ms=ms_from_samples(reading.num_samples),
             warnings=() if found.turns else ("nobody speaks in it",),
             speakers=speakers,
         )
@@ -174,6 +177,33 @@ def _spoken(turns: Sequence[SpeakerTurn], speakers: Sequence[HeardSpeaker]) -> l
         )
         for turn in turns
     ]
+
+
+class _Reading:
+    """A recording on its way through the decoder, block by block: a day of it would not fit into memory."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.num_samples = 0
+        self.declared_ms = 0
+        """Its length as it states it; 0 where it does not."""
+
+    def blocks(self) -> Iterator[FloatArray]:
+        """Its sound, (N,) at 16 kHz each. Errors name the file; that it is silent shows at its end."""
+        peak = 0.0
+        try:
+            with closing(decode_stream(self._file, on_source=self._told)) as blocks:
+                for block in blocks:
+                    peak = max(peak, float(np.abs(block).max(initial=0.0)))
+                    self.num_samples += len(block)
+                    yield block
+        except SpeakerdError as error:
+            raise type(error)(f"{self._file}: {error}") from None
+        if peak < SILENT_PEAK:
+            raise BadAudio(f"{self._file}: is silent throughout; check what was recorded, and at what level")
+
+    def _told(self, source: SourceFormat) -> None:
+        self.declared_ms = round(1000 * source.declared_s)
 
 
 def read_sound(file: Path) -> FloatArray:

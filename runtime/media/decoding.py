@@ -14,7 +14,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ def decode_stream(
     *,
     limits: MediaLimits = DEFAULT_LIMITS,
     on_source: Callable[[SourceFormat], None] | None = None,
-) -> Iterator[FloatArray]:
+) -> Generator[FloatArray, None, None]:
     """`adecode_stream`, blocking. Use `contextlib.closing` when you may stop before the end."""
     reader = ReportReader(limits)
     told = False
