@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 
 from runtime.errors import GRPC_STATUS, InvalidRequest, SpeakerdError, Unavailable
 from runtime.logs import get_logger
+from runtime.tls import Tls
 from speakerd.v1 import common_pb2
 
 MIB = 1 << 20
@@ -60,24 +61,36 @@ def new_server(interceptors: Sequence[aio.ServerInterceptor] = ()) -> aio.Server
     return aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=list(SERVER_OPTIONS))
 
 
-def open_channel(address: str) -> aio.Channel:
-    """A channel to another daemon: "host:port"."""
-    return aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+def open_channel(address: str, tls: Tls | None = None, *, name: str = "") -> aio.Channel:
+    """A channel to another daemon: "host:port". name: whom its certificate has to be for, if not for the host."""
+    if tls is None:
+        return aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+    options: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
+    if name:
+        options.append(("grpc.ssl_target_name_override", name))
+    return aio.secure_channel(address, tls.channel_credentials(), options=options)
 
 
-def bind(server: aio.Server, address: str, *, insecure: bool) -> int:
+def bind(server: aio.Server, address: str, *, insecure: bool, tls: Tls | None = None, is_public: bool = False) -> int:
     """Listen on "host:port" (port 0: a free one) and return the port.
 
-    Plain text is for loopback: another address is refused unless `insecure` says that the operator means it.
+    tls: then every client has to show a certificate, or none where the port is public. Plain text is for loopback:
+    another address is refused unless `insecure` says that the operator means it.
     Raises InvalidRequest, or Unavailable when the port is taken.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise InvalidRequest(f"address {address!r}: write HOST:PORT, for example 127.0.0.1:0")
-    if not insecure and not is_loopback(host):
-        raise InvalidRequest(f"{address!r} is not loopback and there is no TLS: bind 127.0.0.1 or say --insecure")
+    if tls is None and not insecure and not is_loopback(host):
+        raise InvalidRequest(
+            f"{address!r} is not loopback and there is no TLS: bind 127.0.0.1, give certificates "
+            "(`speakerd certs init`), or say --insecure"
+        )
     try:
-        bound = int(server.add_insecure_port(address))
+        if tls is None:
+            bound = int(server.add_insecure_port(address))
+        else:
+            bound = int(server.add_secure_port(address, tls.server_credentials(is_public=is_public)))
     except RuntimeError:
         bound = 0
     if bound == 0:
@@ -95,10 +108,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def add_health(server: aio.Server, servicer: health.aio.HealthServicer) -> None:
+    """Serve a daemon's health on one more server."""
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+
+
 def add_health_and_reflection(server: aio.Server, service_names: Sequence[str]) -> health.aio.HealthServicer:
     """Serve grpc.health.v1 and reflection. "" is liveness; "ready" begins as NOT_SERVING."""
     servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    add_health(server, servicer)
     names = [*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
     reflection.enable_server_reflection(names, server)
     return servicer
