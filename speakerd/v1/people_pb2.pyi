@@ -277,6 +277,7 @@ class ClipChunk(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     IS_CONSENT_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
     clip: _builtins.int
     """Which clip the bytes go on with: 0, 1, ... Chunks of a clip arrive in order."""
     data: _builtins.bytes
@@ -284,6 +285,10 @@ class ClipChunk(_message.Message):
     is_consent: _builtins.bool
     """Read from a clip's first chunk: the person speaking their consent, one clip at most. It is kept with the consent,
     its voice is compared with that of the other clips, and no voiceprint is made of it.
+    """
+    url: _builtins.str
+    """In a clip's only chunk, in place of data: where the recording is fetched from, over https. Public addresses alone,
+    unless the operator allows others.
     """
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat:
@@ -296,10 +301,11 @@ class ClipChunk(_message.Message):
         format: _common_pb2.AudioFormat | None = ...,
         data: _builtins.bytes = ...,
         is_consent: _builtins.bool = ...,
+        url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "data", b"data", "format", b"format", "is_consent", b"is_consent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "data", b"data", "format", b"format", "is_consent", b"is_consent", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
