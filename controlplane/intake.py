@@ -11,12 +11,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from controlplane.fleet import Fleet
+from controlplane.media_sources import MediaSources, Url
 from controlplane.nodes import Analysis, CollisionScope, Nodes
 from controlplane.speaker_checks import SpeakerLimits, judge
 from runtime.errors import BadAudio, InvalidRequest, Overloaded, SpeakerdError, TimedOut, TooLarge, Unavailable
@@ -46,7 +47,8 @@ NODES_TRIED_MAX = 3
 class Clip:
     """A recording as it came. encoding: number of speakerd.v1.Encoding; rate and channels count for raw samples.
 
-    is_consent: the person speaking their consent; no voiceprint is made of it.
+    is_consent: the person speaking their consent; no voiceprint is made of it. url: where it is fetched from, in place
+    of data.
     """
 
     data: bytes
@@ -54,6 +56,7 @@ class Clip:
     sample_rate_hz: int = 0
     channels: int = 0
     is_consent: bool = False
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +76,13 @@ class Intake:
         fleet: Fleet,
         nodes: Nodes,
         *,
+        sources: MediaSources | None = None,
         preflight_limits: PreflightLimits | None = None,
         speaker_limits: SpeakerLimits | None = None,
     ) -> None:
         self._fleet = fleet
         self._nodes = nodes
+        self._sources = sources
         self._preflight_limits = preflight_limits or PreflightLimits()
         self._speaker_limits = speaker_limits or SpeakerLimits()
         self._cores = asyncio.Semaphore(max(1, os.cpu_count() or 1))
@@ -85,6 +90,19 @@ class Intake:
 
     def __repr__(self) -> str:
         return f"Intake(inside={self._inside})"
+
+    async def fetch(self, clips: Sequence[Clip]) -> tuple[Clip, ...]:
+        """The same clips, with the content of those that are elsewhere. Raises what MediaSources raises."""
+        return tuple([await self._fetched(clip) for clip in clips])
+
+    async def _fetched(self, clip: Clip) -> Clip:
+        if not clip.url:
+            return clip
+        if clip.data:
+            raise InvalidRequest("a clip has data or a url, not both")
+        if self._sources is None:
+            raise InvalidRequest("urls are not fetched here: send the recording itself")
+        return replace(clip, data=await self._sources.read(Url(clip.url), bytes_max=CLIP_BYTES_MAX), url="")
 
     async def listen(self, clips: Sequence[Clip], limits: PreflightLimits | None = None) -> Sound:
         """Decode and preflight. limits: those of a dialect, in place of the configured ones.
