@@ -132,7 +132,7 @@ async def test_an_emptied_redis_costs_no_placement(world: World) -> None:
     redis = Redis.from_url(plane._redis.url)
     await redis.flushall()
     assert (await place(client)).node_id == "node-1"
-    assert await redis.exists("speakerd:1:node:node-1")
+    assert await redis.exists("speakerd:2:node:node-1")
     await redis.aclose()
 
 
