@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from grpc import aio
@@ -291,9 +292,12 @@ async def measure_flushes(
 
 async def is_whole(redis: Redis, node_ids: set[str]) -> bool:
     """Whether Redis knows every node again, with its load and how far it is."""
-    if {name.decode() for name in await redis.zrange(NODES, 0, -1)} != node_ids:
+    known: Any = await redis.zrange(NODES, 0, -1)
+    if {name.decode() for name in known} != node_ids:
         return False
-    fields = [await redis.hmget(f"{PREFIX}node:{node_id}", "state", "cursor", "streams_max") for node_id in node_ids]
+    fields: list[Any] = [
+        await redis.hmget(f"{PREFIX}node:{node_id}", "state", "cursor", "streams_max") for node_id in node_ids
+    ]
     return all(state == b"serving" and int(cursor) > 0 and int(slots) > 0 for state, cursor, slots in fields)
 
 
