@@ -7,6 +7,7 @@ In: a path, or the URL of an object store (s3://, gs://, az://). Out: put, get, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -92,7 +93,8 @@ class Folder:
         except OSError as error:
             raise Unavailable(f"cannot write {name}: {error.strerror}", retry_after_s=1.0) from None
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 class RemoteObjects:

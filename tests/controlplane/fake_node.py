@@ -248,8 +248,13 @@ class FakeNode(node_pb2_grpc.NodeServicer):
     async def Diarize(self, request_iterator: Any, context: Any) -> Any:
         raise AssertionError("the control plane opens no streams")
 
-    async def Inventory(self, request: Any, context: Any) -> Any:
-        raise AssertionError("not asked for by these tests")
+    async def Inventory(self, request: Any, context: Any) -> AsyncIterator[node_pb2.InventoryResponse]:
+        await self._enter(context)
+        held = [
+            common_pb2.VoiceRef(tenant_id=tenant_id, voice_id=voice_id, generation=generation)
+            for (tenant_id, voice_id), (generation, *_) in self.voices.items()
+        ]
+        yield node_pb2.InventoryResponse(voices=held, cursor=self.cursor, incarnation=self.incarnation)
 
     async def Drain(self, request: Any, context: Any) -> Any:
         raise AssertionError("not asked for by these tests")
