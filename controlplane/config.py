@@ -10,6 +10,7 @@ from typing import Self
 
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 
+from controlplane.guarded_http import UrlPolicy
 from controlplane.speaker_checks import SpeakerLimits
 from runtime.config import DaemonSettings
 from runtime.media import PreflightLimits
@@ -56,6 +57,12 @@ class ControlPlaneSettings(DaemonSettings):
         30.0, gt=0.0, description="How long a voice may wait for a node to listen before it fails."
     )
 
+    fetch_networks: tuple[str, ...] = Field(
+        (), description="Networks (CIDR) that recordings may be fetched from besides public addresses."
+    )
+    fetch_ports: tuple[int, ...] = Field((443, 8443), description="Ports that urls may name.")
+    fetch_plain_http: bool = Field(False, description="Fetch from http:// as well as from https://.")
+    drive_folder: Path | None = Field(None, description="A folder that drive references (file_id) are read from.")
     preflight: PreflightLimits = Field(
         default_factory=PreflightLimits, description="What a recording for enrolment has to be; a table of its own."
     )
@@ -73,6 +80,15 @@ class ControlPlaneSettings(DaemonSettings):
     accept_journal_loss: bool = Field(
         False, description="Start although the erasure journal is missing, damaged or another one; audited."
     )
+
+    @model_validator(mode="after")
+    def _networks_are_networks(self) -> Self:
+        self.url_policy()
+        return self
+
+    def url_policy(self) -> UrlPolicy:
+        """What strangers may make us call."""
+        return UrlPolicy.of(self.fetch_networks, self.fetch_ports, plain=self.fetch_plain_http)
 
     @model_validator(mode="after")
     def _leases_nest(self) -> Self:
