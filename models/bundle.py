@@ -1,13 +1,15 @@
 """A bundle: everything that decides a result, named, pinned and verified.
 
-In comes the name of a bundle that ships with the package, or the path of a TOML file; out comes a frozen Bundle.
-Weights are named by digest, and a file that does not match its digest is refused before anything reads it.
+In comes the name of a bundle that ships with the package or was imported, or a path; out comes a frozen Bundle. Weights
+are named by digest, and a file that does not match its digest is refused before anything reads it. Of bundles that may
+not be shipped, the package has a manifest that says where they are published (models.bundle_sources).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from models.pyannote.bundle import PyannoteBundle
 
 BUNDLES = Path(__file__).parent / "bundles"
+MANIFEST = "bundle.toml"
 AnyBundle: TypeAlias = "Bundle | PyannoteBundle"
 
 
@@ -71,8 +74,22 @@ class Bundle:
 
 
 def list_bundles() -> list[str]:
-    """Names of the bundles that ship with the package."""
-    return sorted(path.stem for path in BUNDLES.glob("*.toml"))
+    """Names of the bundles that can be loaded: those that ship whole, then those that were imported."""
+    shipped = sorted(path.stem for path in BUNDLES.glob("*.toml") if path.stem not in list_published())
+    imported = sorted(path.parent.name for path in models_folder().glob(f"[!.]*/{MANIFEST}"))
+    return [*shipped, *imported]
+
+
+def list_published() -> list[str]:
+    """Names of the bundles whose weights their publisher alone gives out: to be pulled or imported."""
+    return sorted(path.stem for path in BUNDLES.glob("*.toml") if "source" in tomllib.loads(path.read_text()))
+
+
+def models_folder() -> Path:
+    """Where imported bundles live: $SPEAKERD_MODELS, else the user's own data folder."""
+    if said := os.environ.get("SPEAKERD_MODELS"):
+        return Path(said).expanduser()
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "speakerd" / "models"
 
 
 def load_bundle(name_or_path: str | Path) -> AnyBundle:
@@ -80,13 +97,7 @@ def load_bundle(name_or_path: str | Path) -> AnyBundle:
 
     NotFound or InvalidRequest, saying what to mend.
     """
-    path = Path(name_or_path)
-    if path.is_dir():
-        path /= "bundle.toml"
-    elif path.suffix != ".toml":
-        path = BUNDLES / f"{name_or_path}.toml"
-    if not path.is_file():
-        raise NotFound(f"no bundle {name_or_path}; those that ship are {', '.join(list_bundles())}")
+    path = _manifest(name_or_path)
     try:
         table = tomllib.loads(path.read_text())
         if table.get("family") == "pyannote":
@@ -96,6 +107,26 @@ def load_bundle(name_or_path: str | Path) -> AnyBundle:
         return _bundle_from_table(table, path.parent)
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise InvalidRequest(f"bundle {path.name} cannot be read: {error}") from error
+
+
+def _manifest(name_or_path: str | Path) -> Path:
+    """The manifest of a bundle. A name is that of an imported bundle or of one that ships, before it is a path."""
+    name = str(name_or_path)
+    if "/" not in name and (models_folder() / name / MANIFEST).is_file():
+        return models_folder() / name / MANIFEST
+    if name in list_published():
+        raise Unavailable(
+            f"bundle {name} is not on this machine: `speakerd models pull {name}` fetches it with your token, "
+            f"`speakerd models import FOLDER --as {name}` takes a copy of its repository"
+        )
+    path = Path(name_or_path)
+    if path.is_dir():
+        path /= MANIFEST
+    elif path.suffix != ".toml":
+        path = BUNDLES / f"{name}.toml"
+    if not path.is_file():
+        raise NotFound(f"no bundle {name}; there are {', '.join([*list_bundles(), *list_published()])}")
+    return path
 
 
 def _bundle_from_table(table: dict[str, Any], folder: Path) -> Bundle:
