@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from grpc import aio
 from prometheus_client import CollectorRegistry
 
 from node.access import Access
@@ -31,6 +30,7 @@ from node.fleet_log import FleetLog
 from node.fleet_wire import ControlPlane, Identity
 from node.load import LoadGauge
 from node.metrics import NodeMetrics
+from node.ports import Ports
 from node.rpc_node import NodeService
 from node.slots import SlotTable
 from node.standing import NodeState, Standing
@@ -38,14 +38,13 @@ from node.streams import LiveStreams
 from node.voice_store import VoiceStore
 from runtime.clock import Clock, SystemClock
 from runtime.errors import InvalidRequest
-from runtime.grpc_server import add_health_and_reflection, bind, is_loopback, new_server, set_ready
+from runtime.grpc_server import is_loopback
 from runtime.lease import Lease
 from runtime.lifecycle import Tasks, run_daemon
 from runtime.logs import configure, get_logger
 from runtime.metrics import registry, serve_metrics
-from speakerd.v1 import node_pb2, node_pb2_grpc
+from runtime.tls import NODE, Tls
 
-SERVICE = node_pb2.DESCRIPTOR.services_by_name["Node"].full_name
 STOP_GRACE_S = 2.0
 
 
@@ -63,11 +62,16 @@ class NodeDaemon:
         self._settings = settings
         self._announce = announce
         self._clock = clock
-        self._fleet_key = _read_key(settings.fleet_key_file) if settings.fleet_key_file else None
+        self._tls = settings.tls()
+        # Where certificates say who somebody is, a secret that all share says nothing more.
+        self._fleet_key = _read_key(settings.fleet_key_file) if settings.fleet_key_file and not self._tls else None
+        if self._tls is not None and not settings.standalone:
+            _require_own_name(self._tls, settings.node_id)
+            settings = self._settings = settings.model_copy(update=_apart(settings))
         self._standing = Standing(None if settings.standalone else Lease(clock))
         self._exits = ExitStack()
         self._device: DeviceThread | None = None
-        self._server: aio.Server | None = None
+        self._ports: Ports | None = None
         self._membership: FleetMembership | None = None
         self._tasks: Tasks | None = None
         self._ready_line = ""  # empty once it was announced
@@ -88,18 +92,24 @@ class NodeDaemon:
         self._batcher = Batcher(self._device, engine.device.grid, self._metrics, clock)
         tasks.spawn("batcher", self._batcher.run())
         self._store = VoiceStore(self._device, embedding_dim=engine.device.grid.embedding_dim)
-        self._access = Access(node_id=settings.node_id, fleet_key=self._fleet_key, clock=clock)
+        self._access = Access(
+            node_id=settings.node_id,
+            fleet_key=self._fleet_key,
+            clock=clock,
+            tls=None if settings.standalone else self._tls,
+            lease=self._standing.lease,
+            streams_apart=settings.stream_listen is not None,
+        )
+        self._seal = CheckpointSeal(model=engine.model, clock=clock)
         stream_slots = SlotTable(settings.streams_max, what="stream")
         file_slots = SlotTable(settings.files_max, what="file", first_index=settings.streams_max)
         self._load = LoadGauge(stream_slots, file_slots, self._store, self._batcher)
-        self._server = new_server()
-        port = bind(self._server, settings.listen, insecure=settings.insecure)
-        address = settings.advertise or f"{_host(settings.listen)}:{port}"
+        self._ports = Ports(settings, self._tls)
         metrics_port = self._serve_metrics(metrics_registry)
-        self._ready_line = (
-            f"ready grpc={_host(settings.listen)}:{port} metrics={_host(settings.metrics)}:{metrics_port}"
-        )
-        control_plane = self._control_plane(address, engine.model)
+        self._ready_line = f"ready grpc={self._ports.bound} metrics={_host(settings.metrics)}:{metrics_port}"
+        if self._ports.streams_bound:
+            self._ready_line += f" streams={self._ports.streams_bound}"
+        control_plane = self._control_plane(self._ports, engine.model)
         self._log = FleetLog(self._store, self._standing.lease, control_plane)
         decoders = Decoders()
         self._streams = self._live_streams(engine, stream_slots, decoders)
@@ -128,8 +138,8 @@ class NodeDaemon:
         """Close everything."""
         if self._membership is not None:
             await self._membership.leave()
-        if self._server is not None:
-            await self._server.stop(STOP_GRACE_S)
+        if self._ports is not None:
+            await self._ports.stop(STOP_GRACE_S)
         if self._device is not None:
             await self._device.stop()
         await asyncio.to_thread(self._exits.close)
@@ -144,7 +154,7 @@ class NodeDaemon:
             store=self._store,
             standing=self._standing,
             access=self._access,
-            seal=CheckpointSeal(fleet_key=self._fleet_key, model=engine.model, clock=self._clock),
+            seal=self._seal,
             slots=slots,
             decoders=decoders,
             steps=steps,
@@ -153,7 +163,7 @@ class NodeDaemon:
         )
 
     async def _serve(self, engine: Engine) -> None:
-        assert self._server is not None
+        assert self._ports is not None
         service = NodeService(
             node_id=self._settings.node_id,
             engine=engine,
@@ -168,18 +178,17 @@ class NodeDaemon:
             drain=self._drain_on_request,
             metrics=self._metrics,
         )
-        node_pb2_grpc.add_NodeServicer_to_server(service, self._server)
-        self._health = add_health_and_reflection(self._server, [SERVICE])
-        await self._server.start()
+        await self._ports.serve(service)
         await self._publish_readiness()
 
-    def _control_plane(self, address: str, model: str) -> ControlPlane | None:
+    def _control_plane(self, ports: Ports, model: str) -> ControlPlane | None:
         settings = self._settings
         if settings.controlplane is None:
             return None
-        assert self._fleet_key is not None, "settings ask for both"
-        identity = Identity(settings.node_id, secrets.token_hex(8), address, model, settings.zone)
-        return ControlPlane(settings.controlplane, fleet_key=self._fleet_key, identity=identity)
+        identity = Identity(
+            settings.node_id, secrets.token_hex(8), ports.address, ports.stream_address, model, settings.zone
+        )
+        return ControlPlane(settings.controlplane, fleet_key=self._fleet_key, identity=identity, tls=self._tls)
 
     def _join(self, control_plane: ControlPlane) -> FleetMembership:
         assert self._standing.lease is not None
@@ -190,6 +199,7 @@ class NodeDaemon:
             log=self._log,
             store=self._store,
             access=self._access,
+            seal=self._seal,
             load=self._load,
             metrics=self._metrics,
             clock=self._clock,
@@ -211,7 +221,8 @@ class NodeDaemon:
 
     async def _publish_readiness(self) -> None:
         is_serving = self._standing.state is NodeState.SERVING
-        await set_ready(self._health, [SERVICE], ready=is_serving)
+        assert self._ports is not None
+        await self._ports.set_ready(ready=is_serving)
         if is_serving and self._ready_line:
             self._announce(self._ready_line)
             self._ready_line = ""
@@ -229,6 +240,19 @@ class NodeDaemon:
         self._tasks.spawn("drain-streams", self._streams.drained(bound_s))
         self._tasks.spawn("drain-files", self._files.drained(bound_s))
         return running
+
+
+def _require_own_name(tls: Tls, node_id: str) -> None:
+    if (tls.name.role, tls.name.id) != (NODE, node_id):
+        raise InvalidRequest(
+            f"the certificate is for {tls.name.role}/{tls.name.id}, and this is node/{node_id}: give its own "
+            "certificate, or its --node-id"
+        )
+
+
+def _apart(settings: NodeSettings) -> dict[str, str]:
+    """Clients have no certificates: with TLS they need a port that asks for none."""
+    return {"stream_listen": settings.stream_listen or f"{_host(settings.listen)}:0"}
 
 
 def _read_key(path: Path) -> str:

@@ -1,8 +1,8 @@
 """Checkpoints: the state of a stream, sealed so that its client can carry it without reading or changing it.
 
 In: bytes. Out: bytes under AES-256-GCM, bound to tenant, stream and model, good for CHECKPOINT_S. What always holds:
-what `unseal` returns was sealed by this fleet (its key is derived from the fleet's), or by this very process when
-standalone.
+what `unseal` returns was sealed by this fleet, whose keys come with each renewal of the lease and are exchanged now and
+then, or by this very process when standalone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from models.analysis import FrameGrid
 from runtime.clock import Clock
@@ -63,19 +61,27 @@ class StreamState:
 
 
 class CheckpointSeal:
-    """Seals and unseals. fleet_key: None on a standalone node, whose checkpoints die with the process."""
+    """Seals and unseals, with a key of its own until it is given the fleet's."""
 
-    def __init__(self, *, fleet_key: str | None, model: str, clock: Clock) -> None:
-        secret = secrets.token_bytes(32) if fleet_key is None else fleet_key.encode()
-        derive = HKDF(hashes.SHA256(), 32, salt=None, info=b"speakerd stream checkpoint 1")
-        self._cipher = AESGCM(derive.derive(secret))
+    def __init__(self, *, model: str, clock: Clock) -> None:
+        self._keys: tuple[bytes, ...] = ()
+        self._ciphers = [AESGCM(secrets.token_bytes(32))]
         self._model = model
         self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"CheckpointSeal({self._model}, {len(self._keys)} keys of the fleet)"
+
+    def use(self, keys: tuple[bytes, ...]) -> None:
+        """The fleet's keys, 32 bytes each: the first seals, all of them open. None given: what is there stays."""
+        if keys and keys != self._keys:
+            self._keys = keys
+            self._ciphers = [AESGCM(key) for key in keys]
 
     def seal(self, state: bytes, *, tenant_id: str, stream_id: str) -> bytes:
         """The checkpoint that holds this state."""
         header = _HEADER.pack(_VERSION, int(self._clock.wall_s()) + CHECKPOINT_S, secrets.token_bytes(12))
-        return header + self._cipher.encrypt(header[-12:], state, self._bound(header, tenant_id, stream_id))
+        return header + self._ciphers[0].encrypt(header[-12:], state, self._bound(header, tenant_id, stream_id))
 
     def unseal(self, data: bytes, *, tenant_id: str, stream_id: str) -> bytes:
         """The state in a checkpoint. Raises InvalidRequest, saying what to do instead."""
@@ -83,12 +89,12 @@ class CheckpointSeal:
             raise InvalidRequest("the checkpoint is malformed: send it as it came, or open a new stream without it")
         header, sealed = data[: _HEADER.size], data[_HEADER.size :]
         version, expires_at_s, nonce = _HEADER.unpack(header)
-        try:
-            state = self._cipher.decrypt(nonce, sealed, self._bound(header, tenant_id, stream_id))
-        except InvalidTag:
+        bound = self._bound(header, tenant_id, stream_id)
+        state = next((found for cipher in self._ciphers if (found := _opened(cipher, nonce, sealed, bound))), None)
+        if state is None:
             raise InvalidRequest(
                 "the checkpoint is not of this stream, tenant, fleet and model: open a new stream without it"
-            ) from None
+            )
         if version != _VERSION:
             raise InvalidRequest("the checkpoint is of another version: open a new stream without it")
         if self._clock.wall_s() >= expires_at_s:
@@ -98,3 +104,10 @@ class CheckpointSeal:
     def _bound(self, header: bytes, tenant_id: str, stream_id: str) -> bytes:
         parts = [header, *(text.encode() for text in (tenant_id, stream_id, self._model))]
         return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def _opened(cipher: AESGCM, nonce: bytes, sealed: bytes, bound: bytes) -> bytes | None:
+    try:
+        return cipher.decrypt(nonce, sealed, bound)
+    except InvalidTag:
+        return None

@@ -23,7 +23,13 @@ def node(
     *,
     listen: Annotated[str | None, typer.Option(help="HOST:PORT of gRPC; port 0 takes a free one.")] = None,
     metrics: Annotated[str | None, typer.Option(help="HOST:PORT of /metrics.")] = None,
-    advertise: Annotated[str | None, typer.Option(help="HOST:PORT at which others reach this node.")] = None,
+    stream_listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a port of their own for streams with tickets.")
+    ] = None,
+    advertise: Annotated[
+        str | None, typer.Option(help="HOST:PORT at which the control plane reaches this node.")
+    ] = None,
+    advertise_streams: Annotated[str | None, typer.Option(help="HOST:PORT at which streams reach this node.")] = None,
     node_id: Annotated[str | None, typer.Option(help="Unique in the fleet; default: node-HOSTNAME.")] = None,
     zone: Annotated[str | None, typer.Option(help="Where it runs, for clients that ask for a node nearby.")] = None,
     controlplane: Annotated[str | None, typer.Option(help="HOST:PORT of the control plane's gRPC.")] = None,
@@ -38,11 +44,16 @@ def node(
     streams_max: Annotated[int | None, typer.Option(help="Live streams at once; more are refused.")] = None,
     files_max: Annotated[int | None, typer.Option(help="Files at once; more are refused.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="Seconds that streams have to end on SIGTERM.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate of this node, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="The fleet's authority.")] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Serve plain text beyond loopback.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with a table `node`.")] = None,
 ) -> None:
-    """Run a node until SIGTERM. Prints one line when it serves: `ready grpc=HOST:PORT metrics=HOST:PORT`."""
+    """Run a node until SIGTERM. Prints one line when it serves: `ready grpc=HOST:PORT metrics=HOST:PORT`, and
+    `streams=HOST:PORT` where streams have a port of their own.
+    """
     # gRPC's fork handlers would look at every decoder that is spawned, and say so on stderr among the JSON lines.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     # Daemon code is imported by the daemon's command alone, so that other commands start fast.

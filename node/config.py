@@ -18,8 +18,13 @@ class NodeSettings(DaemonSettings):
 
     listen: str = "127.0.0.1:0"
     metrics: str = "127.0.0.1:0"
-    # Where others reach the node, when that is not what it listens on (behind NAT, in a pod).
+    # A port of their own for the streams of the public: Diarize and health alone, no client certificates. With TLS in a
+    # fleet there is one in any case, by default on a free port beside `listen`.
+    stream_listen: str | None = None
+    # Where others reach the node, when that is not what it listens on (behind NAT, in a pod): the control plane, and
+    # those who stream.
     advertise: str | None = None
+    advertise_streams: str | None = None
     node_id: str = Field(
         default_factory=lambda: f"node-{socket.gethostname()}"[:64], pattern=r"^[A-Za-z0-9_.:-]{1,64}$"
     )
@@ -39,6 +44,9 @@ class NodeSettings(DaemonSettings):
     def _alone_or_in_a_fleet(self) -> NodeSettings:
         if self.standalone and self.controlplane:
             raise ValueError("a standalone node has no control plane: give --standalone or --controlplane, not both")
-        if not self.standalone and not (self.controlplane and self.fleet_key_file):
-            raise ValueError("give --controlplane HOST:PORT and --fleet-key-file FILE, or --standalone")
+        if not self.standalone and not (self.controlplane and (self.fleet_key_file or self.tls_cert)):
+            raise ValueError(
+                "give --controlplane HOST:PORT and --fleet-key-file FILE (or certificates: --tls-cert, --tls-key, "
+                "--tls-ca), or --standalone"
+            )
         return self

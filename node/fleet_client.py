@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from node.access import Access
+from node.checkpoint import CheckpointSeal
 from node.fleet_log import FleetLog
 from node.fleet_wire import Answer
 from node.load import Load, LoadGauge
@@ -60,6 +61,7 @@ class FleetMembership:
         metrics: NodeMetrics,
         clock: Clock,
         on_change: Callable[[], Awaitable[None]],
+        seal: CheckpointSeal | None = None,
     ) -> None:
         self._control_plane = control_plane
         self._lease = lease
@@ -67,6 +69,7 @@ class FleetMembership:
         self._log = log
         self._store = store
         self._access = access
+        self._seal = seal
         self._load = load
         self._metrics = metrics
         self._on_change = on_change
@@ -115,6 +118,8 @@ class FleetMembership:
     def answered(self, answer: Answer) -> None:
         """Take what comes with a lease."""
         self._access.trust_tickets_of(answer.ticket_keys)
+        if self._seal is not None:
+            self._seal.use(answer.checkpoint_keys)
 
     async def looked(self, told: HolderState | None) -> None:
         """Say that the node serves, or that it no longer does."""

@@ -6,6 +6,7 @@ Unauthenticated, Conflict or Unavailable.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from runtime.grpc_server import open_channel
 from runtime.lease import Renewal
 from runtime.logs import get_logger
 from runtime.membership import Report
+from runtime.tls import CONTROL_PLANE, Tls, dns_name
 from runtime.units import samples_from_ms
 from speakerd.v1 import fleet_pb2, fleet_pb2_grpc
 
@@ -31,43 +33,68 @@ NET_SPEECH_UNKNOWN_MS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who this node is to the fleet. process_id: random, drawn when the process starts."""
+    """Who this node is to the fleet. process_id: random, drawn when the process starts.
+
+    address: where the control plane reaches it. stream_address: where clients do.
+    """
 
     node_id: str
     process_id: str
     address: str
+    stream_address: str
     model: str
     zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a renewal was answered with: the lease, when to renew next, and whose stream tickets are good."""
+    """What a renewal was answered with: the lease, when to renew next, whose stream tickets are good, what seals."""
 
     renewal: Renewal
     renew_s: float
     ticket_keys: tuple[bytes, ...]
+    checkpoint_keys: tuple[bytes, ...]
 
 
 class ControlPlane:
-    """The control plane, over one channel. model and embedding_dim decide which voiceprints are of use here."""
+    """The control plane, over one channel. fleet_key: None where certificates say who we are."""
 
-    def __init__(self, address: str, *, fleet_key: str, identity: Identity) -> None:
+    def __init__(self, address: str, *, fleet_key: str | None, identity: Identity, tls: Tls | None = None) -> None:
         self._address = address
         self._identity = identity
-        self._metadata = (("authorization", f"Bearer {fleet_key}"),)
-        self._channel = open_channel(address)
-        self._stub = fleet_pb2_grpc.FleetStub(self._channel)
+        self._tls = tls
+        self._metadata = (("authorization", f"Bearer {fleet_key}"),) if fleet_key else ()
+        self._left: set[asyncio.Task[None]] = set()
+        self._dial()
 
     def __repr__(self) -> str:
         return f"ControlPlane({self._address})"
 
     async def close(self) -> None:
         """Close the channel."""
+        for task in self._left:
+            task.cancel()
+        await asyncio.gather(*self._left, return_exceptions=True)
         await self._channel.close()
+
+    def _dial(self) -> None:
+        name = dns_name(self._tls.name.domain, CONTROL_PLANE) if self._tls else ""
+        self._version = self._tls.version if self._tls else 0
+        self._channel = open_channel(self._address, self._tls, name=name)
+        self._stub = fleet_pb2_grpc.FleetStub(self._channel)
+
+    def _dial_again_with_new_files(self) -> None:
+        if self._tls is None or self._tls.version == self._version:
+            return
+        # What runs over the old channel, as the reading of the log, may end there.
+        leaving = asyncio.create_task(self._channel.close(SYNC_BOUND_S), name="channel-close")
+        self._left.add(leaving)
+        leaving.add_done_callback(self._left.discard)
+        self._dial()
 
     async def renew(self, report: Report) -> Answer:
         """Take or prolong the lease."""
+        self._dial_again_with_new_files()
         request = fleet_pb2.RenewRequest(
             node_id=self._identity.node_id,
             process_id=self._identity.process_id,
@@ -88,6 +115,7 @@ class ControlPlane:
             Renewal(answer.incarnation, answer.lease_ms / 1000, answer.head, answer.resync, answer.fleet_epoch),
             answer.renew_ms / 1000,
             tuple(answer.ticket_keys),
+            tuple(answer.checkpoint_keys),
         )
 
     async def heartbeat(self, report: Report, load: Load) -> int:
@@ -97,7 +125,7 @@ class ControlPlane:
             incarnation=report.incarnation,
             state=wire.node_state(report.state),
             load=wire.node_load(load),
-            address=self._identity.address,
+            address=self._identity.stream_address,
             model=self._identity.model,
             cursor=report.cursor,
             zone=self._identity.zone,
@@ -155,7 +183,7 @@ def _translated(error: aio.AioRpcError) -> SpeakerdError:
         case grpc.StatusCode.FAILED_PRECONDITION:
             return Stale("the control plane has fenced this incarnation")
         case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
-            return Unauthenticated("the control plane refuses this node's fleet key")
+            return Unauthenticated("the control plane refuses this node's fleet key or certificate")
         case grpc.StatusCode.ALREADY_EXISTS:
             return Conflict("another process holds this node id: give every node its own --node-id")
         case code:

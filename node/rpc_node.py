@@ -21,7 +21,6 @@ from node.standing import Standing
 from node.streams import LiveStreams
 from node.voice_store import VoiceStore
 from runtime.errors import InvalidRequest, SpeakerdError
-from runtime.grpc_server import bearer
 from runtime.pcm import said_rate_and_channels
 from runtime.units import ms_from_samples, samples_from_ms
 from speakerd import __version__
@@ -68,7 +67,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     async def Enroll(self, request: node_pb2.EnrollRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
         """Hold a voice."""
-        self._access.require_fleet(bearer(context))
+        self._access.require_fleet(self._access.caller(context))
         try:
             change, heard = await self._enrolment(request)
             generation = await self._log.enroll(change, _position(request))
@@ -86,7 +85,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     async def Evict(self, request: node_pb2.EvictRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
         """Forget a voice."""
-        self._access.require_fleet(bearer(context))
+        self._access.require_fleet(self._access.caller(context))
         tenant_id, voice_id = _voice(request.voice)
         was_held = await self._log.evict(Eviction(tenant_id, voice_id, request.voice.generation), _position(request))
         self._metrics.evict.labels("erase").inc(int(was_held))
@@ -95,7 +94,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     async def Analyze(self, request: node_pb2.AnalyzeRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
         """What clips of one person hold, whether the consent is theirs, and whom they are too close to."""
-        self._access.require_fleet(bearer(context))
+        self._access.require_fleet(self._access.caller(context))
         sent = [_clip(clip) for clip in (request.clip, *request.more_clips)]
         if request.HasField("consent"):
             sent.append(_clip(request.consent))
@@ -122,18 +121,22 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     async def Diarize(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # type: ignore[override]  # noqa: N802
         """A live stream."""
-        await self._streams.serve(wire.GrpcPeer(context), bearer(context))
+        await self._streams.serve(wire.GrpcPeer(context), self._access.caller(context))
+
+    async def serve_public(self, context: aio.ServicerContext[Any, Any]) -> None:
+        """A live stream that came to the streams' own port."""
+        await self._streams.serve(wire.GrpcPeer(context), self._access.caller(context, is_public=True))
 
     async def DiarizeFile(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # type: ignore[override]  # noqa: N802
         """A recording."""
-        self._access.require_fleet(bearer(context))
+        self._access.require_fleet(self._access.caller(context))
         await self._files.serve(wire.GrpcFilePeer(context))
 
     async def Inventory(  # noqa: N802
         self, request: node_pb2.InventoryRequest, context: aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[node_pb2.InventoryResponse]:
         """Every voice held."""
-        self._access.require_fleet(bearer(context))
+        self._access.require_fleet(self._access.caller(context))
         tenant_id = request.tenant_id or ("default" if self._standing.lease is None else None)
         held = self._store.voices(tenant_id)
         for at in range(0, max(1, len(held)), INVENTORY_CHUNK):
@@ -148,7 +151,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     async def Describe(self, request: node_pb2.DescribeRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
         """What this node is."""
-        self._access.require_fleet(bearer(context))
+        self._access.require_fleet(self._access.caller(context))
         grid, lease = self._engine.device.grid, self._standing.lease
         return node_pb2.DescribeResponse(
             node_id=self._node_id,
@@ -168,7 +171,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     async def Drain(self, request: node_pb2.DrainRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
         """Refuse new streams from now on."""
-        self._access.require_fleet(bearer(context))
+        self._access.require_fleet(self._access.caller(context))
         return node_pb2.DrainResponse(streams=self._drain(request.deadline_ms / 1000 if request.deadline_ms else None))
 
     async def _enrolment(self, request: node_pb2.EnrollRequest) -> tuple[Enrolment, HeardVoice | None]:
@@ -193,6 +196,17 @@ def _clip(clip: common_pb2.AudioClip) -> SentClip:
     """A clip as it came."""
     rate_hz, channels = said_rate_and_channels(clip.format)
     return SentClip(clip.data, clip.format.encoding, rate_hz, channels)
+
+
+class PublicStreams:
+    """What the streams' own port offers."""
+
+    def __init__(self, service: NodeService) -> None:
+        self._service = service
+
+    async def Diarize(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # noqa: N802
+        """A live stream."""
+        await self._service.serve_public(context)
 
 
 def _voice(voice: common_pb2.VoiceRef) -> tuple[str, str]:

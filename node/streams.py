@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from models.online import OnlineDiarization
 from node import events
-from node.access import Access
+from node.access import Access, Caller
 from node.batcher import Batcher
 from node.checkpoint import CheckpointSeal, StreamState
 from node.decoders import Decoders
@@ -76,10 +76,10 @@ class LiveStreams:
         """Streams that hold a slot."""
         return self._slots.num_taken
 
-    async def serve(self, peer: Peer, token: str | None) -> None:
-        """Serve one stream from its opening to its end. token: the caller's bearer token."""
+    async def serve(self, peer: Peer, caller: Caller) -> None:
+        """Serve one stream from its opening to its end."""
         try:
-            request = await self._admit(peer, token)
+            request = await self._admit(peer, caller)
             self._standing.require_serving()
             slot = self._slots.take()
         except SpeakerdError as error:
@@ -139,7 +139,7 @@ class LiveStreams:
             return False
         return True
 
-    async def _admit(self, peer: Peer, token: str | None) -> events.StreamRequest:
+    async def _admit(self, peer: Peer, caller: Caller) -> events.StreamRequest:
         try:
             async with asyncio.timeout(OPEN_BOUND_S):
                 request = await peer.receive()
@@ -147,7 +147,7 @@ class LiveStreams:
             raise TimedOut(f"nothing came for {OPEN_BOUND_S:g} s: send `open` first") from None
         if not isinstance(request, events.StreamRequest):
             raise InvalidRequest("the first message of a stream has to be `open`")
-        identity = self._access.admit_stream(token, request.ticket, request.tenant_id)
+        identity = self._access.admit_stream(caller, request.ticket, request.tenant_id)
         stream_id = identity.stream_id or request.stream_id or secrets.token_hex(8)
         return replace(request, tenant_id=identity.tenant_id, stream_id=stream_id, ticket="")
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from runtime.errors import InvalidRequest
+from runtime.tls import Tls, TlsFiles
 
 
 class DaemonSettings(BaseSettings):
@@ -23,6 +24,23 @@ class DaemonSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SPEAKERD_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
     log_level: str = "info"
+    # Certificate chain, key and authority, PEM; `speakerd certs init` makes them. Exchanged files are taken by
+    # themselves. Absent: plain text, on loopback alone.
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
+
+    @model_validator(mode="after")
+    def _whole_identity(self) -> Self:
+        if len({path is None for path in (self.tls_cert, self.tls_key, self.tls_ca)}) > 1:
+            raise ValueError("tls_cert, tls_key and tls_ca belong together: give all three, or none")
+        return self
+
+    def tls(self) -> Tls | None:
+        """The daemon's identity; None for plain text. Raises InvalidRequest when the files do not make one."""
+        if self.tls_cert is None or self.tls_key is None or self.tls_ca is None:
+            return None
+        return Tls(TlsFiles(self.tls_cert, self.tls_key, self.tls_ca))
 
 
 SettingsT = TypeVar("SettingsT", bound=DaemonSettings)

@@ -35,7 +35,6 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.http2.settings_timeout", 4_000),
-    ("grpc.max_receive_message_length", 40 * MIB),
     ("grpc.so_reuseport", 0),
 )
 
@@ -56,9 +55,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 ERROR_TRAILER = "speakerd-error-bin"
 
 
-def new_server(interceptors: Sequence[aio.ServerInterceptor] = ()) -> aio.Server:
+def new_server(interceptors: Sequence[aio.ServerInterceptor] = (), *, message_bytes_max: int = 40 * MIB) -> aio.Server:
     """A server with our options, whose servicers may raise SpeakerdError."""
-    return aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=list(SERVER_OPTIONS))
+    options = [*SERVER_OPTIONS, ("grpc.max_receive_message_length", message_bytes_max)]
+    return aio.server(interceptors=[ErrorInterceptor(), *interceptors], options=options)
 
 
 def open_channel(address: str, tls: Tls | None = None, *, name: str = "") -> aio.Channel:

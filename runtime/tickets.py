@@ -22,13 +22,18 @@ TICKET_BYTES_MAX = 4096
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What a ticket says. expires_at_s is Unix time; ticket_id is random and used once."""
+    """What a ticket says. expires_at_s is Unix time; ticket_id is random and used once; incarnation is the node's.
+
+    audiences: whose voices the stream is matched against; empty: the tenant's.
+    """
 
     tenant_id: str
     stream_id: str
     node_id: str
     expires_at_s: int
     ticket_id: str
+    incarnation: int = 0
+    audiences: tuple[str, ...] = ()
 
 
 def sign_ticket(ticket: Ticket, key: Ed25519PrivateKey) -> str:
@@ -64,11 +69,18 @@ def _parse(text: str) -> tuple[Ticket, bytes, bytes] | None:
     try:
         body, signature = (_decode(part) for part in text.split("."))
         fields = json.loads(body)
-        ticket = Ticket(**fields)
+        audiences = fields.pop("audiences", [])
+        ticket = Ticket(**fields, audiences=tuple(audiences))
     except (ValueError, TypeError, RecursionError, binascii.Error):
         return None
-    texts = [value for name, value in fields.items() if name != "expires_at_s"]
-    well_formed = type(ticket.expires_at_s) is int and all(isinstance(value, str) for value in texts)
+    texts = [value for name, value in fields.items() if name not in ("expires_at_s", "incarnation")]
+    texts += ticket.audiences
+    well_formed = (
+        isinstance(audiences, list)
+        and type(ticket.expires_at_s) is int
+        and type(ticket.incarnation) is int
+        and all(isinstance(value, str) for value in texts)
+    )
     return (ticket, body, signature) if well_formed else None
 
 

@@ -114,7 +114,9 @@ class Fleet:
 
     def ticket(self, *, node_id: str = "n1", expires_s: float = 60.0) -> str:
         expires_at_s = int(SystemClock().wall_s() + expires_s)
-        return sign_ticket(Ticket("acme", "s1", node_id, expires_at_s, secrets.token_hex(8)), TICKET_KEY)
+        return sign_ticket(
+            Ticket("acme", "s1", node_id, expires_at_s, secrets.token_hex(8), self.plane.incarnation), TICKET_KEY
+        )
 
     async def push(self, entry: fleet_pb2.LogEntry) -> node_pb2.EnrollResponse | node_pb2.EvictResponse:
         position = self.plane.position(entry)

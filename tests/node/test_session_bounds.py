@@ -15,7 +15,7 @@ import node.session
 import node.streams
 from models.online import OnlineParams
 from node import events
-from node.access import Access
+from node.access import Access, Caller
 from node.batcher import Batcher
 from node.checkpoint import CheckpointSeal
 from node.decoders import Decoders
@@ -99,7 +99,7 @@ async def desk(lease: Lease | None) -> AsyncIterator[Desk]:
             store=store,
             standing=standing,
             access=Access(node_id="n", fleet_key=None, clock=clock),
-            seal=CheckpointSeal(fleet_key=None, model="null@1", clock=clock),
+            seal=CheckpointSeal(model="null@1", clock=clock),
             slots=slots,
             decoders=Decoders(1),
             steps=steps,
@@ -131,7 +131,7 @@ async def in_fleet() -> AsyncIterator[Desk]:
 
 async def refused(desk: Desk, peer: ScriptedPeer) -> SpeakerdError:
     with pytest.raises(SpeakerdError) as error:
-        await asyncio.wait_for(desk.streams.serve(peer, None), 10)  # type: ignore[arg-type]
+        await asyncio.wait_for(desk.streams.serve(peer, Caller()), 10)  # type: ignore[arg-type]
     return error.value
 
 
@@ -169,7 +169,7 @@ async def test_only_so_many_containers_are_decoded_at_once_and_samples_are_taken
             await asyncio.sleep(0.01)
     error = await refused(alone, ScriptedPeer(container))
     assert isinstance(error, Overloaded) and error.retry_after_s
-    await alone.streams.serve(ScriptedPeer(REQUEST, pcm(tones(2, *ADA)), events.Finish()), None)  # type: ignore[arg-type]
+    await alone.streams.serve(ScriptedPeer(REQUEST, pcm(tones(2, *ADA)), events.Finish()), Caller())  # type: ignore[arg-type]
     first.messages.put_nowait(b"no sound at all")
     first.messages.put_nowait(events.Finish())
     with pytest.raises(SpeakerdError):
@@ -182,7 +182,7 @@ async def test_a_running_stream_tells_that_it_lives_even_when_no_audio_comes(
 ) -> None:
     monkeypatch.setattr(node.session, "TICK_S", 0.05)
     peer = ScriptedPeer(REQUEST)
-    serving = asyncio.create_task(alone.streams.serve(peer, None))  # type: ignore[arg-type]
+    serving = asyncio.create_task(alone.streams.serve(peer, Caller()))  # type: ignore[arg-type]
     async with asyncio.timeout(5):
         while len(peer.of(events.Progress)) < 3:
             await asyncio.sleep(0.01)
@@ -194,7 +194,7 @@ async def test_a_running_stream_tells_that_it_lives_even_when_no_audio_comes(
 
 async def test_a_cancelled_stream_gives_its_slot_back(alone: Desk) -> None:
     peer = ScriptedPeer(REQUEST, pcm(tones(1, *ADA)))
-    serving = asyncio.create_task(alone.streams.serve(peer, None))  # type: ignore[arg-type]
+    serving = asyncio.create_task(alone.streams.serve(peer, Caller()))  # type: ignore[arg-type]
     async with asyncio.timeout(5):
         while not peer.told:
             await asyncio.sleep(0.01)
@@ -208,7 +208,7 @@ async def test_a_result_that_waits_to_be_written_loses_its_name_when_the_voice_i
     voice = NullDevice().analyze_voice(tones(4, *ADA))
     await alone.store.put("default", "ada", 1, label="Ada", embedding=voice.embedding, net_speech_samples=64_000)
     peer = ScriptedPeer(REQUEST)
-    serving = asyncio.create_task(alone.streams.serve(peer, None))  # type: ignore[arg-type]
+    serving = asyncio.create_task(alone.streams.serve(peer, Caller()))  # type: ignore[arg-type]
     async with asyncio.timeout(5):
         while not peer.told:
             await asyncio.sleep(0.01)
@@ -233,7 +233,7 @@ async def test_a_stream_goes_on_without_names_when_the_lease_lapses_and_is_told_
     voice = NullDevice().analyze_voice(tones(4, *ADA))
     await in_fleet.store.put("default", "ada", 1, label="Ada", embedding=voice.embedding, net_speech_samples=64_000)
     peer = ScriptedPeer(REQUEST, pcm(tones(6, *ADA)))
-    serving = asyncio.create_task(in_fleet.streams.serve(peer, None))  # type: ignore[arg-type]
+    serving = asyncio.create_task(in_fleet.streams.serve(peer, Caller()))  # type: ignore[arg-type]
 
     def names() -> set[str]:
         return {piece.name.label for said in peer.of(events.Turns) for piece in said.pieces if piece.name}  # type: ignore[attr-defined]
