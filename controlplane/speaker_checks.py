@@ -27,14 +27,14 @@ class SpeakerLimits(BaseModel):
     cohesion_fail_below: float = Field(
         default=0.3, ge=-1.0, le=1.0, description="Parts that do not sound alike: refused."
     )
-    cohesion_warn_below: float = Field(default=0.6, ge=-1.0, le=1.0)
+    cohesion_warn_below: float = Field(default=0.6, ge=-1.0, le=1.0, description="The same, told.")
     consent_fail_below: float = Field(
         default=0.2,
         ge=0.0,
         le=1.0,
         description="Probability that the consent is spoken by the enrolled voice: refused below.",
     )
-    consent_warn_below: float = Field(default=0.5, ge=0.0, le=1.0)
+    consent_warn_below: float = Field(default=0.5, ge=0.0, le=1.0, description="The same, told.")
     collision_warn_above: float = Field(
         default=0.9, ge=0.0, le=1.0, description="Probability of being a voice that is enrolled already: told above."
     )

@@ -60,13 +60,13 @@ class PreflightLimits(BaseModel):
     activity_fail_below: float = Field(
         default=0.15, ge=0.0, le=1.0, description="Share of frames with sound like speech."
     )
-    activity_warn_below: float = Field(default=0.3, ge=0.0, le=1.0)
+    activity_warn_below: float = Field(default=0.3, ge=0.0, le=1.0, description="Mostly pauses.")
     clipped_fail_above: float = Field(
         default=0.01, ge=0.0, le=1.0, description="Share of samples cut off at their peak."
     )
-    clipped_warn_above: float = Field(default=0.001, ge=0.0, le=1.0)
+    clipped_warn_above: float = Field(default=0.001, ge=0.0, le=1.0, description="The same, told.")
     peak_dbfs_warn_below: float = Field(default=-30.0, description="Recordings whose loudest sample is lower are weak.")
-    sample_rate_hz_warn_below: int = Field(default=16_000, ge=0)
+    sample_rate_hz_warn_below: int = Field(default=16_000, ge=0, description="Telephone sound tells voices less well.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from controlplane.speaker_checks import SpeakerLimits
 from runtime.errors import BadAudio
 from runtime.media import PreflightFailed, PreflightLimits, SourceFormat, decode, measure, preflight
 
@@ -188,3 +189,10 @@ def test_what_spoils_a_voice_is_warned_of(samples: np.ndarray, rate: int, warnin
     measured = preflight(samples.astype("f4"), SourceFormat("wav", "x", rate, 1))
     assert len(measured.warnings) >= 1
     assert any(warning in said.text for said in measured.warnings)
+
+
+def test_the_page_on_enrolment_gives_every_limit_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "enrolment.md").read_text()
+    for kind in (PreflightLimits, SpeakerLimits):
+        for name, known in kind.model_fields.items():
+            assert f"| `{name}` | {known.default:g} | " in page, name
