@@ -14,7 +14,7 @@ from typing import Protocol
 from controlplane.fleet_rows import FleetRows, FleetTables
 from controlplane.holdings import Holding, SealedHolding
 from controlplane.keys import KeyRing
-from controlplane.lease_rules import NODE, Health, Lease, LeaseRules, LeaseWatch, NodeReport, Refused, Renewed
+from controlplane.lease_rules import NODE, Lease, LeaseRules, LeaseWatch, NodeReport, Refused, Renewed
 from controlplane.metrics import Metrics
 from controlplane.node_view import NodeView
 from controlplane.pulse import Pulse
@@ -217,15 +217,6 @@ class Fleet:
         """The nodes that work may be sent to."""
         found, now_s = await self.holders()
         return [lease for lease in found if lease.serves(now_s)]
-
-    async def healths(self) -> dict[str, Health]:
-        """How fresh each node's lease is, by node id."""
-        found, now_s = await self.holders()
-        return {
-            lease.node_id: self._rules.health(lease, now_s)
-            for lease in found
-            if lease.kind == NODE and not lease.superseded
-        }
 
     async def reconcile(self) -> None:
         """Compare desired with observed, at its own rhythm: fence who is silent, and know each model's digest."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from enum import Enum
 
 from runtime.clock import Clock
 
@@ -86,14 +85,6 @@ class Lease:
     def serves(self, now_s: float) -> bool:
         """Whether work may be sent to it."""
         return self.kind == NODE and self.state == "serving" and not self.superseded and self.deadline_s >= now_s
-
-
-class Health(Enum):
-    """How fresh a holder's lease is."""
-
-    HEALTHY = "healthy"  # renewed when it should have been, or missed once
-    WARNING = "warning"  # missed more than once, and may still rely on its lease
-    STALE = "stale"  # may rely on nothing any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,13 +231,6 @@ class LeaseRules:
     def relay_begins_at(self, head: int, oldest_unproven: int | None) -> int:
         """Where a relay that joins begins to read: before the evictions that are not proven yet."""
         return head if oldest_unproven is None else min(head, oldest_unproven - 1)
-
-    def health(self, lease: Lease, now_s: float) -> Health:
-        """How fresh a lease is, by the database's clock: for routing and for people, never for safety."""
-        age_s = self.times.lease_s - (lease.deadline_s - now_s)
-        if age_s <= 2.0 * self.times.renew_s:
-            return Health.HEALTHY
-        return Health.WARNING if age_s <= self.times.node_lease_s else Health.STALE
 
 
 class LeaseWatch:

@@ -136,9 +136,10 @@ class FleetLog:
             return
         async with self._order:
             if todo is Next.WIPE_AND_SYNC:
-                await self._store.wipe()
                 if self._lease is not None:
+                    # First: a push may have brought the node to serve since the wipe was asked for.
                     self._lease.restart()
+                await self._store.wipe()
             await self._read_on()
 
     async def wipe(self) -> int:
@@ -176,6 +177,7 @@ class FleetLog:
                 match message:
                     case SnapshotBegin():
                         in_snapshot = True
+                        lease.restart()  # one that breaks off leaves a store that stands for no revision
                         await self._store.wipe()
                     case SnapshotEnd():
                         in_snapshot = False

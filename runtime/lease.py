@@ -137,8 +137,10 @@ class Lease:
         return Next.NOTHING
 
     def restart(self) -> None:
-        """The store was emptied: nothing of the log is applied."""
+        """What is held is about to be emptied: nothing of the log is applied, and nobody is named before it is again."""
         self.cursor = 0
+        if self.state is LeaseState.SERVING:
+            self._move(LeaseState.JOINING)
 
     def applied(self, incarnation: int, revision: int) -> None:
         """All of the log up to a revision is applied. Raises Stale if the incarnation ended meanwhile."""

@@ -1,0 +1,146 @@
+"""What lies between processes: calls and streams that are lost, delayed, doubled, cut off, and late by half a minute.
+
+Modelled on gRPC over TCP as the daemons use it: a call has a deadline, after which its answer is not taken any more
+while the request may still arrive; a stream keeps its order and breaks off when nothing gets through for as long as
+keepalive allows; a peer that is gone refuses at once. Doubled requests are what a proxy that tries again makes of one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from random import Random
+from typing import Any, TypeVar
+
+from runtime.errors import SpeakerdError, Unavailable
+from tests.simulator.loop import Delivery, Process, SimulatedLoop
+
+T = TypeVar("T")
+KEEPALIVE_S = 7.0
+LATE_S = 40.0
+
+
+class Network:
+    """kinds of message: renew, sync, heartbeat, push, probe, result."""
+
+    def __init__(self, loop: SimulatedLoop, random: Random) -> None:
+        self._loop = loop
+        self._random = random
+        self.faulty = True
+        self.loss = 0.0
+        self.doubled = 0.0
+        self.late = 0.0
+        self._blocked: dict[tuple[str, str], float] = {}
+
+    def block(self, name: str, kind: str, until_s: float) -> None:
+        """Nothing of a kind passes to or from a process; kind "*": nothing at all."""
+        key = (name, kind)
+        self._blocked[key] = max(until_s, self._blocked.get(key, 0.0))
+
+    def heal(self) -> None:
+        self.faulty = False
+        self._blocked.clear()
+
+    def passes(self, one: Process, other: Process, kind: str) -> bool:
+        now_s = self._loop.now_s
+        keys = [(process.name, what) for process in (one, other) for what in ("*", kind)]
+        return not any(self._blocked.get(key, 0.0) > now_s for key in keys)
+
+    def delay_s(self) -> float:
+        if self.faulty and self._random.random() < self.late:
+            return self._random.uniform(0.1, LATE_S)
+        return 0.001 + self._random.expovariate(1 / 0.02)
+
+    def send(self, source: Process, target: Process, kind: str, act: Callable[[], None]) -> None:
+        """One message; it may be lost, or come more than once."""
+        if not self.passes(source, target, kind) or (self.faulty and self._random.random() < self.loss):
+            return
+        copies = 2 if self.faulty and self._random.random() < self.doubled else 1
+        for _ in range(copies):
+            delivery = Delivery(act)
+            self._loop.call_later(self.delay_s(), delivery, context=target.context())
+
+    async def call(
+        self, source: Process, target: Process, kind: str, serve: Callable[[], Awaitable[T]], *, timeout_s: float
+    ) -> T:
+        """A unary call. Raises what the server raised, or Unavailable."""
+        answer: asyncio.Future[T] = self._loop.create_future()
+        if target.dead:
+            await asyncio.sleep(0.002)
+            raise Unavailable("nobody listens")
+
+        def fail(error: SpeakerdError) -> None:
+            if not answer.done():
+                answer.set_exception(error)
+
+        async def handle() -> None:
+            try:
+                result = await serve()
+            except SpeakerdError as error:
+                failure = error
+                self.send(target, source, kind, lambda: fail(failure))
+            else:
+                self.send(target, source, kind, lambda: None if answer.done() else answer.set_result(result))
+
+        self.send(source, target, kind, lambda: None if target.dead else self._begin(handle))
+        deadline = self._loop.call_later(timeout_s, fail, Unavailable("no answer in time"))
+        try:
+            return await answer
+        finally:
+            deadline.cancel()
+
+    async def stream(
+        self, source: Process, target: Process, kind: str, serve: Callable[[], AsyncIterator[T]]
+    ) -> AsyncIterator[T]:
+        """A stream of answers, in order. Raises what the server raised, or Unavailable when it breaks off."""
+        arrived: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        arrives_s = 0.0
+        gone = False
+
+        def post(what: str, value: Any) -> bool:
+            """Whether the bytes are on their way; the server does not learn whether they arrive."""
+            nonlocal arrives_s
+            if not self.passes(source, target, kind) or (self.faulty and self._random.random() < self.loss):
+                return False
+            arrives_s = max(arrives_s, self._loop.now_s + self.delay_s())
+            delivery = Delivery(lambda: arrived.put_nowait((what, value)))
+            self._loop.call_at(arrives_s, delivery, context=source.context())
+            return True
+
+        async def handle() -> None:
+            try:
+                async with aclosing(serve()) as answers:  # type: ignore[type-var]
+                    async for answer in answers:
+                        if gone or not post("answer", answer):
+                            return
+                        if self.faulty and self._random.random() < self.late:
+                            await asyncio.sleep(self._random.uniform(0.0, LATE_S))
+            except SpeakerdError as error:
+                post("error", error)
+            else:
+                post("end", None)
+
+        if target.dead:
+            raise Unavailable("nobody listens")
+        self.send(source, target, kind, lambda: None if target.dead else self._begin(handle))
+        try:
+            while True:
+                # Keepalive is answered below the application, so that a frozen server's stream is cut as well.
+                async with asyncio.timeout(KEEPALIVE_S if self.broken(source, target, kind) else LATE_S + KEEPALIVE_S):
+                    what, value = await arrived.get()
+                if what == "end":
+                    return
+                if what == "error":
+                    raise value
+                yield value
+        except TimeoutError:
+            raise Unavailable("the stream broke off") from None
+        finally:
+            gone = True
+
+    def broken(self, source: Process, target: Process, kind: str) -> bool:
+        return target.dead or target.frozen or not self.passes(source, target, kind)
+
+    def _begin(self, handle: Callable[[], Any]) -> None:
+        self._loop.create_task(handle())

@@ -1,0 +1,23 @@
+"""Keeps the daemons' log lines to themselves, and the store's memory of evictions short, while simulations run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from node import voice_store
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No logs; and tombstones that are forgotten at once, so that nothing but the log's order can keep a voice away."""
+    before, kept = structlog.get_config(), voice_store.TOMBSTONES_MAX
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50), cache_logger_on_first_use=False)
+    voice_store.TOMBSTONES_MAX = 1
+    try:
+        yield
+    finally:
+        voice_store.TOMBSTONES_MAX = kept
+        structlog.configure(**before)
