@@ -21,6 +21,9 @@ class ControlPlaneSettings(DaemonSettings):
 
     data: Path = Field(description="Folder of keys, database, blobs and Redis.")
     grpc: str = Field("127.0.0.1:7600", description="HOST:PORT of gRPC.")
+    fleet_grpc: str | None = Field(
+        None, description="HOST:PORT of gRPC for nodes. Absent: that of `grpc`, or with TLS a free port beside it."
+    )
     http: str = Field("127.0.0.1:7680", description="HOST:PORT of HTTP.")
     database_url: str | None = Field(None, description="SQLAlchemy URL; absent: SQLite in the data folder.")
     redis_url: str | None = Field(

@@ -20,12 +20,14 @@ from controlplane.leases import Lease
 from runtime.errors import BadAudio, InvalidRequest, NotFound, Overloaded, SpeakerdError, Stale, TimedOut, Unavailable
 from runtime.grpc_server import open_channel
 from runtime.pcm import PcmEncoding
+from runtime.tls import Tls, split_address
 from runtime.units import SAMPLE_RATE_HZ
 from speakerd.late_status import keep_status
 from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
 
 CHANNELS_MAX = 1_000
 PROBE_TIMEOUT_S = 1.0
+LEAVING_S = 3_600.0
 INVENTORY_TIMEOUT_S = 60.0
 
 _ERRORS: dict[grpc.StatusCode, type[SpeakerdError]] = {
@@ -102,10 +104,15 @@ class CollisionScope:
 
 
 class Nodes:
-    """Channels to nodes by address, and what is asked over them."""
+    """Channels to nodes by address, and what is asked over them. tls: then a certificate stands for the fleet's key."""
 
-    def __init__(self, fleet_key: str, *, push_timeout_s: float, analyze_timeout_s: float) -> None:
-        self._metadata = (("authorization", f"Bearer {fleet_key}"),)
+    def __init__(
+        self, fleet_key: str, *, push_timeout_s: float, analyze_timeout_s: float, tls: Tls | None = None
+    ) -> None:
+        self._metadata = () if tls else (("authorization", f"Bearer {fleet_key}"),)
+        self._tls = tls
+        self._tls_version = 0
+        self._left: set[asyncio.Task[None]] = set()
         self._push_timeout_s = push_timeout_s
         self._analyze_timeout_s = analyze_timeout_s
         self._channels: dict[str, aio.Channel] = {}
@@ -114,10 +121,12 @@ class Nodes:
         return f"Nodes({len(self._channels)} channels)"
 
     def stub(self, address: str) -> node_pb2_grpc.NodeStub:
-        """A stub for an address."""
+        """A stub for an address, as leases have it: with the name that the certificate there has to show."""
+        self._leave_channels_of_old_files()
         channel = self._channels.pop(address, None)
         if channel is None:
-            channel = open_channel(address)
+            name, where = split_address(address)
+            channel = open_channel(where, self._tls, name=name)
         self._channels[address] = channel
         return node_pb2_grpc.NodeStub(channel)
 
@@ -256,8 +265,22 @@ class Nodes:
 
     async def close(self) -> None:
         """Close all channels."""
+        for leaving in self._left:
+            leaving.cancel()
+        await asyncio.gather(*self._left, return_exceptions=True)
         for channel in self._channels.values():
             await channel.close()
+        self._channels.clear()
+
+    def _leave_channels_of_old_files(self) -> None:
+        if self._tls is None or self._tls.version == self._tls_version:
+            return
+        self._tls_version = self._tls.version
+        for channel in self._channels.values():
+            # What runs over it, as a file does, may end there.
+            leaving = asyncio.create_task(channel.close(LEAVING_S), name="channel-close")
+            self._left.add(leaving)
+            leaving.add_done_callback(self._left.discard)
         self._channels.clear()
 
 

@@ -11,9 +11,10 @@ import binascii
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from runtime.errors import Unauthenticated
 
@@ -36,7 +37,15 @@ class Ticket:
     audiences: tuple[str, ...] = ()
 
 
-def sign_ticket(ticket: Ticket, key: Ed25519PrivateKey) -> str:
+class Signer(Protocol):
+    """An Ed25519 key, or whatever signs as one."""
+
+    def sign(self, data: bytes, /) -> bytes:
+        """The signature."""
+        ...
+
+
+def sign_ticket(ticket: Ticket, key: Signer) -> str:
     """The ticket as text: base64url(JSON) "." base64url(signature)."""
     body = json.dumps(asdict(ticket), sort_keys=True, separators=(",", ":")).encode()
     return f"{_encode(body)}.{_encode(key.sign(body))}"
