@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Table, and_, delete, exists, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from controlplane import audit
+from controlplane import audit, usage
 from controlplane.blobs import Blobs
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import data_keys, samples, voiceprints, voices
@@ -141,19 +141,21 @@ class Completion:
                 raise NotFound(NO_SUCH_VOICE)  # erased since it was found waiting
             rows = (
                 await connection.execute(
-                    select(samples)
-                    .where(*_is(samples, item), samples.c.generation == item.generation)
-                    .order_by(samples.c.clip)
+                    select(samples).where(*_is(samples, item)).order_by(samples.c.generation, samples.c.clip)
                 )
             ).all()
         key = self._keys.open(item.voice, bytes(wrapped))
-        clips = []
+        clips: list[Clip] = []
         for row in rows:
             ciphertext = await self._blobs.get(row.blob_key)
             if ciphertext is None:
                 raise SpeakerdError("a kept recording is missing from the store")
-            data = key.decrypt(ciphertext, "sample", item.generation, row.clip)
+            # A recording that was added to keeps the generation in which it came.
+            data = key.decrypt(ciphertext, "sample", int(row.generation), row.clip)
             is_consent = row.purpose == CONSENT
+            if is_consent:
+                # One consent may come with each enrolment; the last one is listened to.
+                clips = [clip for clip in clips if not clip.is_consent]
             clips.append(Clip(data, row.encoding, row.sample_rate_hz, row.channels, is_consent))
         return clips
 
@@ -173,6 +175,9 @@ class Completion:
                 now_lease_s=await self._database.lease_now_s(connection),
                 now_wall_s=self._clock.wall_s(),
             )
+            subject = self._keys.subject(item.voice.tenant_id, item.voice.voice_id)
+            use = usage.Use(item.voice.tenant_id, subject, usage.VOICEPRINTS, 1)
+            await usage.record(connection, use, self._clock.wall_s())
         return True
 
     async def _fail(self, item: _Waiting, reason: str) -> None:
@@ -213,7 +218,6 @@ async def _waiting(connection: AsyncConnection, model: str) -> list[_Waiting]:
         and_(
             samples.c.tenant_id == voices.c.tenant_id,
             samples.c.voice_id == voices.c.voice_id,
-            samples.c.generation == voices.c.generation,
         )
     )
     query = (

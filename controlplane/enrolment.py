@@ -7,33 +7,30 @@ no node could listen to yet waits as pending; `completion` takes it up as soon a
 
 from __future__ import annotations
 
-import contextlib
-import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sqlalchemy import delete, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import select
 
-from controlplane import audit
 from controlplane.blobs import Blobs
-from controlplane.database.engine import Database, locked_head
-from controlplane.database.schema import data_keys, idempotency, samples
+from controlplane.database.engine import Database
+from controlplane.database.schema import data_keys, samples
 from controlplane.enrolment_request import Request, request_digest, validate
-from controlplane.intake import Intake
+from controlplane.enrolment_store import EnrolmentStore, Known, New, Storing
+from controlplane.intake import Clip, Intake
 from controlplane.keys import DataKey, KeyRing, VoiceAddress
 from controlplane.metrics import Metrics
 from controlplane.nodes import Analysis, CollisionScope
-from controlplane.policy import Principal
+from controlplane.policy import Principal, Right, audiences_of, scope_of_new
 from controlplane.pulse import Pulse
 from controlplane.voice_lookup import NO_SUCH_VOICE
-from controlplane.voice_rows import Kept, insert_evidence, insert_voice, place_voiceprint, replace_voice
 from controlplane.voices import Voice, Voices
-from runtime.clock import Clock
 from runtime.errors import Conflict, NotFound, SpeakerdError, Unavailable
 from runtime.media import Finding, SignalPreflight
 
 IDEMPOTENCY_S = 24 * 3600.0
 NOTE_PENDING = "no node is online: the voice is safe, waits as pending, and becomes ready by itself when one joins"
+NOTE_NO_RECORDING = "enrolled from what was heard: no recording is kept, so another model cannot be given this voice"
+REFERENCE = "reference"
 NOTE_CATCHING_UP = "no node holds the voice yet: it becomes ready by itself as they catch up"
 
 
@@ -60,16 +57,18 @@ class Enrolment:
         blobs: Blobs,
         intake: Intake,
         library: Voices,
-        clock: Clock,
         metrics: Metrics,
         waiting_voices: Pulse,
+        store: EnrolmentStore,
+        consent_required: bool = False,
     ) -> None:
         self._database = database
         self._keys = keys
+        self._store = store
+        self._consent_required = consent_required
         self._blobs = blobs
         self._intake = intake
         self._library = library
-        self._clock = clock
         self._metrics = metrics
         self._waiting_voices = waiting_voices
 
@@ -90,31 +89,46 @@ class Enrolment:
         self._metrics.enrolments.labels(enrolled.voice.state).inc()
         return enrolled
 
+    async def promote(self, principal: Principal, request: Request, analysis: Analysis) -> Enrolled:
+        """Enrol a person from what a node heard of them already. Raises as `enrol`."""
+        validate(request, consent_required=True)
+        new = New(scope_of_new(principal, request.scope))
+        voice = await self._store.store(Storing(principal, request, new, analysis, request_digest(request)))
+        enrolled_on = await self._library.spread(voice)
+        return Enrolled(await self._library.get(voice), None, analysis, enrolled_on, NOTE_NO_RECORDING)
+
     async def _enrol(self, principal: Principal, request: Request) -> Enrolled:
-        validate(request)
+        validate(request, consent_required=self._consent_required and not request.voice_id)
         digest = request_digest(request)
         if request.idempotency_key:
-            repeated = await self._repeated(principal.tenant_id, request.idempotency_key, digest)
+            repeated = await self._store.answered(principal, request.idempotency_key, digest)
             if repeated is not None:
-                return Enrolled(await self._library.get(repeated), None, None, (), "this request was answered before")
-        before = None
+                voice_then = await self._library.seen(principal, repeated)
+                return Enrolled(voice_then, None, None, (), "this request was answered before")
+        place: New | Known
+        earlier: list[Clip] = []
         if request.voice_id:
-            before = await self._library.get(VoiceAddress(principal.tenant_id, request.voice_id))
+            voice = await self._library.find(principal, request.voice_id, Right.CHANGE)
+            before = await self._library.get(voice)
             _may_be_enrolled_anew(before)
-        sound = await self._intake.listen(request.clips)
-        scope = CollisionScope(principal.tenant_id, except_voice_id=request.voice_id)
+            key, _ = await self._key_of(voice)
+            if request.add_clips:
+                earlier = await self._kept_clips(voice, key)
+            place = Known(voice, before, key)
+        else:
+            place = New(scope_of_new(principal, request.scope))
+        request = replace(request, clips=await self._intake.fetch(request.clips))
+        sound = await self._intake.listen([*earlier, *request.clips])
+        scope = CollisionScope(principal.tenant_id, audiences_of(principal), except_voice_id=request.voice_id)
         analysis = await self._intake.analyze(sound, scope=scope)
         findings: tuple[Finding, ...] = ()
         if analysis is not None:
             findings = self._intake.judge(analysis)
-        elif before is not None:
+        elif isinstance(place, Known):
             raise Unavailable(
                 "no node is online to listen to the recording, and the voice that is enrolled stays as it is; try again"
             )
-        voice = VoiceAddress(principal.tenant_id, request.voice_id or f"v_{secrets.token_hex(10)}")
-        await self._store(
-            principal=principal, voice=voice, request=request, before=before, analysis=analysis, digest=digest
-        )
+        voice = await self._store.store(Storing(principal, request, place, analysis, digest))
         enrolled_on: tuple[str, ...] = ()
         if analysis is None:
             self._waiting_voices.beat()
@@ -123,98 +137,26 @@ class Enrolment:
         note = "" if enrolled_on else NOTE_PENDING if analysis is None else NOTE_CATCHING_UP
         return Enrolled(await self._library.get(voice), sound.preflight, analysis, enrolled_on, note, findings)
 
-    async def _repeated(self, tenant_id: str, key: str, digest: bytes) -> VoiceAddress | None:
+    async def _kept_clips(self, voice: VoiceAddress, key: DataKey) -> list[Clip]:
         async with self._database.read() as connection:
-            row = (
+            rows = (
                 await connection.execute(
-                    select(idempotency).where(
-                        idempotency.c.tenant_id == tenant_id,
-                        idempotency.c.idempotency_key == key,
-                        idempotency.c.created_at_s > self._clock.wall_s() - IDEMPOTENCY_S,
-                    )
+                    select(samples)
+                    .where(samples.c.tenant_id == voice.tenant_id, samples.c.voice_id == voice.voice_id)
+                    .order_by(samples.c.generation, samples.c.clip)
                 )
-            ).one_or_none()
-        if row is None:
-            return None
-        if bytes(row.request_digest) != digest:
-            raise Conflict("this idempotency key was used for another request: use a new one")
-        return VoiceAddress(tenant_id, row.voice_id)
-
-    async def _store(
-        self,
-        *,
-        principal: Principal,
-        voice: VoiceAddress,
-        request: Request,
-        before: Voice | None,
-        analysis: Analysis | None,
-        digest: bytes,
-    ) -> None:
-        generation = 1 if before is None else before.generation + 1
-        key, wrapped = await self._key_of(voice) if before is not None else self._keys.make(voice)
-        now_s, consent = self._clock.wall_s(), request.consent
-        kept: list[Kept] = []
-        replaced: list[str] = []
-        try:
-            for index, clip in enumerate(request.clips):
-                ciphertext = key.encrypt(clip.data, "sample", generation, index)
-                kept.append(Kept(await self._blobs.put(ciphertext), len(ciphertext), clip))
-            async with self._database.write() as connection:
-                # Who writes takes the head first, everywhere, so that no two wait for each other.
-                await locked_head(connection)
-                if before is None:
-                    await insert_voice(connection, voice, label=request.label, key=key, wrapped=wrapped, now_s=now_s)
-                else:
-                    replaced = await replace_voice(
-                        connection, voice, label=request.label, key=key, generation=generation, now_s=now_s
-                    )
-                await insert_evidence(
-                    connection,
-                    voice,
-                    generation=generation,
-                    consent=consent,
-                    key=key,
-                    kept=kept,
-                    now_s=now_s,
-                )
-                if analysis is not None:
-                    await place_voiceprint(
-                        connection,
-                        voice,
-                        generation,
-                        analysis,
-                        key,
-                        now_lease_s=await self._database.lease_now_s(connection),
-                        now_wall_s=now_s,
-                    )
-                if request.idempotency_key:
-                    await self._remember(connection, voice, request.idempotency_key, digest)
-                facts: dict[str, str | int] = {
-                    "subject": self._keys.subject(voice.tenant_id, voice.voice_id),
-                    "tenant_id": voice.tenant_id,
-                    "generation": generation,
-                    "key_id": principal.key_id,
-                    "consent_digest": self._keys.consent(
-                        voice.tenant_id, voice.voice_id, consent.full_name, consent.purpose, consent.text
-                    ),
-                }
-                await audit.append(connection, "voice.enrolled", at_s=self._clock.wall_s(), facts=facts)
-        except Exception:
-            await self._discard(kept)
-            raise
-        for blob_key in replaced:
-            await self._blobs.delete(blob_key)
-
-    async def _discard(self, kept: list[Kept]) -> None:
-        """Free the room of what was not committed. Asks first: an error may hide a commit that succeeded."""
-        blob_keys = [blob.blob_key for blob in kept]
-        with contextlib.suppress(Unavailable):
-            async with self._database.read() as connection:
-                found = await connection.execute(select(samples.c.blob_key).where(samples.c.blob_key.in_(blob_keys)))
-                named = {row.blob_key for row in found}
-            for blob_key in blob_keys:
-                if blob_key not in named:
-                    await self._blobs.delete(blob_key)
+            ).all()
+        clips = []
+        for row in rows:
+            # Another consent may come with the clips that are added; the one before was listened to already.
+            if row.purpose != REFERENCE:
+                continue
+            ciphertext = await self._blobs.get(row.blob_key)
+            if ciphertext is None:
+                raise SpeakerdError("a kept recording is missing from the store")
+            data = key.decrypt(ciphertext, "sample", int(row.generation), row.clip)
+            clips.append(Clip(data, row.encoding, row.sample_rate_hz, row.channels))
+        return clips
 
     async def _key_of(self, voice: VoiceAddress) -> tuple[DataKey, bytes]:
         async with self._database.read() as connection:
@@ -228,28 +170,6 @@ class Enrolment:
         if wrapped is None:
             raise NotFound(NO_SUCH_VOICE)
         return self._keys.open(voice, bytes(wrapped)), bytes(wrapped)
-
-    async def _remember(
-        self, connection: AsyncConnection, voice: VoiceAddress, idempotency_key: str, digest: bytes
-    ) -> None:
-        now_s = self._clock.wall_s()
-        await connection.execute(delete(idempotency).where(idempotency.c.created_at_s < now_s - IDEMPOTENCY_S))
-        known = await connection.execute(
-            select(idempotency.c.voice_id).where(
-                idempotency.c.tenant_id == voice.tenant_id, idempotency.c.idempotency_key == idempotency_key
-            )
-        )
-        if known.one_or_none() is not None:
-            raise Conflict("a request with this idempotency key is being answered: repeat it in a moment")
-        await connection.execute(
-            insert(idempotency).values(
-                tenant_id=voice.tenant_id,
-                idempotency_key=idempotency_key,
-                request_digest=digest,
-                voice_id=voice.voice_id,
-                created_at_s=now_s,
-            )
-        )
 
 
 def _may_be_enrolled_anew(voice: Voice) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 from controlplane.arrivals import arriving
 from controlplane.fleet import Fleet
 from controlplane.intake import CONTAINER
-from controlplane.keys import VoiceAddress
 from controlplane.nodes import Nodes
+from controlplane.policy import Principal, Right, audiences_of
 from controlplane.voices import Voices
 from runtime.errors import BadAudio, InvalidRequest, Overloaded, Unavailable
 from runtime.media import adecode_stream
@@ -45,7 +45,7 @@ class Relay:
         return f"Relay(running={self._running})"
 
     async def diarize_file(
-        self, tenant_id: str, requests: AsyncIterator[node_pb2.DiarizeFileRequest]
+        self, principal: Principal, requests: AsyncIterator[node_pb2.DiarizeFileRequest]
     ) -> AsyncIterator[node_pb2.DiarizeFileResponse]:
         """Progress, then one result. Raises BadAudio, UnsupportedMedia, TooLarge, NotFound, Overloaded, Unavailable."""
         if self._running >= RUNNING_MAX:
@@ -54,7 +54,7 @@ class Relay:
         try:
             opening = await _opening(requests)
             for voice_id in opening.voice_ids:
-                await self._library.get(VoiceAddress(tenant_id, voice_id))
+                await self._library.find(principal, voice_id, Right.USE)
             serving = await self._fleet.serving()
             if not serving:
                 raise Unavailable("no node is serving: start one, or try again", retry_after_s=1.0)
@@ -65,7 +65,9 @@ class Relay:
             is_container = opening.format.encoding == CONTAINER or not opening.HasField("format")
             forwarded = node_pb2.FileOpen()
             forwarded.CopyFrom(opening)
-            forwarded.tenant_id = tenant_id
+            forwarded.tenant_id = principal.tenant_id
+            del forwarded.audiences[:]
+            forwarded.audiences.extend(audiences_of(principal))
             if is_container:
                 forwarded.format.CopyFrom(
                     common_pb2.AudioFormat(
@@ -76,17 +78,17 @@ class Relay:
             async with aclosing(self._nodes.diarize_file(lease.address, forwarded, sound)) as answers:
                 async for answer in answers:
                     if answer.HasField("result"):
-                        await self._withhold_erased(tenant_id, answer.result)
+                        await self._withhold_erased(principal, answer.result)
                     yield answer
         finally:
             self._running -= 1
 
-    async def _withhold_erased(self, tenant_id: str, result: node_pb2.FileResult) -> None:
+    async def _withhold_erased(self, principal: Principal, result: node_pb2.FileResult) -> None:
         """Take out who is being erased: a node that froze between its own check and its answer thaws with old names."""
         named = {voice_id for speaker in result.speakers for voice_id in _voices_of(speaker)}
         named |= {turn.voice_id for turns in (result.turns, result.exclusive_turns) for turn in turns}
         named.discard("")
-        gone = named - await self._library.living(tenant_id, named) if named else set()
+        gone = named - await self._library.living(principal, named) if named else set()
         if not gone:
             return
         said: list[common_pb2.Turn | common_pb2.Speaker] = [*result.turns, *result.exclusive_turns, *result.speakers]

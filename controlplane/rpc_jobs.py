@@ -31,7 +31,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServicer):
     ) -> AsyncIterator[node_pb2.DiarizeFileResponse]:
         """Relay a recording to a node."""
         principal = await self._identity.principal(bearer(context), JOBS_WRITE)
-        async for answer in self._relay.diarize_file(principal.tenant_id, request_iterator):
+        async for answer in self._relay.diarize_file(principal, request_iterator):
             yield answer
 
     async def UploadMedia(  # noqa: N802

@@ -6,7 +6,9 @@ statement, and answered with the same words.
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Row, and_, or_, select, true
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.schema import voices
@@ -37,7 +39,7 @@ def usable_by(principal: Principal) -> ColumnElement[bool]:
     return or_(and_(voices.c.tenant_id == principal.tenant_id, own), _is_global())
 
 
-def facts_of(row: Row[tuple[str, str, str | None]]) -> VoiceFacts:
+def facts_of(row: Any) -> VoiceFacts:
     """What the policy asks of a row of `voices`."""
     return VoiceFacts(row.tenant_id, VoiceScope(row.scope), row.owner_user_id)
 

@@ -5,7 +5,6 @@ What holds a name or a voice is sealed with the voice's own key before it comes 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,13 @@ from sqlalchemy import case, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane import fleet_log
-from controlplane.database.schema import consents, data_keys, samples, voiceprint_members, voiceprints, voices
-from controlplane.enrolment_request import Consent
+from controlplane.database.schema import data_keys, samples, voiceprint_members, voiceprints, voices
+from controlplane.enrolment_request import Details, details_text
 from controlplane.fleet_log import Change
 from controlplane.intake import Clip
 from controlplane.keys import DataKey, VoiceAddress
 from controlplane.nodes import Analysis
+from controlplane.policy import VoiceFacts
 from runtime.errors import Conflict
 
 
@@ -32,13 +32,35 @@ class Kept:
     clip: Clip
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What is said of a voice. label "": as it is. label_index: what it is found by; details None: as they are."""
+
+    label: str
+    label_index: bytes | None
+    details: Details | None
+
+    def values(self, key: DataKey) -> dict[str, Any]:
+        """The columns of `voices` that change, sealed."""
+        values: dict[str, Any] = {}
+        if self.label:
+            values["label_ciphertext"] = key.encrypt(self.label.encode(), "label")
+            values["label_index"] = self.label_index
+        if self.details is not None:
+            values["language"], values["gender"] = self.details.language, self.details.gender
+            values["details_ciphertext"] = key.encrypt(details_text(self.details).encode(), "details")
+        return values
+
+
 async def insert_voice(
     connection: AsyncConnection,
     voice: VoiceAddress,
     *,
-    label: str,
+    facts: VoiceFacts,
+    said: Said,
     key: DataKey,
     wrapped: bytes,
+    kek_id: str,
     now_s: float,
 ) -> None:
     """A new voice, pending, and its key."""
@@ -49,17 +71,19 @@ async def insert_voice(
             generation=1,
             state="pending",
             state_reason="no node has listened to the recording yet",
-            label_ciphertext=key.encrypt(label.encode(), "label"),
             net_speech_ms=0,
             model="",
             revision=0,
             created_at_s=now_s,
             updated_at_s=now_s,
+            scope=facts.scope.value,
+            owner_user_id=facts.owner_user_id,
+            **said.values(key),
         )
     )
     await connection.execute(
         insert(data_keys).values(
-            tenant_id=voice.tenant_id, voice_id=voice.voice_id, wrapped=wrapped, created_at_s=now_s
+            tenant_id=voice.tenant_id, voice_id=voice.voice_id, wrapped=wrapped, created_at_s=now_s, kek_id=kek_id
         )
     )
 
@@ -68,9 +92,10 @@ async def replace_voice(
     connection: AsyncConnection,
     voice: VoiceAddress,
     *,
-    label: str,
+    said: Said,
     key: DataKey,
     generation: int,
+    keep_samples: bool,
     now_s: float,
 ) -> list[str]:
     """Make room for the next generation. Returns the keys of the blobs that are of no use once this commits."""
@@ -79,59 +104,36 @@ async def replace_voice(
         "state": "pending",
         "revision": 0,
         "updated_at_s": now_s,
+        **said.values(key),
     }
-    if label:
-        values["label_ciphertext"] = key.encrypt(label.encode(), "label")
     changed = await connection.execute(
         update(voices)
         .where(
             voices.c.tenant_id == voice.tenant_id,
             voices.c.voice_id == voice.voice_id,
             voices.c.generation == generation - 1,
-            voices.c.state.in_(("pending", "ready", "failed")),
+            voices.c.state.in_(("pending", "ready", "failed", "frozen")),
         )
         .values(**values)
     )
     if changed.rowcount != 1:
         raise Conflict("the voice was changed by someone else in the meantime: read it and try again")
-    old = await connection.execute(
-        select(samples.c.blob_key).where(samples.c.tenant_id == voice.tenant_id, samples.c.voice_id == voice.voice_id)
-    )
-    blob_keys = [row.blob_key for row in old]
-    for table in (samples, voiceprints, voiceprint_members):
+    blob_keys: list[str] = []
+    if not keep_samples:
+        of_voice = (samples.c.tenant_id == voice.tenant_id, samples.c.voice_id == voice.voice_id)
+        blob_keys = [row.blob_key for row in await connection.execute(select(samples.c.blob_key).where(*of_voice))]
+        await connection.execute(delete(samples).where(*of_voice))
+    for table in (voiceprints, voiceprint_members):
         await connection.execute(
             delete(table).where(table.c.tenant_id == voice.tenant_id, table.c.voice_id == voice.voice_id)
         )
     return blob_keys
 
 
-async def insert_evidence(
-    connection: AsyncConnection,
-    voice: VoiceAddress,
-    *,
-    generation: int,
-    consent: Consent,
-    key: DataKey,
-    kept: Sequence[Kept],
-    now_s: float,
+async def insert_samples(
+    connection: AsyncConnection, voice: VoiceAddress, *, generation: int, kept: Sequence[Kept]
 ) -> None:
-    """What a voice stands on: the consent, sealed, and where its recordings lie."""
-    agreed = json.dumps(
-        {
-            "full_name": consent.full_name,
-            "purpose": consent.purpose,
-            "text": consent.text,
-        }
-    )
-    await connection.execute(
-        insert(consents).values(
-            tenant_id=voice.tenant_id,
-            voice_id=voice.voice_id,
-            generation=generation,
-            ciphertext=key.encrypt(agreed.encode(), "consent", generation),
-            created_at_s=now_s,
-        )
-    )
+    """Where the recordings of a generation lie."""
     for index, blob in enumerate(kept):
         await connection.execute(
             insert(samples).values(
@@ -169,6 +171,8 @@ async def place_voiceprint(
             generation=generation,
             net_speech_ms=made.net_speech_ms,
             ciphertext=key.encrypt(made.embedding, "voiceprint", generation, made.model),
+            quality=analysis.cohesion,
+            num_members=max(1, sum(clip.voiceprint is not None and not clip.left_out for clip in analysis.clips)),
         )
     )
     for number, clip in enumerate(analysis.clips):

@@ -1,7 +1,7 @@
-"""Voices as their tenant sees them: reading and listing, and where each is warm.
+"""Voices as their callers see them: reading and listing, and where each is warm.
 
-What always holds: every query is bound to the caller's tenant, so that another tenant's voice and one that never was
-come out the same, in text and in time.
+What always holds: what a caller asks by id or by label is bound to what it may see, in the same one statement, so that
+another's voice and one that never was come out the same, in text and in time.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import Row, Select, and_, select
+from sqlalchemy import ColumnElement, Row, Select, and_, case, false, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.engine import Database
 from controlplane.database.schema import data_keys, voices
+from controlplane.enrolment_request import Details, details_of
 from controlplane.holdings import LIVE_STATES
-from controlplane.keys import KeyRing, VoiceAddress
-from controlplane.voice_lookup import NO_SUCH_VOICE
+from controlplane.keys import KeyRing, VoiceAddress, blind_index
+from controlplane.policy import GLOBAL_TENANT, Principal, Right, VoiceScope
+from controlplane.tenant_keys import TenantKeys
+from controlplane.voice_lookup import NO_SUCH_VOICE, find_voice, usable_by, visible_to
 from runtime.errors import InvalidRequest, NotFound
 
 PAGE_MAX = 200
@@ -38,6 +42,20 @@ class Voice:
     net_speech_ms: int
     model: str
     revision: int
+    scope: VoiceScope
+    owner_user_id: str | None
+    details: Details
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which voices are listed. Empty and None: whichever."""
+
+    label: str = ""
+    scope: VoiceScope | None = None
+    language: str = ""
+    gender: str = ""
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,61 +96,88 @@ class Warmer(Protocol):
 class Voices:
     """Reading voices, and warming them."""
 
-    def __init__(self, database: Database, keys: KeyRing, warming: Warmer) -> None:
+    def __init__(self, database: Database, keys: KeyRing, tenant_keys: TenantKeys, warming: Warmer) -> None:
         self._database = database
         self._keys = keys
+        self._tenant_keys = tenant_keys
         self._warming = warming
 
     def __repr__(self) -> str:
         return "Voices()"
 
-    async def get(self, voice: VoiceAddress) -> Voice:
-        """One voice. Raises NotFound."""
+    async def find(self, principal: Principal, voice_id: str, right: Right) -> VoiceAddress:
+        """Where a voice lies. Raises NotFound, or Denied where it may only be seen."""
         async with self._database.read() as connection:
-            row = (
-                await connection.execute(_with_key(voice.tenant_id).where(voices.c.voice_id == voice.voice_id))
-            ).one_or_none()
+            return await find_voice(connection, principal, voice_id, right)
+
+    async def seen(self, principal: Principal, voice_id: str) -> Voice:
+        """A voice that a caller may see. Raises NotFound."""
+        query = _with_key().where(voices.c.voice_id == voice_id, visible_to(principal))
+        # The caller's own first, should a global one ever have the same id.
+        query = query.order_by(case((voices.c.tenant_id == GLOBAL_TENANT, 1), else_=0)).limit(1)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
         if row is None:
             raise NotFound(NO_SUCH_VOICE)
         return _voice(row, self._keys)
 
-    async def living(self, tenant_id: str, voice_ids: Collection[str]) -> set[str]:
-        """Which of these voices of a tenant may be named: those that are held, or are about to be."""
+    async def get(self, voice: VoiceAddress) -> Voice:
+        """One voice, wherever its address came from. Raises NotFound."""
+        query = _with_key().where(voices.c.tenant_id == voice.tenant_id, voices.c.voice_id == voice.voice_id)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise NotFound(NO_SUCH_VOICE)
+        return _voice(row, self._keys)
+
+    async def living(self, principal: Principal, voice_ids: Collection[str]) -> set[str]:
+        """Which of these voices may be named to a caller: those that are held, or are about to be."""
         query = select(voices.c.voice_id).where(
-            voices.c.tenant_id == tenant_id, voices.c.voice_id.in_(voice_ids), voices.c.state.in_(LIVE_STATES)
+            usable_by(principal), voices.c.voice_id.in_(voice_ids), voices.c.state.in_(LIVE_STATES)
         )
         async with self._database.read() as connection:
             return {row.voice_id for row in await connection.execute(query)}
 
-    async def list(self, tenant_id: str, *, page_size: int, page_token: str, label: str) -> tuple[list[Voice], str]:
-        """A page of a tenant's voices, those erased left out, and the token of the next page ("": none)."""
+    async def list(
+        self, principal: Principal, *, page_size: int, page_token: str, wanted: Filter
+    ) -> tuple[list[Voice], str]:
+        """A page of what a caller may see, those erased left out, and the token of the next page ("": none)."""
         if not 0 <= page_size <= PAGE_MAX:
             raise InvalidRequest(f"page_size: 1 to {PAGE_MAX}, or 0 for {PAGE_DEFAULT}")
-        wanted = page_size or PAGE_DEFAULT
-        query = (
-            _with_key(tenant_id)
-            .where(voices.c.voice_id > page_token, voices.c.state != "erased")
-            .order_by(voices.c.voice_id)
-        )
-        if not label:
-            query = query.limit(wanted + 1)
+        size = page_size or PAGE_DEFAULT
+        query = _with_key().where(visible_to(principal), voices.c.voice_id > page_token, voices.c.state != "erased")
+        for column, value in (
+            (voices.c.scope, wanted.scope.value if wanted.scope else ""),
+            (voices.c.language, wanted.language),
+            (voices.c.gender, wanted.gender),
+            (voices.c.state, wanted.state),
+        ):
+            if value:
+                query = query.where(column == value)
+        query = query.order_by(voices.c.voice_id).limit(size + 1)
         async with self._database.read() as connection:
+            if wanted.label:
+                query = query.where(await self._labelled(connection, principal, wanted.label))
             rows = (await connection.execute(query)).all()
-        # Labels are ciphertext, so that a filter by label has to open them all: off the event loop.
-        found = await asyncio.to_thread(lambda: [_voice(row, self._keys) for row in rows])
-        if label:
-            found = [voice for voice in found if voice.label == label][: wanted + 1]
-        more = len(found) > wanted
-        return found[:wanted], found[wanted - 1].voice_id if more else ""
+        # Opening two hundred labels takes longer than the event loop may stand still.
+        found = await asyncio.to_thread(lambda: [_voice(row, self._keys) for row in rows[:size]])
+        return found, found[-1].voice_id if len(rows) > size else ""
+
+    async def _labelled(self, connection: AsyncConnection, principal: Principal, label: str) -> ColumnElement[bool]:
+        found: list[ColumnElement[bool]] = []
+        for tenant_id in (principal.tenant_id, GLOBAL_TENANT):
+            key = await self._tenant_keys.find(connection, tenant_id)
+            if key is not None:
+                index = blind_index(key, "label", label)
+                found.append(and_(voices.c.tenant_id == tenant_id, voices.c.label_index == index))
+        return or_(false(), *found)
 
     async def warmth(self, voice: VoiceAddress) -> Warmth:
-        """Where a voice is warm. Raises NotFound."""
-        await self.get(voice)
+        """Where a voice is warm."""
         return await self._warming.warmth(voice)
 
     async def warm(self, voice: VoiceAddress, node_ids: tuple[str, ...]) -> Warmth:
-        """Send a voice to nodes again: those named, or all that serve. Raises NotFound."""
-        await self.get(voice)
+        """Send a voice to nodes again: those named, or all that serve."""
         return await self._warming.warm(voice, node_ids)
 
     async def spread(self, voice: VoiceAddress) -> tuple[str, ...]:
@@ -140,23 +185,21 @@ class Voices:
         return await self._warming.spread(voice)
 
 
-def _with_key(tenant_id: str) -> Select[Any]:
-    return (
-        select(voices, data_keys.c.wrapped)
-        .join(
-            data_keys,
-            and_(data_keys.c.tenant_id == voices.c.tenant_id, data_keys.c.voice_id == voices.c.voice_id),
-            isouter=True,
-        )
-        .where(voices.c.tenant_id == tenant_id)
+def _with_key() -> Select[Any]:
+    return select(voices, data_keys.c.wrapped).join(
+        data_keys,
+        and_(data_keys.c.tenant_id == voices.c.tenant_id, data_keys.c.voice_id == voices.c.voice_id),
+        isouter=True,
     )
 
 
 def _voice(row: Row[Any], keys: KeyRing) -> Voice:
-    label = None
+    label, details = None, Details()
     if row.wrapped is not None and row.label_ciphertext is not None:
-        address = VoiceAddress(row.tenant_id, row.voice_id)
-        label = keys.open(address, bytes(row.wrapped)).decrypt(bytes(row.label_ciphertext), "label").decode()
+        key = keys.open(VoiceAddress(row.tenant_id, row.voice_id), bytes(row.wrapped))
+        label = key.decrypt(bytes(row.label_ciphertext), "label").decode()
+        if row.details_ciphertext is not None:
+            details = details_of(key.decrypt(bytes(row.details_ciphertext), "details"))
     return Voice(
         voice_id=row.voice_id,
         label=label,
@@ -168,4 +211,7 @@ def _voice(row: Row[Any], keys: KeyRing) -> Voice:
         net_speech_ms=row.net_speech_ms,
         model=row.model,
         revision=int(row.revision),
+        scope=VoiceScope(row.scope),
+        owner_user_id=row.owner_user_id,
+        details=details,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -19,7 +21,7 @@ depends_on = None
 
 ID = sa.String(length=64)
 
-ADDED: dict[str, tuple[tuple[str, sa.types.TypeEngine[object], str | None], ...]] = {
+ADDED: dict[str, tuple[tuple[str, sa.types.TypeEngine[Any], str | None], ...]] = {
     # (name, type, what rows of before get; None: NULL)
     "tenants": (
         ("closed_at_s", sa.Float(), None),

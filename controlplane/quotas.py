@@ -1,0 +1,69 @@
+"""What a tenant may have at most, and what it has.
+
+In: a tenant. Out: nothing, or TooMuch of something, named. Asked within the transaction that would add to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from controlplane.database.schema import samples, tenants, voices
+from runtime.errors import Overloaded
+
+GONE = ("erasing", "erased", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """Limits of a tenant. None: no limit."""
+
+    voices_max: int | None = None
+    streams_max: int | None = None
+    jobs_max: int | None = None
+    storage_bytes_max: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a tenant has now."""
+
+    voices: int
+    storage_bytes: int
+
+
+async def quotas_of(connection: AsyncConnection, tenant_id: str) -> Quotas:
+    """A tenant's limits; none for one that is not there."""
+    query = select(tenants.c.voices_max, tenants.c.streams_max, tenants.c.jobs_max, tenants.c.storage_bytes_max).where(
+        tenants.c.tenant_id == tenant_id
+    )
+    row = (await connection.execute(query)).one_or_none()
+    return Quotas() if row is None else Quotas(*row)
+
+
+async def used_by(connection: AsyncConnection, tenant_id: str) -> Used:
+    """What a tenant has: voices that are not gone, and bytes of recordings."""
+    num_voices = await connection.execute(
+        select(func.count()).select_from(voices).where(voices.c.tenant_id == tenant_id, voices.c.state.not_in(GONE))
+    )
+    stored = await connection.execute(
+        select(func.coalesce(func.sum(samples.c.blob_bytes), 0)).where(samples.c.tenant_id == tenant_id)
+    )
+    return Used(int(num_voices.scalar_one()), int(stored.scalar_one()))
+
+
+async def require_room(connection: AsyncConnection, tenant_id: str, *, more_voices: int, more_bytes: int) -> None:
+    """Raises Overloaded when a tenant would have more than it may. Hold the head: two cannot both be the last."""
+    limits = await quotas_of(connection, tenant_id)
+    if limits.voices_max is None and limits.storage_bytes_max is None:
+        return
+    used = await used_by(connection, tenant_id)
+    if limits.voices_max is not None and more_voices and used.voices + more_voices > limits.voices_max:
+        raise Overloaded(f"the tenant's quota of {limits.voices_max} voices is used up: erase some, or ask for more")
+    if limits.storage_bytes_max is not None and used.storage_bytes + more_bytes > limits.storage_bytes_max:
+        raise Overloaded(
+            f"the tenant's quota of {limits.storage_bytes_max} bytes of recordings is used up: erase voices, or ask "
+            "for more"
+        )

@@ -1,0 +1,224 @@
+"""What may change of a voice besides its recordings: what is said of it, for whom it is, and whether it may be used.
+
+In: a caller and a voice. Out: the voice as it is then. What always holds: each change is one transaction with its
+place in the fleet log, its consent row or event and its audit row; the generation grows with it, so that no node keeps
+the old label or audience; a voice whose consent was withdrawn is held by nobody once nodes have applied it, which is
+waited for as with an erasure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from controlplane import audit, fleet_log
+from controlplane.agreements import Consent, Dated, Event, Signed, keep_consent, note, require_not_opted_out, subject_of
+from controlplane.database.engine import Database, locked_head
+from controlplane.database.schema import data_keys, voiceprints, voices
+from controlplane.enrolment_request import Details, details_text, require_consent, require_details, require_label
+from controlplane.fleet_log import Change
+from controlplane.holdings import LIVE_STATES
+from controlplane.keys import DataKey, KeyRing, VoiceAddress
+from controlplane.policy import Principal, Right, VoiceScope, decide
+from controlplane.tenant_keys import TenantKeys
+from controlplane.voice_lookup import NO_SUCH_VOICE, facts_of, find_voice, require
+from controlplane.voices import Voice, Voices
+from runtime.clock import Clock
+from runtime.errors import Conflict, Denied, NotFound
+
+FROZEN = "frozen"
+WITHDRAWN = "consent was withdrawn"
+
+
+@dataclass(frozen=True, slots=True)
+class _Now:
+    """A voice as it is, locked."""
+
+    voice: VoiceAddress
+    row: Row[Any]
+    key: DataKey
+
+    @property
+    def generation(self) -> int:
+        return int(self.row.generation)
+
+
+class VoiceChanges:
+    """The use cases. `moved` is called once a change is committed, so that nodes are told at once."""
+
+    def __init__(
+        self, *, database: Database, keys: KeyRing, tenant_keys: TenantKeys, library: Voices, clock: Clock
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._tenant_keys = tenant_keys
+        self._library = library
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return "VoiceChanges()"
+
+    async def update(self, principal: Principal, voice_id: str, *, label: str | None, details: Details | None) -> Voice:
+        """Change label or details; None leaves them. Raises NotFound, Denied, Conflict, InvalidRequest."""
+        if label is not None:
+            require_label(label)
+        if details is not None:
+            require_details(details)
+        async with self._database.write() as connection:
+            voice, now = await self._locked(connection, principal, voice_id, Right.CHANGE)
+            values: dict[str, Any] = {}
+            if label is not None:
+                values["label_ciphertext"] = now.key.encrypt(label.encode(), "label")
+                values["label_index"] = await self._tenant_keys.label_index(connection, voice.tenant_id, label)
+            if details is not None:
+                values["language"], values["gender"] = details.language, details.gender
+                values["details_ciphertext"] = now.key.encrypt(details_text(details).encode(), "details")
+            await self._advance(connection, principal, now, "voice.updated", values)
+        return await self._told(voice)
+
+    async def share(self, principal: Principal, voice_id: str) -> Voice:
+        """Give a user's voice to the tenant. Raises NotFound, Denied, Conflict."""
+        async with self._database.write() as connection:
+            voice, now = await self._locked(connection, principal, voice_id, Right.SHARE)
+            if now.row.scope == VoiceScope.GLOBAL.value:
+                raise Conflict("the voice is global: everybody has it")
+            if now.row.scope == VoiceScope.TENANT.value:
+                return await self._library.get(voice)
+            await self._advance(connection, principal, now, "voice.shared", {"scope": VoiceScope.TENANT.value})
+        return await self._told(voice)
+
+    async def withdraw(self, principal: Principal, voice_id: str, *, opt_out: bool) -> Voice:
+        """Take consent back: nothing names the voice from now on. Repeating it changes nothing, save for an opt-out.
+
+        Raises NotFound, Denied, Conflict when the person was never named (`subject`) and opts out.
+        """
+        async with self._database.write() as connection:
+            voice, now = await self._locked(connection, principal, voice_id, Right.CHANGE)
+            signed = Signed(principal.key_id, self._clock.wall_s())
+            subject = await subject_of(connection, voice)
+            if opt_out:
+                if subject is None:
+                    raise Conflict("the voice was enrolled without `subject`, so that the person cannot be told again")
+                await note(connection, Event.OPTED_OUT, voice, now.generation, signed=signed, subject_index=subject)
+            if now.row.state == FROZEN:
+                return await self._library.get(voice)
+            await note(connection, Event.CONSENT_WITHDRAWN, voice, now.generation, signed=signed, subject_index=subject)
+            await self._advance(
+                connection,
+                principal,
+                now,
+                "consent.withdrawn",
+                {"state": FROZEN, "state_reason": WITHDRAWN},
+                opted_out=int(opt_out),
+            )
+        return await self._told(voice)
+
+    async def give_consent(self, principal: Principal, voice_id: str, consent: Consent) -> Voice:
+        """Keep a new consent; a frozen voice is used again. Raises NotFound, Denied, Conflict, InvalidRequest."""
+        require_consent(consent, whole=True)
+        async with self._database.write() as connection:
+            voice, now = await self._locked(connection, principal, voice_id, Right.CHANGE)
+            if now.row.scope == VoiceScope.GLOBAL.value:
+                raise Conflict("a global voice is used by licence, not by consent")
+            subject = await subject_of(connection, voice)
+            if subject is not None:
+                await require_not_opted_out(connection, voice.tenant_id, subject, consent)
+            evidence = await keep_consent(
+                connection,
+                self._keys,
+                Dated(voice, now.generation + 1, now.key, Signed(principal.key_id, self._clock.wall_s())),
+                consent,
+                subject_index=subject,
+                recordings=(),
+            )
+            values: dict[str, Any] = {}
+            if now.row.state == FROZEN:
+                values = {"state": "pending", "state_reason": "no node holds the voice yet"}
+            await self._advance(connection, principal, now, "consent.given", values, evidence=evidence)
+        return await self._told(voice)
+
+    async def _locked(
+        self, connection: AsyncConnection, principal: Principal, voice_id: str, right: Right
+    ) -> tuple[VoiceAddress, _Now]:
+        # Who writes takes the head first, everywhere, so that no two wait for each other.
+        await locked_head(connection)
+        voice = await find_voice(connection, principal, voice_id, right)
+        query = (
+            select(voices, data_keys.c.wrapped)
+            .join(
+                data_keys,
+                (data_keys.c.tenant_id == voices.c.tenant_id) & (data_keys.c.voice_id == voices.c.voice_id),
+            )
+            .where(voices.c.tenant_id == voice.tenant_id, voices.c.voice_id == voice.voice_id)
+        )
+        row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            raise NotFound(NO_SUCH_VOICE)  # erased, or being so
+        require(decide(principal, facts_of(row), right))
+        if row.state == "failed":
+            raise Conflict("the voice's enrolment failed: enrol it anew")
+        return voice, _Now(voice, row, self._keys.open(voice, bytes(row.wrapped)))
+
+    async def _advance(
+        self,
+        connection: AsyncConnection,
+        principal: Principal,
+        now: _Now,
+        action: str,
+        values: Mapping[str, Any],
+        **facts: str | int,
+    ) -> None:
+        """The next generation of a voice, with the same voiceprints, and its place in the log if it ever had one."""
+        voice, generation = now.voice, now.generation + 1
+        of_voice = (voiceprints.c.tenant_id == voice.tenant_id, voiceprints.c.voice_id == voice.voice_id)
+        prints = (await connection.execute(select(voiceprints).where(*of_voice))).all()
+        for row in prints:
+            embedding = now.key.decrypt(bytes(row.ciphertext), "voiceprint", int(row.generation), row.model)
+            await connection.execute(
+                update(voiceprints)
+                .where(*of_voice, voiceprints.c.model == row.model)
+                .values(
+                    generation=generation, ciphertext=now.key.encrypt(embedding, "voiceprint", generation, row.model)
+                )
+            )
+        revision = int(now.row.revision)
+        state = str(values.get("state", now.row.state))
+        if prints:
+            change = Change.ENROLL if state in LIVE_STATES else Change.EVICT
+            revision = await fleet_log.append(
+                connection, change, voice, generation, now_lease_s=await self._database.lease_now_s(connection)
+            )
+        await connection.execute(
+            update(voices)
+            .where(voices.c.tenant_id == voice.tenant_id, voices.c.voice_id == voice.voice_id)
+            .values(**{**values, "generation": generation, "revision": revision, "updated_at_s": self._clock.wall_s()})
+        )
+        said: dict[str, str | int] = {
+            "subject": self._keys.subject(voice.tenant_id, voice.voice_id),
+            "tenant_id": voice.tenant_id,
+            "generation": generation,
+            "key_id": principal.key_id,
+            **facts,
+        }
+        await audit.append(connection, action, at_s=self._clock.wall_s(), facts=said)
+
+    async def _told(self, voice: VoiceAddress) -> Voice:
+        await self._library.spread(voice)
+        return await self._library.get(voice)
+
+
+def opened_details(ciphertext: bytes | None, key: DataKey) -> dict[str, Any]:
+    """What `details_ciphertext` holds; empty where there is none."""
+    found: dict[str, Any] = {} if ciphertext is None else json.loads(key.decrypt(ciphertext, "details"))
+    return found
+
+
+def require_super(principal: Principal) -> None:
+    """Raises Denied unless the caller administers the platform."""
+    if not principal.is_super:
+        raise Denied("this is for administrators of the platform (scope platform:admin)")
