@@ -126,7 +126,9 @@ class ErasureWork:
 
     async def _open(self) -> list[Erasure]:
         # Those that wait for residual nodes alone may be many, and are looked at elsewhere, at a slower pace.
-        pressing = or_(erasures.c.state == "erasing", erasures.c.blobs_pending.is_(True))
+        pressing = or_(
+            erasures.c.state == "erasing", erasures.c.blobs_pending.is_(True), erasures.c.journaled.is_(False)
+        )
         query = select(erasures).where(erasures.c.is_open.is_(True), pressing)
         async with self._database.read() as connection:
             found = [

@@ -254,9 +254,13 @@ class _Replay:
             }
             await audit.append(self._connection, "erase.replayed", at_s=self._now_s, facts=said)
         proven = self._proven.get(record.audit_id)
-        values: dict[str, object] = {"journaled": True, "requested_at_s": record.requested_at_s}
-        if proven is not None:
-            values["residual_node_ids"] = json.dumps(proven.residual_node_ids)
+        # One that was not proven in the time that was lost may be held by somebody of whom nothing is known any more.
+        residual = (BEFORE_RESTORE,) if proven is None else proven.residual_node_ids
+        values = {
+            "journaled": True,
+            "requested_at_s": record.requested_at_s,
+            "residual_node_ids": json.dumps(residual),
+        }
         await self._connection.execute(update(erasures).where(erasures.c.audit_id == record.audit_id).values(**values))
 
     async def _name_residual(self, forgotten: Sequence[Erased]) -> None:
@@ -291,6 +295,8 @@ async def begin_epoch(
     before, epoch = (await connection.execute(select(fleet_head.c.epoch))).scalar_one(), secrets.token_hex(8)
     _, incarnation = await locked_head(connection)
     await connection.execute(update(fleet_head).values(epoch=epoch, incarnation=incarnation + INCARNATIONS_APART))
+    # Those that the backup knows may not renew either, and are waited for all the same.
+    await connection.execute(update(node_leases).where(node_leases.c.fenced.is_(False)).values(superseded=True))
     await _insert_lease(connection, BEFORE_RESTORE, now_lease_s, fenced=False, wiped=not may_hold)
     said = {"why": why, "before": before, "epoch": epoch, **(facts or {})}
     await audit.append(connection, "fleet.epoch_began", at_s=now_s, facts=said)
