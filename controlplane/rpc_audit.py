@@ -10,7 +10,7 @@ from grpc import aio
 from controlplane.auditing import Auditing
 from controlplane.erasure import Erasures
 from controlplane.identity import Identity
-from controlplane.rpc_people import erasure_on_the_wire, timestamp
+from controlplane.people_wire import erasure_on_the_wire, timestamp
 from controlplane.scopes import AUDIT_READ
 from runtime.errors import InvalidRequest
 from runtime.grpc_server import bearer
