@@ -50,6 +50,17 @@ class VoiceSample:
     cohesion: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class NearestRows:
+    """What lies nearest to each of Q queries, nearest first.
+
+    places: (Q, k) int64, indices into the rows that were asked about. cosines: (Q, k) float32.
+    """
+
+    places: np.ndarray
+    cosines: FloatArray
+
+
 class AnalysisDevice(Protocol):
     """Rings of sound on a device, and the engine that analyses windows of them."""
 
@@ -95,4 +106,11 @@ class Gallery(Protocol):
 
     def scores(self, queries: FloatArray, rows: np.ndarray) -> FloatArray:
         """Cosines of (Q, D) unit queries against the named rows (V,): (Q, V) float32."""
+        ...
+
+    def top_k(self, queries: FloatArray, k: int, rows: np.ndarray | range) -> NearestRows:
+        """The k nearest of the named rows (V,) to each of (Q, D) unit queries; all of them where V is less than k.
+
+        Exact, and no (Q, V) matrix is ever written.
+        """
         ...

@@ -7,7 +7,7 @@ asked at the moment of saying it; so nothing names a voice that was evicted, or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,13 +72,20 @@ class Scope:
 
 
 async def score(
-    store: VoiceStore, guard: NamingGuard, scope: Scope, speakers: Sequence[SessionSpeaker]
+    store: VoiceStore,
+    guard: NamingGuard,
+    scope: Scope,
+    speakers: Sequence[SessionSpeaker],
+    carried: Collection[str] = (),
 ) -> tuple[FloatArray, Roster]:
-    """Cosines (K, V) of session speakers against the voices in scope now, and those voices."""
+    """Cosines (K, V) of session speakers against the voices in scope now, and those voices.
+
+    Of very many voices they are the nearest to each speaker, and those `carried` by speakers already.
+    """
     roster = store.candidates(scope.tenant_id, scope.voice_ids) if guard.allows() else NOBODY
     if not len(roster) or not speakers:
         return np.zeros((len(speakers), len(roster)), np.float32), roster
-    found, roster = await store.scores(np.stack([speaker.centroid for speaker in speakers]), roster)
+    found, roster = await store.scores(np.stack([speaker.centroid for speaker in speakers]), roster, carried)
     if not guard.allows():  # any more: the lease may have run out while the device was busy
         return np.zeros((len(speakers), 0), np.float32), NOBODY
     return found, roster
@@ -122,7 +129,8 @@ class SessionNaming:
 
     async def step(self, outcomes: Sequence[StepOutcome], speakers: Sequence[SessionSpeaker]) -> list[NamingOutcome]:
         """What to show of steps, with what is known of each speaker after the last of them."""
-        cosines, roster = await score(self._store, self._guard, self._scope, speakers)
+        carried = set(self._live.voices.values())
+        cosines, roster = await score(self._store, self._guard, self._scope, speakers, carried)
         self._last = (list(speakers), cosines, roster)
         voice_ids = list(roster.generations)
         candidates = candidates_of(cosines, roster)

@@ -15,7 +15,7 @@ from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.clustering import ClusteringParameters
 from models.diarize import FileCollector, FileDiarization
 from models.naming import NamingParameters
-from models.seams import DueWindow, SlotKind, VoiceSample
+from models.seams import DueWindow, NearestRows, SlotKind, VoiceSample
 
 GRID = FrameGrid(
     window_samples=80_000,
@@ -154,6 +154,16 @@ class NullGallery:
         """Cosines of (Q, D) unit queries against the named rows (V,): (Q, V) float32."""
         found: FloatArray = (queries @ self._rows[np.asarray(rows, np.int64)].T).astype(np.float32)
         return found
+
+    def top_k(self, queries: FloatArray, k: int, rows: np.ndarray | range) -> NearestRows:
+        """The k nearest of the named rows (V,) to each of (Q, D) unit queries, one query at a time."""
+        places = np.zeros((len(queries), min(k, len(rows))), np.int64)
+        cosines = np.zeros(places.shape, np.float32)
+        for number, query in enumerate(queries):
+            found = self._rows[np.asarray(rows, np.int64)] @ query  # (V,)
+            places[number] = np.argsort(-found, kind="stable")[: places.shape[1]]
+            cosines[number] = found[places[number]]
+        return NearestRows(places, cosines)
 
 
 class _Ring:

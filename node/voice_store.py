@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -19,10 +19,16 @@ import numpy as np
 
 from models.analysis import FloatArray
 from node.device_thread import DeviceThread
+from node.engine import Engine
 from runtime.errors import InvalidRequest, SpeakerdError, Stale
 from runtime.voice_digest import VoiceDigest
 
 T = TypeVar("T")
+WHOLE_ROSTER_MAX = 4_096
+"""Of so many candidates every cosine is told; of more, those of the nearest to each query alone."""
+NEAREST = 32
+VOICES_AT_ONCE = 64
+"""How many voices of many are entered before others have their turn."""
 TOMBSTONES_MAX = 10_000
 """Evicted generations remembered, so that a late enrolment of one is refused. A fleet's log orders them anyway."""
 
@@ -133,6 +139,18 @@ class VoiceStore:
         held = Voice(tenant_id, voice_id, generation, label, -1, net_speech_samples)
         return await self._act(self._put(held, embedding.astype(np.float32), self._epoch))
 
+    async def put_all(self, wanted: Sequence[tuple[Voice, FloatArray]]) -> list[Voice]:
+        """Hold many voices, each with its (D,) embedding, by one call of the device; as a snapshot brings them.
+
+        What is older than what was seen is passed over. Returns those whose embedding cannot be held. Raises Stale when
+        everything was forgotten meanwhile.
+        """
+        fitting, unfit = [], []
+        for voice, embedding in wanted:
+            (fitting if _is_fit(embedding, self._embedding_dim) else unfit).append((voice, embedding))
+        await self._act(self._put_all(fitting, self._epoch))
+        return [voice for voice, _ in unfit]
+
     async def evict(self, tenant_id: str, voice_id: str, generation: int) -> bool:
         """Forget a voice; whether it was held. generation 0 means whichever is held.
 
@@ -159,20 +177,35 @@ class VoiceStore:
         await self._act(self._zero())
         return len(held)
 
-    async def scores(self, queries: FloatArray, roster: Roster) -> tuple[FloatArray, Roster]:
+    async def scores(
+        self, queries: FloatArray, roster: Roster, carried: Collection[str] = ()
+    ) -> tuple[FloatArray, Roster]:
         """Cosines (Q, V) of (Q, D) unit queries, and the voices of the columns: those that are still held as they were.
 
-        A row may have changed hands while the call waited; a column of which that is so is left out.
+        A row may have changed hands while the call waited; a column of which that is so is left out. Of a large roster
+        the columns are the NEAREST voices to each query, and the `carried` ones, whom speakers are called by already.
         """
+        if len(roster) > WHOLE_ROSTER_MAX and len(queries):
+            roster = await self._nearest(queries, roster, carried)
         found = await self._device.call(lambda engine: engine.gallery.scores(queries, roster.rows))
         if roster.revision == self._revisions.get(roster.tenant_id, 0):
             return found, roster
         kept = [
             index for index, voice in enumerate(roster.voices) if self.find(voice.tenant_id, voice.voice_id) == voice
         ]
-        return found[:, kept], self._roster(roster.tenant_id, [roster.voices[index] for index in kept])
+        left = self._roster(roster.tenant_id, [roster.voices[index] for index in kept], roster.num_in_scope)
+        return found[:, kept], left
 
-    def _roster(self, tenant_id: str, voices: Sequence[Voice]) -> Roster:
+    async def _nearest(self, queries: FloatArray, roster: Roster, carried: Collection[str]) -> Roster:
+        """The part of a roster that could matter to these queries. It keeps the roster's revision."""
+        found = await self._device.call(lambda engine: engine.gallery.top_k(queries, NEAREST, roster.rows))
+        places = {int(place) for place in np.unique(found.places)}
+        if wanted := set(carried) & roster.generations.keys():
+            places |= {index for index, voice in enumerate(roster.voices) if voice.voice_id in wanted}
+        part = self._roster(roster.tenant_id, [roster.voices[place] for place in sorted(places)], len(roster))
+        return replace(part, revision=roster.revision)
+
+    def _roster(self, tenant_id: str, voices: Sequence[Voice], num_in_scope: int | None = None) -> Roster:
         return Roster(
             tenant_id,
             self._revisions.get(tenant_id, 0),
@@ -180,7 +213,7 @@ class VoiceStore:
             np.array([voice.row for voice in voices], np.int64),
             {voice.voice_id: voice.generation for voice in voices},
             np.array([voice.net_speech_samples for voice in voices], np.int64),
-            len(voices),
+            len(voices) if num_in_scope is None else num_in_scope,
         )
 
     async def _put(self, wanted: Voice, embedding: FloatArray, epoch: int) -> Voice:
@@ -217,6 +250,40 @@ class VoiceStore:
             self._changed(tenant_id)
             await self._zero_doomed()
             return voice
+
+    async def _put_all(self, wanted: Sequence[tuple[Voice, FloatArray]], epoch: int) -> None:
+        async with self._order:
+            new = [
+                (voice, self._take_row(), np.asarray(embedding, np.float32))
+                for voice, embedding in wanted
+                if voice.generation > self._newest(voice.tenant_id, voice.voice_id)
+            ]
+
+            def write(engine: Engine) -> None:
+                for _, row, embedding in new:
+                    engine.gallery.put(row, embedding)
+
+            try:
+                await self._device.call(write)
+            except BaseException:
+                self._doomed_rows.update(row for _, row, _ in new)
+                raise
+            for index, (voice, row, _) in enumerate(new):
+                if index % VOICES_AT_ONCE == 0:
+                    await asyncio.sleep(0)  # others have their turn; whatever they did is looked at below
+                # Again: an eviction, or the loss of the lease, may have come while the rows were written.
+                if epoch != self._epoch or voice.generation <= self._newest(voice.tenant_id, voice.voice_id):
+                    self._doomed_rows.add(row)
+                    continue
+                held = self.find(voice.tenant_id, voice.voice_id)
+                if held is not None:
+                    self._unname(held)
+                self._tenants.setdefault(voice.tenant_id, {})[voice.voice_id] = replace(voice, row=row)
+                self._digest.add(voice.tenant_id, voice.voice_id, voice.generation)
+                self._changed(voice.tenant_id)
+            await self._zero_doomed()
+            if epoch != self._epoch:
+                raise Stale("this node forgot all voices while these were enrolled: enrol them again")
 
     def _newest(self, tenant_id: str, voice_id: str) -> int:
         held = self.find(tenant_id, voice_id)
@@ -271,6 +338,14 @@ class VoiceStore:
             return self._free_rows.pop()
         self._num_rows += 1
         return self._num_rows - 1
+
+
+def _is_fit(embedding: FloatArray, embedding_dim: int) -> bool:
+    try:
+        _check(embedding, embedding_dim)
+    except InvalidRequest:
+        return False
+    return True
 
 
 def _check(embedding: FloatArray, embedding_dim: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -37,7 +37,9 @@ async def test_scores_that_come_back_after_the_lease_has_run_out_tell_of_nobody(
         def candidates(self, tenant_id: str, allowed: frozenset[str]) -> Roster:
             return Roster(tenant_id, 1, (ADA,), np.zeros(1, np.int64), {"ada": 1}, np.full(1, 64_000), 1)
 
-        async def scores(self, queries: FloatArray, roster: Roster) -> tuple[FloatArray, Roster]:
+        async def scores(
+            self, queries: FloatArray, roster: Roster, carried: Collection[str]
+        ) -> tuple[FloatArray, Roster]:
             guard.is_open = False
             return np.ones((len(queries), 1), np.float32), roster
 
@@ -68,5 +70,5 @@ async def test_a_voice_evicted_while_one_relabel_is_written_is_in_the_report_of_
         _naming=Naming(), _numbers={0: 0, 1: 1}, _send=send, _request=SimpleNamespace(provisional=False)
     )
     relabels: Sequence[Relabel] = [Relabel(0, 0, "ada", 0.9, 0), Relabel(1, 1, None, 0.0, 0)]
-    await LiveSession._say(cast(LiveSession, session), Said(relabels, []))
+    await LiveSession._say(cast(LiveSession, session), Said(relabels, [], 0))
     assert [event.match is None for event in told] == [False, True]
