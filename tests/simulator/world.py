@@ -171,7 +171,7 @@ class World:
         self.born += 1
         self.relay = SimulatedRelay(
             self._process("relay"),
-            node_id="relay",
+            node_id=f"relay{self.born}",
             process_id=f"p{self.born}",
             network=self.network,
             planes=self.planes,
@@ -266,7 +266,7 @@ class World:
             assert self.relay is not None
             if random.random() < 0.6:
                 self._freeze(self.relay.process, lasts_s)
-            else:
+            elif not self.relay.process.dead:
                 self.say("fault", "crash", "relay")
                 self.relay.process.crash()
                 self._after(random.uniform(0.2, 4.0), self._start_relay)
@@ -284,7 +284,6 @@ class World:
             self.database_offset_s += random.uniform(-20.0, 20.0)
             self.say("fault", "database clock", f"{self.database_offset_s:+.1f}")
         else:
-            self.tables.state.voices = dict(self.tables.state.voices)
             self._trim()
         self._after(random.expovariate(1 / 2.5), self._befall)
 
