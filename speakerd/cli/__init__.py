@@ -6,15 +6,17 @@ code 1, or 2 where the command line itself cannot be understood.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from speakerd import __version__
+from speakerd.channel import TlsTrust
 from speakerd.cli.demo import demo
 from speakerd.cli.diarize import diarize
 from speakerd.cli.doctor import doctor
-from speakerd.cli.group import SpeakerdGroup
+from speakerd.cli.group import TLS_CA_FLAG, SpeakerdGroup
 from speakerd.cli.people import enroll, erase, voices
 from speakerd.cli.stream import stream
 from speakerd.cli.up import up
@@ -36,9 +38,21 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            TLS_CA_FLAG,
+            envvar="SPEAKERD_TLS_CA",
+            metavar="FILE",
+            help="The authority of a server that speaks TLS. May stand behind the command too.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Keep the options of `speakerd` itself in one place: there is one."""
+    """Keep the options of `speakerd` itself in one place."""
+    context.obj = TlsTrust.from_file(tls_ca) if tls_ca is not None else None
 
 
 for command in (up, enroll, voices, erase, stream, diarize, demo, doctor):

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
+from speakerd.channel import TlsTrust
 from speakerd.client import Client
 from speakerd.errors import SpeakerdError
 from speakerd.rttm import write_whole
@@ -60,14 +62,15 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """A control plane and the key to show there."""
+    """A control plane and the key to show there. tls: whose certificates to trust; None: plain text."""
 
     address: str
     key: str | None
+    tls: TlsTrust | None = None
 
     def open(self) -> Client:
         """A client."""
-        return Client(self.address, self.key)
+        return Client(self.address, self.key, tls=self.tls)
 
 
 def data_folder(data: Path | None) -> Path:
@@ -91,7 +94,12 @@ def find_connection(server: str | None, key: str | None, data: Path | None) -> C
         host, _, port = server.rpartition(":")
         if not host or not port.isdigit():
             raise typer.BadParameter(f"--server {server!r}: write HOST:PORT, for example 127.0.0.1:7600")
-    return Connection(server, key or _admin_key(folder))
+    return Connection(server, key or _admin_key(folder), _trust())
+
+
+def own_connection(server: str, data: Path) -> Connection:
+    """A server of our own, on this machine's loopback."""
+    return Connection(server, _admin_key(data))
 
 
 def write_endpoints(folder: Path, endpoints: Endpoints) -> None:
@@ -116,6 +124,13 @@ def _lives(pid: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _trust() -> TlsTrust | None:
+    """What --tls-ca said, of whichever command this is."""
+    context = click.get_current_context(silent=True)
+    trust = context.find_root().obj if context is not None else None
+    return trust if isinstance(trust, TlsTrust) else None
 
 
 def _admin_key(folder: Path) -> str | None:

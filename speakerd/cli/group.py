@@ -6,6 +6,7 @@ for, so that `speakerd voices` never loads an engine. A command whose package ca
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -22,7 +23,11 @@ KNOWN = {
     "node": ("node", "node"),
     "controlplane": ("controlplane", "controlplane"),
     "models": ("models", "node"),
+    "certs": ("certs", "runtime"),
 }
+
+
+TLS_CA_FLAG = "--tls-ca"
 
 
 class SpeakerdGroup(TyperGroup):
@@ -47,7 +52,7 @@ class SpeakerdGroup(TyperGroup):
         given = list(sys.argv[1:] if args is None else args)
         settings["standalone_mode"] = False
         try:
-            code = super().main(given, *more, **settings)
+            code = super().main(_everywhere(given, TLS_CA_FLAG), *more, **settings)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, the user is told in one line
             code = tell(error, as_json="--json" in given)
         sys.exit(code if isinstance(code, int) else 0)
@@ -73,6 +78,23 @@ class SpeakerdGroup(TyperGroup):
                 )
         for name, command in typer.main.get_group(found).commands.items():
             self.commands.setdefault(name, command)
+
+
+def _everywhere(given: Sequence[str], flag: str) -> list[str]:
+    """An option of every command, wherever it stands: put first, where it is looked for."""
+    first: list[str] = []
+    rest: list[str] = []
+    arguments = iter(given)
+    for argument in arguments:
+        if argument == "--":
+            rest += [argument, *arguments]
+        elif argument == flag:
+            first += [argument, *itertools.islice(arguments, 1)]
+        elif argument.startswith(f"{flag}="):
+            first.append(argument)
+        else:
+            rest.append(argument)
+    return first + rest
 
 
 _TAKES_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}

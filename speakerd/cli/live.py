@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from speakerd.cli.connection import Connection, find_connection
+from speakerd.cli.connection import Connection, own_connection
 from speakerd.cli.fleet import Fleet, FleetPlan
 from speakerd.cli.output import Output
 from speakerd.cli.recording import Microphone, Recording
@@ -96,7 +96,7 @@ async def own_server(out: Output, *, device: str | None = None, bundle: str | No
         with steps:
             await fleet.__aenter__()
         try:
-            yield find_connection(fleet.endpoints.grpc, None, data)
+            yield own_connection(fleet.endpoints.grpc, data)
         finally:
             await fleet.__aexit__(None, None, None)
 
