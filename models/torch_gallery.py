@@ -63,7 +63,7 @@ class TorchGallery:
     def top_k(self, queries: FloatArray, k: int, rows: np.ndarray | range) -> NearestRows:
         """The k nearest of the named rows (V,) to each of (Q, D) unit queries, nearest first.
 
-        Exact: of all rows, whatever their number. A range is read where it lies; of an array, chunks are copied.
+        Exact, of however many rows. Those in one piece are read where they lie; of others, chunks are copied.
         """
         k = min(k, len(rows))
         if len(queries) == 0 or k <= 0:
@@ -83,6 +83,8 @@ class TorchGallery:
     def _chunks(self, rows: np.ndarray | range, num_queries: int) -> Iterator[tuple[int, Tensor]]:
         """Where in `rows` each chunk begins, and its rows (C, D)."""
         size = max(CHUNK_ROWS_MIN, min(CHUNK_ROWS_MAX, CHUNK_SCORES // num_queries))
+        if not isinstance(rows, range) and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all()):
+            rows = range(int(rows[0]), int(rows[-1]) + 1)  # read where they lie, as enrolments in order do
         index = None if isinstance(rows, range) else self._index(rows)
         for begin in range(0, len(rows), size):
             end = min(begin + size, len(rows))
