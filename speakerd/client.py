@@ -23,6 +23,8 @@ from speakerd.late_status import keep_status
 from speakerd.live_stream import Event, LiveStream, Resumed, open_stream_at
 from speakerd.stream_leg import Place, StreamOptions, open_leg
 from speakerd.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
     common_pb2,
     jobs_pb2_grpc,
     node_pb2,
@@ -51,6 +53,7 @@ Clip: TypeAlias = Path | bytes
 OnProgress: TypeAlias = Callable[[node_pb2.FileProgress], None]
 
 CALL_BOUND_S = 60.0
+VERIFY_BOUND_S = 3600.0
 PLACE_AGAIN_BOUND_S = 5.0
 CHUNK_BYTES = 256 * 1024
 CLIP_BYTES_MAX = 32 << 20
@@ -89,6 +92,7 @@ class Client:
         self._metadata = credentials(api_key)
         self._channel = open_channel(address, tls)
         self._people = people_pb2_grpc.PeopleStub(self._channel)
+        self._audit = audit_pb2_grpc.AuditStub(self._channel)
         self._streams = streams_pb2_grpc.StreamsStub(self._channel)
         self._jobs = jobs_pb2_grpc.JobsStub(self._channel)
 
@@ -149,15 +153,72 @@ class Client:
         request = people_pb2.GetVoiceRequest(voice_id=voice_id)
         return await self._ask(self._people.GetVoice(request, metadata=self._metadata, timeout=CALL_BOUND_S))
 
-    async def erase(self, voice_id: str, *, wait_s: float = 0.0, trigger: str = "") -> people_pb2.Erasure:
-        """Erase a voice. wait_s: how long to wait for the proof, at most 30 s; 0: not at all."""
-        request = people_pb2.EraseVoiceRequest(voice_id=voice_id, trigger=trigger, wait_ms=round(wait_s * 1000))
+    async def erase(
+        self,
+        voice_id: str,
+        *,
+        wait_s: float = 0.0,
+        trigger: str = "",
+        trigger_user: str = "",
+        reason: str = "",
+        source: str = "",
+    ) -> people_pb2.Erasure:
+        """Erase a voice; repeating it gives the same erasure. wait_s: how long to wait for the proof, at most 30 s.
+
+        trigger: why, in the contract's words; trigger_user: who asks, an id; reason: why, in yours.
+        """
+        request = people_pb2.EraseVoiceRequest(
+            voice_id=voice_id,
+            trigger=trigger,
+            trigger_user=trigger_user,
+            reason=reason,
+            source=source,
+            wait_ms=round(wait_s * 1000),
+        )
         return await self._ask(self._people.EraseVoice(request, metadata=self._metadata, timeout=CALL_BOUND_S + wait_s))
+
+    async def erase_all(
+        self, tenant_id: str, *, trigger: str = "", trigger_user: str = "", reason: str = "", source: str = ""
+    ) -> AsyncIterator[people_pb2.Erasure]:
+        """Erase every voice of the key's tenant, whose id is written out; each erasure as it is asked for."""
+        request = people_pb2.EraseAllVoicesRequest(
+            tenant_id=tenant_id, trigger=trigger, trigger_user=trigger_user, reason=reason, source=source
+        )
+        try:
+            async for erasure in self._people.EraseAllVoices(request, metadata=self._metadata):
+                yield erasure
+        except aio.AioRpcError as error:
+            raise error_from_status(error, peer=self._address) from None
 
     async def erasure(self, audit_id: str) -> people_pb2.Erasure:
         """How an erasure stands."""
         request = people_pb2.GetErasureRequest(audit_id=audit_id)
         return await self._ask(self._people.GetErasure(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+
+    async def erasures(self, *, limit: int = 50) -> list[people_pb2.Erasure]:
+        """The tenant's erasures, newest first."""
+        found: list[people_pb2.Erasure] = []
+        page_token = ""
+        while len(found) < limit:
+            request = audit_pb2.ListErasuresRequest(page_size=min(200, limit - len(found)), page_token=page_token)
+            page = await self._ask(self._audit.ListErasures(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+            found += page.erasures
+            page_token = page.next_page_token
+            if not page_token:
+                break
+        return found
+
+    async def verify_audit(
+        self, *, checkpoints: Sequence[bytes] = (), skip_inventory: bool = False
+    ) -> audit_pb2.AuditVerdict:
+        """Check the audit, its checkpoints and every erasure, and ask every node what it holds."""
+        request = audit_pb2.VerifyAuditRequest(checkpoints=checkpoints, skip_inventory=skip_inventory)
+        return await self._ask(self._audit.VerifyAudit(request, metadata=self._metadata, timeout=VERIFY_BOUND_S))
+
+    async def assert_destroyed(self, node_id: str, *, trigger_user: str = "") -> audit_pb2.AssertDestroyedResponse:
+        """Say that a machine is gone: erasures name it as residual no more."""
+        request = audit_pb2.AssertDestroyedRequest(node_id=node_id, trigger_user=trigger_user)
+        return await self._ask(self._audit.AssertDestroyed(request, metadata=self._metadata, timeout=CALL_BOUND_S))
 
     async def diarize_file(
         self, recording: Clip, options: FileOptions | None = None, *, on_progress: OnProgress | None = None

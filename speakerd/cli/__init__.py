@@ -13,11 +13,13 @@ import typer
 
 from speakerd import __version__
 from speakerd.channel import TlsTrust
+from speakerd.cli.audit import audit_commands, fleet_commands
 from speakerd.cli.demo import demo
 from speakerd.cli.diarize import diarize
 from speakerd.cli.doctor import doctor
+from speakerd.cli.erase import erase
 from speakerd.cli.group import TLS_CA_FLAG, SpeakerdGroup
-from speakerd.cli.people import enroll, erase, voices
+from speakerd.cli.people import enroll, voices
 from speakerd.cli.stream import stream
 from speakerd.cli.up import up
 
@@ -57,6 +59,8 @@ def _options(
 
 for command in (up, enroll, voices, erase, stream, diarize, demo, doctor):
     app.command()(command)
+app.add_typer(audit_commands, name="audit")
+app.add_typer(fleet_commands, name="fleet")
 
 
 def main() -> None:

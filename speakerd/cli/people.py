@@ -1,4 +1,4 @@
-"""`speakerd enroll`, `voices`, `erase`: people and their voices, at a control plane."""
+"""`speakerd enroll`, `voices`: people and their voices, at a control plane."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from speakerd.client import Client
 from speakerd.errors import SpeakerdError
 from speakerd.v1 import people_pb2
 
-PROOF_WAIT_S = 30.0
 READY_WAIT_S = 30.0
 STRANGER = re.compile(r"spk_\d+")
 
@@ -95,38 +94,6 @@ def voices(
     )
 
 
-def erase(
-    who: Annotated[str, typer.Argument(metavar="NAME|ID", help="The person's name, or the voice id.")],
-    *,
-    server: ServerOption = None,
-    key: KeyOption = None,
-    data: DataOption = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until every node has proven it.")] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """Erase a person's voice: nothing names it from now on."""
-    out = Output(as_json=as_json)
-    connection = find_connection(server, key, data)
-    with out.working(f"erasing {who}"):
-        erasure = asyncio.run(_erase(connection, who, wait_s=PROOF_WAIT_S if wait else 0.0))
-    erased = erasure.state == people_pb2.Erasure.STATE_ERASED
-    out.result(
-        {
-            "voice_id": erasure.voice_id,
-            "audit_id": erasure.audit_id,
-            "state": "erased" if erased else "erasing",
-            "residual_node_ids": list(erasure.residual_node_ids),
-        }
-    )
-    out.say(f"{'erased' if erased else 'erasing'} {who} ({erasure.voice_id}), audit {erasure.audit_id}", style="green")
-    if erasure.residual_node_ids:
-        out.say(f"  still in the memory of fenced nodes: {', '.join(erasure.residual_node_ids)}", style="yellow")
-    if wait and not erased:
-        raise SpeakerdError(
-            "timeout", f"not proven after {PROOF_WAIT_S:.0f} s: look again with audit {erasure.audit_id}"
-        )
-
-
 def people_to_enroll(enrolments: Sequence[str]) -> dict[str, list[Path]]:
     """NAME=FILE arguments by name, files in order. Raises a usage error for one that is written otherwise."""
     people: dict[str, list[Path]] = {}
@@ -196,6 +163,21 @@ def voice_as_json(voice: people_pb2.Voice) -> dict[str, Any]:
     }
 
 
+async def voice_id_of(client: Client, who: str) -> str:
+    """The id of the one voice that a person named: by its label, or by the id itself."""
+    named = await _called(client, who)
+    if len(named) > 1:
+        raise _ambiguous(who, named)
+    if named:
+        return named[0].voice_id
+    try:
+        return (await client.voice(who)).voice_id
+    except SpeakerdError as error:
+        if error.cause in {"not_found", "invalid"}:
+            raise SpeakerdError("not_found", f"nobody called {who} is enrolled: see `speakerd voices`") from None
+        raise
+
+
 async def _ready(client: Client, voice: people_pb2.Voice) -> people_pb2.Voice:
     # The control plane has no call that waits for this, so it is asked again, with growing pauses, within a bound.
     pause_s, waited_s = 0.05, 0.0
@@ -225,25 +207,6 @@ async def _enroll(
 async def _voices(connection: Connection) -> list[people_pb2.Voice]:
     async with connection.open() as client:
         return await client.voices()
-
-
-async def _erase(connection: Connection, who: str, *, wait_s: float) -> people_pb2.Erasure:
-    async with connection.open() as client:
-        return await client.erase(await _voice_id(client, who), wait_s=wait_s)
-
-
-async def _voice_id(client: Client, who: str) -> str:
-    named = await _called(client, who)
-    if len(named) > 1:
-        raise _ambiguous(who, named)
-    if named:
-        return named[0].voice_id
-    try:
-        return (await client.voice(who)).voice_id
-    except SpeakerdError as error:
-        if error.cause in {"not_found", "invalid"}:
-            raise SpeakerdError("not_found", f"nobody called {who} is enrolled: see `speakerd voices`") from None
-        raise
 
 
 async def _called(client: Client, name: str) -> list[people_pb2.Voice]:
