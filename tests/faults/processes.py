@@ -20,10 +20,11 @@ START_S = 60.0
 
 
 def tones(seconds: float, *frequencies: float) -> np.ndarray:
-    """A voice to the null engine: (N,) float32. It pauses for 0.15 s a second, as speech does and hum does not."""
+    """A voice to the null engine: (N,) float32. It pauses every second, as hum does not, in a quiet room."""
     at = np.arange(round(seconds * RATE)) / RATE
     mixed = np.sum([np.sin(2 * np.pi * frequency * at) for frequency in frequencies], axis=0)
-    return (0.3 * mixed / len(frequencies) * (at % 1.0 < 0.85)).astype(np.float32)
+    room = np.random.default_rng(0).normal(0, 1e-4, len(at))
+    return (0.3 * mixed / len(frequencies) * (at % 1.0 < 0.7) + room).astype(np.float32)
 
 
 def pcm(samples: np.ndarray) -> bytes:

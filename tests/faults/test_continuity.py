@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
+import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -64,18 +66,19 @@ async def fleet(
     yield made
 
 
-async def enrol_tones(client: Client) -> None:
-    import io
-    import wave
+def wav(samples: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(pcm(samples))
+    return buffer.getvalue()
 
+
+async def enrol_tones(client: Client) -> None:
     for number in NAMED:
-        buffer = io.BytesIO()
-        with wave.open(buffer, "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(16_000)
-            file.writeframes(pcm(tones(4, *voice(number))))
-        answer = await client.enroll(f"Person {number}", [buffer.getvalue()])
+        answer = await client.enroll(f"Person {number}", [wav(tones(4, *voice(number)))])
         assert answer.voice.state == people_pb2.Voice.STATE_READY
 
 
