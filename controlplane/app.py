@@ -12,54 +12,68 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from grpc import aio
-from grpc_health.v1 import health
 
 from controlplane.audit_checkpoints import AuditCheckpoints
 from controlplane.auditing import Auditing
 from controlplane.blobs import Blobs
 from controlplane.completion import Completion
 from controlplane.config import ControlPlaneSettings
+from controlplane.daily_keys import CheckpointKeys, TicketSigner
 from controlplane.database.engine import Database, open_database
+from controlplane.doors import Doors, NodeDoor
 from controlplane.embedded_redis import EmbeddedRedis
 from controlplane.enrolment import Enrolment
+from controlplane.enrolment_store import EnrolmentStore
 from controlplane.erasure import Erasures
 from controlplane.erasure_journal import Journal
 from controlplane.erasure_work import ErasureWork
 from controlplane.fan_out import FanOut
 from controlplane.fleet import Fleet
+from controlplane.guarded_http import GuardedHttp
 from controlplane.identity import Identity, ensure_admin, new_fleet_key
 from controlplane.intake import Intake
 from controlplane.journal_replay import open_and_replay
+from controlplane.kek import KekSource, kek_source
 from controlplane.key_check import require_matching_key
 from controlplane.keys import KeyRing
 from controlplane.lease_rules import LeaseRules, LeaseTimes
 from controlplane.leases import SqlTables
+from controlplane.media_sources import FolderDrive, MediaSources, NoDrive
 from controlplane.metrics import Metrics, declare
 from controlplane.nodes import Nodes
 from controlplane.orphans import sweep_orphans
 from controlplane.outside import Outside, open_outside
+from controlplane.people import Ground, People, build_people
 from controlplane.placement import Placing
 from controlplane.pulse import Pulse
 from controlplane.registry import Registry
 from controlplane.relay import Relay
+from controlplane.rpc_admin import AdminServicer
 from controlplane.rpc_audit import AuditServicer
 from controlplane.rpc_fleet import FleetServicer
 from controlplane.rpc_jobs import JobsServicer
 from controlplane.rpc_people import PeopleServicer
 from controlplane.rpc_streams import StreamsServicer
 from controlplane.secret_files import prepare_data_folder, read_or_make_bytes, read_or_make_text
+from controlplane.tenant_keys import TenantKeys, index_labels, open_audit_key
 from controlplane.voices import Voices
 from controlplane.wakes import listen
 from controlplane.wanted import Wanting
 from controlplane.warmth import Warming
 from runtime.clock import Clock
-from runtime.grpc_server import add_health_and_reflection, bind, new_server, set_ready
 from runtime.lifecycle import Part, Tasks
 from runtime.metrics import registry as metrics_registry
-from speakerd.v1 import audit_pb2_grpc, fleet_pb2_grpc, jobs_pb2_grpc, people_pb2_grpc, streams_pb2_grpc
+from runtime.tls import Tls
+from speakerd.v1 import admin_pb2_grpc, audit_pb2_grpc, fleet_pb2_grpc, jobs_pb2_grpc, people_pb2_grpc, streams_pb2_grpc
 
-SERVICES = ("speakerd.v1.People", "speakerd.v1.Streams", "speakerd.v1.Jobs", "speakerd.v1.Audit", "speakerd.v1.Fleet")
+SERVICES = (
+    "speakerd.v1.People",
+    "speakerd.v1.Streams",
+    "speakerd.v1.Jobs",
+    "speakerd.v1.Audit",
+    "speakerd.v1.Admin",
+    "speakerd.v1.Fleet",
+)
 
 
 class HttpPart(Part, Protocol):
@@ -81,6 +95,8 @@ class Core:
 
     database: Database
     identity: Identity
+    tenant_keys: TenantKeys
+    people: People
     registry: Registry
     nodes: Nodes
     fleet: Fleet
@@ -107,8 +123,9 @@ class ControlPlane:
         self._clock = clock
         self._core: Core | None = None
         self._redis: EmbeddedRedis | None = None
-        self._server: aio.Server | None = None
-        self._health: health.aio.HealthServicer | None = None
+        self.fleet_address = ""
+        self._tls: Tls | None = None
+        self._doors: Doors | None = None
         self._workers: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
@@ -124,9 +141,11 @@ class ControlPlane:
         """Open everything, then the port: what is served is ready."""
         settings = self.settings
         prepare_data_folder(settings.data)
-        keys = KeyRing(read_or_make_bytes(settings.data / "kek.key"))
+        kek = kek_source(settings)
+        keys = KeyRing(*kek.load())
         fleet_key = read_or_make_text(settings.data / "fleet.key", new_fleet_key)
-        ticket_key = Ed25519PrivateKey.from_private_bytes(read_or_make_bytes(settings.data / "ticket.key"))
+        self._tls = settings.tls()
+        tickets = TicketSigner(read_or_make_bytes(settings.data / "ticket.key"), self._clock)
         database = await open_database(settings.resolved_database_url(), self._clock, lease_s=settings.lease_s)
         redis_url = settings.redis_url
         if redis_url is None:
@@ -135,6 +154,8 @@ class ControlPlane:
         registry = Registry(redis_url, self._clock, self.metrics)
         try:
             await require_matching_key(database, keys)
+            # Before anything names a subject: the key that names them is kept, whatever key wraps now.
+            await open_audit_key(database, keys, self._clock)
             # Before anything else can ask: what was erased since the database was backed up is erased again.
             journal, _ = await open_and_replay(
                 database,
@@ -158,13 +179,15 @@ class ControlPlane:
             database,
             registry,
             keys,
+            kek=kek,
             fleet_key=fleet_key,
-            ticket_key=ticket_key,
+            tickets=tickets,
             journal=journal,
             store=store,
             checkpoints=checkpoints,
         )
         await ensure_admin(database, settings.data / "admin.key", self._clock)
+        await index_labels(database, keys, self._core.tenant_keys)
         if self._redis is not None:
             await self._redis.start(tasks)
         await sweep_orphans(database, self._core.blobs, self._clock)
@@ -176,24 +199,22 @@ class ControlPlane:
             tasks.spawn("voices.complete", self._core.completion.run()),
             tasks.spawn("erasures.prove", self._core.erasures.run()),
             tasks.spawn("audit.sign", checkpoints.run()),
+            tasks.spawn("people.chores", self._core.people.chores.run()),
         ]
-        public_key = ticket_key.public_key().public_bytes_raw()
-        await self._serve(self._core, public_key)
+        await self._serve(self._core, tickets, CheckpointKeys(fleet_key.encode(), self._clock))
 
     async def drain(self, deadline_s: float) -> None:
         """Refuse new calls and let those that run end."""
         self.draining = True
-        if self._health is not None:
-            await set_ready(self._health, SERVICES, ready=False)
-        if self._server is not None:
-            await self._server.stop(deadline_s)
+        if self._doors is not None:
+            await self._doors.drain(deadline_s)
 
     async def stop(self) -> None:
         """Close everything that was opened, and let go of it."""
-        server, core, redis = self._server, self._core, self._redis
-        self._server = self._core = self._redis = self._health = None
-        if server is not None:
-            await server.stop(0)
+        doors, core, redis = self._doors, self._core, self._redis
+        self._doors = self._core = self._redis = None
+        if doors is not None:
+            await doors.close(0)
         # The workers go before what they work with: a connection in use is not closed with its pool.
         for worker in self._workers:
             worker.cancel()
@@ -215,15 +236,21 @@ class ControlPlane:
         registry: Registry,
         keys: KeyRing,
         *,
+        kek: KekSource,
         fleet_key: str,
-        ticket_key: Ed25519PrivateKey,
+        tickets: TicketSigner,
         journal: Journal,
         store: Outside,
         checkpoints: AuditCheckpoints,
     ) -> Core:
         settings, clock, metrics = self.settings, self._clock, self.metrics
         blobs = Blobs(settings.data / "blobs")
-        nodes = Nodes(fleet_key, push_timeout_s=settings.push_timeout_s, analyze_timeout_s=settings.analyze_timeout_s)
+        nodes = Nodes(
+            fleet_key,
+            push_timeout_s=settings.push_timeout_s,
+            analyze_timeout_s=settings.analyze_timeout_s,
+            tls=self._tls,
+        )
         times = LeaseTimes(settings.node_lease_s, settings.lease_s, settings.renew_s, settings.hold_s)
         fleet = Fleet(
             rules=LeaseRules(times),
@@ -238,44 +265,70 @@ class ControlPlane:
         )
         fan_out = FanOut(database=database, keys=keys, fleet=fleet, nodes=nodes, registry=registry, clock=clock)
         warming = Warming(database=database, keys=keys, fleet=fleet, fan_out=fan_out, nodes=nodes, registry=registry)
-        library = Voices(database, keys, warming)
-        intake = Intake(fleet, nodes, preflight_limits=settings.preflight, speaker_limits=settings.speaker_checks)
+        tenant_keys = TenantKeys(keys, clock)
+        library = Voices(database, keys, tenant_keys, warming)
+        drive = FolderDrive(settings.drive_folder) if settings.drive_folder else NoDrive()
+        intake = Intake(
+            fleet,
+            nodes,
+            sources=MediaSources(GuardedHttp(settings.url_policy()), blobs, drive),
+            preflight_limits=settings.preflight,
+            speaker_limits=settings.speaker_checks,
+        )
         waiting_voices = Pulse()
+        identity = Identity(database, fleet_key, clock)
+        enrolment = Enrolment(
+            database=database,
+            keys=keys,
+            blobs=blobs,
+            intake=intake,
+            library=library,
+            metrics=metrics,
+            waiting_voices=waiting_voices,
+            store=EnrolmentStore(database=database, keys=keys, tenant_keys=tenant_keys, blobs=blobs, clock=clock),
+            consent_required=settings.require_consent,
+        )
+        erasures = Erasures(
+            database=database,
+            keys=keys,
+            work=ErasureWork(
+                database=database,
+                keys=keys,
+                blobs=blobs,
+                journal=journal,
+                fleet=fleet,
+                nodes=nodes,
+                clock=clock,
+                metrics=metrics,
+                on_completed=checkpoints.soon,
+            ),
+            clock=clock,
+            metrics=metrics,
+        )
+        relay = Relay(fleet, nodes, library)
+        ground = Ground(
+            settings=settings,
+            database=database,
+            keys=keys,
+            kek=kek,
+            tenant_keys=tenant_keys,
+            blobs=blobs,
+            identity=identity,
+            clock=clock,
+            fleet_key=fleet_key,
+        )
         return Core(
             database=database,
-            identity=Identity(database, fleet_key, clock),
+            identity=identity,
+            tenant_keys=tenant_keys,
+            people=build_people(ground, library=library, enrolment=enrolment, erasures=erasures, relay=relay),
             registry=registry,
             nodes=nodes,
             fleet=fleet,
             fan_out=fan_out,
             library=library,
-            enrolment=Enrolment(
-                database=database,
-                keys=keys,
-                blobs=blobs,
-                intake=intake,
-                library=library,
-                clock=clock,
-                metrics=metrics,
-                waiting_voices=waiting_voices,
-            ),
-            erasures=Erasures(
-                database=database,
-                keys=keys,
-                work=ErasureWork(
-                    database=database,
-                    keys=keys,
-                    blobs=blobs,
-                    journal=journal,
-                    fleet=fleet,
-                    nodes=nodes,
-                    clock=clock,
-                    metrics=metrics,
-                    on_completed=checkpoints.soon,
-                ),
-                clock=clock,
-                metrics=metrics,
-            ),
+            enrolment=enrolment,
+            erasures=erasures,
             checkpoints=checkpoints,
             auditing=Auditing(
                 database=database,
@@ -303,29 +356,34 @@ class ControlPlane:
                 wanting=Wanting(database, clock),
                 registry=registry,
                 head=fan_out.head,
-                ticket_key=ticket_key,
+                tickets=tickets,
                 clock=clock,
                 metrics=metrics,
             ),
-            relay=Relay(fleet, nodes, library),
+            relay=relay,
             blobs=blobs,
         )
 
-    async def _serve(self, core: Core, ticket_public_key: bytes) -> None:
-        server = self._server = new_server()
-        people = PeopleServicer(core.identity, core.library, core.enrolment, core.erasures, core.relay)
-        people_pb2_grpc.add_PeopleServicer_to_server(people, server)
+    async def _serve(self, core: Core, tickets: TicketSigner, checkpoints: CheckpointKeys) -> None:
+        doors = self._doors = Doors(self.settings, self._tls, services=SERVICES)
+        server = doors.clients
+        people_pb2_grpc.add_PeopleServicer_to_server(PeopleServicer(core.identity, core.people), server)
+        admin = AdminServicer(core.identity, core.people.administration, core.people.rotation)
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
         audit = AuditServicer(core.identity, core.auditing, core.erasures)
         audit_pb2_grpc.add_AuditServicer_to_server(audit, server)
         streams_pb2_grpc.add_StreamsServicer_to_server(
             StreamsServicer(core.identity, core.placing, core.fan_out, core.registry), server
         )
         jobs_pb2_grpc.add_JobsServicer_to_server(JobsServicer(core.identity, core.relay), server)
-        fleet = FleetServicer(core.identity, core.fleet, core.fan_out, core.registry, (ticket_public_key,))
-        fleet_pb2_grpc.add_FleetServicer_to_server(fleet, server)
-        self._health = add_health_and_reflection(server, SERVICES)
-        address = self.settings.grpc
-        port = bind(server, address, insecure=self.settings.insecure)
-        self.grpc_address = f"{address.rpartition(':')[0]}:{port}"
-        await server.start()
-        await set_ready(self._health, SERVICES, ready=True)
+        fleet = FleetServicer(
+            NodeDoor(core.identity, self._tls),
+            core.fleet,
+            core.fan_out,
+            core.registry,
+            tickets=tickets,
+            checkpoints=checkpoints,
+        )
+        fleet_pb2_grpc.add_FleetServicer_to_server(fleet, doors.nodes)
+        await doors.open()
+        self.grpc_address, self.fleet_address = doors.address, doors.fleet_address

@@ -35,12 +35,18 @@ def controlplane(
     *,
     data: Annotated[Path | None, typer.Option(help="Folder of keys, database, recordings and Redis.")] = None,
     grpc: Annotated[str | None, typer.Option(help="HOST:PORT of gRPC; port 0 takes a free one.")] = None,
+    fleet_grpc: Annotated[
+        str | None, typer.Option(help="HOST:PORT of gRPC for nodes. Default: that of --grpc; with TLS, one beside it.")
+    ] = None,
     http: Annotated[str | None, typer.Option(help="HOST:PORT of HTTP; port 0 takes a free one.")] = None,
     database_url: Annotated[
         str | None, typer.Option(help="SQLAlchemy URL. Default: SQLite in the data folder.")
     ] = None,
     redis_url: Annotated[str | None, typer.Option(help="Redis. Default: REDIS_URL, else one of our own.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long to let calls end on SIGTERM.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate of this control plane, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="The fleet's authority.")] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Allow plain text beyond this machine.", show_default=False)
     ] = None,
@@ -51,10 +57,14 @@ def controlplane(
     flags = {
         "data": data,
         "grpc": grpc,
+        "fleet_grpc": fleet_grpc,
         "http": http,
         "database_url": database_url,
         "redis_url": redis_url,
         "drain_s": drain_s,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_ca": tls_ca,
         "insecure": insecure,
         "log_level": log_level,
     }
@@ -93,6 +103,7 @@ async def serve(settings: ControlPlaneSettings) -> int:
     edge = find_http()(plane)
 
     def ready() -> None:
-        print(f"ready http={edge.url} grpc={plane.grpc_address}", flush=True)
+        fleet = f" fleet={plane.fleet_address}" if plane.fleet_address != plane.grpc_address else ""
+        print(f"ready http={edge.url} grpc={plane.grpc_address}{fleet}", flush=True)
 
     return await run_daemon([plane, edge], drain_s=settings.drain_s, ready=ready)

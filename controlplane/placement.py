@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from controlplane.config import ControlPlaneSettings
-from controlplane.database.schema import voices
+from controlplane.daily_keys import TicketSigner
 from controlplane.metrics import Metrics
 from controlplane.node_view import Health, NodeView
-from controlplane.registry import Registry, Wish
+from controlplane.policy import Principal, audiences_of
+from controlplane.registry import Registry, Reserved, Wish
+from controlplane.voice_lookup import usable_by
 from controlplane.wanted import Scope, Wanted, Wanting
 from runtime.clock import Clock
 from runtime.errors import Overloaded, SpeakerdError, Unavailable
@@ -108,7 +108,7 @@ class Placing:
         wanting: Wanting,
         registry: Registry,
         head: Callable[[], int],
-        ticket_key: Ed25519PrivateKey,
+        tickets: TicketSigner,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
@@ -116,7 +116,7 @@ class Placing:
         self._wanting = wanting
         self._registry = registry
         self._head = head
-        self._ticket_key = ticket_key
+        self._tickets = tickets
         self._clock = clock
         self._metrics = metrics
         self._random = random.Random()  # noqa: S311 - spreads load
@@ -125,12 +125,12 @@ class Placing:
         return f"Placing({self._wanting!r})"
 
     async def place(
-        self, tenant_id: str, *, stream_id: str, voice_ids: Sequence[str], avoid: Collection[str], zone: str = ""
+        self, principal: Principal, *, stream_id: str, voice_ids: Sequence[str], avoid: Collection[str], zone: str = ""
     ) -> Placement:
         """Reserve a slot. Raises Unavailable when no node serves, Overloaded when all are full, NotFound for voices."""
         began_s = time.monotonic()
         try:
-            placement = await self._place(tenant_id, stream_id or f"s_{secrets.token_hex(10)}", voice_ids, avoid, zone)
+            placement = await self._place(principal, stream_id or f"s_{secrets.token_hex(10)}", voice_ids, avoid, zone)
         except SpeakerdError:
             self._metrics.route.labels("reject").inc()
             raise
@@ -139,9 +139,10 @@ class Placing:
         return placement
 
     async def _place(
-        self, tenant_id: str, stream_id: str, voice_ids: Sequence[str], avoid: Collection[str], zone: str
+        self, principal: Principal, stream_id: str, voice_ids: Sequence[str], avoid: Collection[str], zone: str
     ) -> Placement:
-        scope = Scope(tenant_id, voices.c.tenant_id == tenant_id)
+        tenant_id, audiences = principal.tenant_id, audiences_of(principal)
+        scope = Scope(audiences, usable_by(principal))
         wanted = await self._wanting.of(scope, frozenset(voice_ids), self._head())
         best_first: list[NodeView] = []
         # The first look may be a moment old; what fails on it is decided on a look of now.
@@ -164,19 +165,31 @@ class Placing:
             if reserved is not None:
                 chosen = next((node for node in nodes if node.node_id == reserved.node_id), None)
                 warm = chosen is not None and is_warm(chosen, wanted)
-                return self._ticketed(tenant_id, stream_id, reserved.node_id, reserved.address, warm=warm)
+                # A ticket outlives neither a restart of its node nor the loss of its lease.
+                incarnation = chosen.incarnation if chosen is not None else 0
+                return self._ticketed(principal, stream_id, reserved, incarnation, warm=warm)
         if not best_first:
             raise Unavailable("no node is serving: start one, or try again", retry_after_s=RETRY_AFTER_S)
         raise Overloaded("every node is full; try again", retry_after_s=RETRY_AFTER_S)
 
-    def _ticketed(self, tenant_id: str, stream_id: str, node_id: str, address: str, *, warm: bool) -> Placement:
+    def _ticketed(
+        self, principal: Principal, stream_id: str, slot: Reserved, incarnation: int, *, warm: bool
+    ) -> Placement:
         expires_at_s = round(self._clock.wall_s() + self._settings.ticket_s)
-        ticket = Ticket(tenant_id, stream_id, node_id, expires_at_s, secrets.token_hex(16))
+        ticket = Ticket(
+            principal.tenant_id,
+            stream_id,
+            slot.node_id,
+            expires_at_s,
+            secrets.token_hex(16),
+            incarnation,
+            audiences=audiences_of(principal),
+        )
         return Placement(
             stream_id=stream_id,
-            node_id=node_id,
-            address=address,
-            ticket=sign_ticket(ticket, self._ticket_key),
+            node_id=slot.node_id,
+            address=slot.address,
+            ticket=sign_ticket(ticket, self._tickets),
             expires_at_s=expires_at_s,
             warm=warm,
         )

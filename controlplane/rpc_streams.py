@@ -16,6 +16,7 @@ from controlplane.registry import Registry
 from controlplane.scopes import PLATFORM, STREAMS_OPEN
 from runtime.errors import InvalidRequest
 from runtime.grpc_server import bearer
+from runtime.tls import split_address
 from speakerd.v1 import node_pb2, streams_pb2, streams_pb2_grpc
 
 IDS_MAX = 1_000
@@ -56,16 +57,18 @@ class StreamsServicer(streams_pb2_grpc.StreamsServicer):
         if len(request.voice_ids) > IDS_MAX or len(request.avoid_node_ids) > IDS_MAX:
             raise InvalidRequest(f"voice_ids, avoid_node_ids: at most {IDS_MAX} each; empty voice_ids means all")
         placed = await self._placing.place(
-            principal.tenant_id,
+            principal,
             stream_id=request.stream_id,
             voice_ids=list(request.voice_ids),
             avoid=frozenset(request.avoid_node_ids),
             zone=request.zone,
         )
+        tls_name, address = split_address(placed.address)
         return streams_pb2.PlaceStreamResponse(
             stream_id=placed.stream_id,
             node_id=placed.node_id,
-            address=placed.address,
+            address=address,
+            tls_name=tls_name,
             ticket=placed.ticket,
             expires_at=Timestamp(seconds=placed.expires_at_s),
             warm=placed.warm,
@@ -88,7 +91,7 @@ def _status(node: NodeView) -> streams_pb2.NodeStatus:
     return streams_pb2.NodeStatus(
         node_id=node.node_id,
         incarnation=node.incarnation,
-        address=node.address,
+        address=split_address(node.address)[1],
         model=node.model,
         zone=node.zone,
         state=_STATES.get(node.state, node_pb2.NODE_STATE_UNSPECIFIED),
