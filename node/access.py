@@ -14,6 +14,7 @@ from typing import Any
 
 from grpc import aio
 
+from node.audiences import require_heard_audience
 from runtime.clock import Clock
 from runtime.errors import Denied, Overloaded, Stale, Unauthenticated
 from runtime.grpc_server import bearer
@@ -35,10 +36,11 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class StreamIdentity:
-    """Whose stream it is. stream_id is empty when the caller may choose it."""
+    """Whose stream it is. stream_id is empty when the caller may choose it. audiences: empty for the tenant's."""
 
     tenant_id: str
     stream_id: str
+    audiences: tuple[str, ...] = ()
 
 
 class Access:
@@ -99,8 +101,10 @@ class Access:
         found = verify_ticket(ticket, self._ticket_keys, node_id=self._node_id, now_s=self._clock.wall_s())
         if self._lease is not None and found.incarnation != self._lease.incarnation:
             raise Stale("the stream ticket is for this node as it was before: call PlaceStream again")
+        for audience in found.audiences:
+            require_heard_audience(found.tenant_id, audience)
         self._use(found)
-        return StreamIdentity(found.tenant_id, found.stream_id)
+        return StreamIdentity(found.tenant_id, found.stream_id, found.audiences)
 
     def _require(self, caller: Caller, *roles: str) -> None:
         if self.is_open:

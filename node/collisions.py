@@ -1,4 +1,4 @@
-"""Whom a new voice is too close to: the nearest voice in a tenant's scope, with the probability that it is the same.
+"""Whom a new voice is too close to: the nearest voice in scope, with the probability that it is the same.
 
 In: what was heard in an enrolment. Out: a voice id and a probability, or None where nobody is in scope. What always
 holds: voices of other tenants, or out of scope, are not looked at.
@@ -15,13 +15,21 @@ from node.voice_store import VoiceStore
 
 
 async def nearest_voice(
-    store: VoiceStore, tenant_id: str, sample: VoiceSample, naming: NamingParameters, *, except_voice_id: str = ""
+    store: VoiceStore,
+    audiences: tuple[str, ...],
+    sample: VoiceSample,
+    naming: NamingParameters,
+    *,
+    except_voice_id: str = "",
 ) -> tuple[str, float] | None:
     """The likeliest voice to be that of a sample, but for one."""
-    allowed = frozenset(voice.voice_id for voice in store.voices(tenant_id)) - {except_voice_id}
-    if not allowed:
+    roster = store.candidates(audiences)
+    others = frozenset(roster.generations) - {except_voice_id}
+    if not others:
         return None
-    cosines, roster = await store.scores(sample.embedding[None], store.candidates(tenant_id, allowed))
+    if len(others) < len(roster):
+        roster = store.candidates(audiences, others)
+    cosines, roster = await store.scores(sample.embedding[None], roster)
     if not len(roster):
         return None
     probabilities = match_probabilities(

@@ -21,7 +21,10 @@ class SoundFormat:
 
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
-    """The opening of a stream, checked. voice_ids: empty for every voice of the tenant; checkpoint: empty for none."""
+    """The opening of a stream, checked. voice_ids: empty for every voice in scope; checkpoint: empty for none.
+
+    audiences: whose voices are in scope, as the ticket says; empty: the tenant's.
+    """
 
     stream_id: str
     tenant_id: str
@@ -33,6 +36,7 @@ class StreamRequest:
     num_speakers_max: int
     checkpoint: bytes
     provisional: bool
+    audiences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,7 @@ class FileRequest:
     max_speakers: int | None
     voice_ids: frozenset[str]
     fast: bool = False
+    audiences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

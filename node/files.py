@@ -176,14 +176,14 @@ class FileRuns:
 
     async def _cosines(self, parts: FloatArray, request: events.FileRequest) -> FloatArray:
         """Of unit vectors (C, D) against the voices in scope now: (C, V). Who is merged with whom may depend on it."""
-        scope = Scope(request.tenant_id or "default", request.voice_ids)
+        scope = Scope(request.tenant_id or "default", request.voice_ids, request.audiences)
         heard = [SessionSpeaker(index, part, 0) for index, part in enumerate(parts)]
         cosines, _ = await score(self._store, self._standing, scope, heard)
         return cosines
 
     async def _named(self, found: Diarization, request: events.FileRequest, duration: int) -> events.FileResult:
         """The result with the names that may be said now."""
-        scope = Scope(request.tenant_id or "default", request.voice_ids)
+        scope = Scope(request.tenant_id or "default", request.voice_ids, request.audiences)
         speakers = [
             SessionSpeaker(index, heard.embedding, heard.net_speech_samples)
             for index, heard in enumerate(found.speakers)

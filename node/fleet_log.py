@@ -8,13 +8,13 @@ an entry is applied before the cursor tells of it. A standalone node has no log:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from models.analysis import FloatArray
-from node.voice_store import VoiceStore
+from node.voice_store import Voice, VoiceStore
 from runtime.errors import InvalidRequest, SpeakerdError, Stale, Unavailable
 from runtime.lease import Judgement, Lease, Next
 from runtime.logs import get_logger
@@ -44,6 +44,7 @@ class Enrolment:
     label: str
     embedding: FloatArray | None
     net_speech_samples: int
+    audience: str = ""
 
     def __repr__(self) -> str:
         return f"Enrolment({self.tenant_id}/{self.voice_id}, generation {self.generation})"
@@ -72,16 +73,26 @@ class SnapshotBegin:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotVoices:
+    """Voices of a snapshot, each with an embedding; in no order, and each once."""
+
+    voices: tuple[Enrolment, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotEnd:
     """The snapshot is complete and stands for the log up to a revision."""
 
     revision: int
 
 
+Step = Entry | SnapshotBegin | SnapshotVoices | SnapshotEnd
+
+
 class LogReader(Protocol):
     """Reads the log from the control plane."""
 
-    def read(self, incarnation: int, cursor: int) -> AsyncIterator[Entry | SnapshotBegin | SnapshotEnd]:
+    def read(self, incarnation: int, cursor: int) -> AsyncIterator[Step]:
         """Everything after a cursor, to the head of the log; an async generator. Unavailable when it breaks off."""
         ...
 
@@ -182,6 +193,8 @@ class FleetLog:
                     case SnapshotEnd():
                         in_snapshot = False
                         lease.applied(incarnation, message.revision)
+                    case SnapshotVoices() if in_snapshot:
+                        await self._hold(message.voices)
                     case Entry() if in_snapshot:
                         await self._apply(message.change)
                     case Entry() if message.revision > lease.cursor:
@@ -191,6 +204,18 @@ class FleetLog:
         if in_snapshot:
             raise Unavailable("the snapshot of the fleet log broke off")
         lease.reconciled(incarnation)
+
+    async def _hold(self, changes: Sequence[Enrolment]) -> None:
+        wanted = [
+            (
+                Voice(one.tenant_id, one.voice_id, one.generation, one.label, -1, one.net_speech_samples, one.audience),
+                one.embedding,
+            )
+            for one in changes
+            if one.embedding is not None
+        ]
+        for voice in await self._store.put_all(wanted):
+            get_logger().error("log.entry_refused", voice_id=voice.voice_id, cause="invalid")
 
     async def _apply(self, change: Enrolment | Eviction) -> None:
         """Apply an entry of the log. One that cannot be is left out loudly: the others must not wait for it."""
@@ -220,5 +245,6 @@ class FleetLog:
             label=change.label,
             embedding=change.embedding,
             net_speech_samples=change.net_speech_samples,
+            audience=change.audience,
         )
         return voice.generation

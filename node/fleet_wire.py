@@ -7,14 +7,17 @@ Unauthenticated, Conflict or Unavailable.
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
 from grpc import aio
 
 from node import wire
-from node.fleet_log import Enrolment, Entry, Eviction, SnapshotBegin, SnapshotEnd
+from node.fleet_log import Enrolment, Entry, Eviction, SnapshotBegin, SnapshotEnd, SnapshotVoices, Step
 from node.load import Load
 from runtime.errors import Conflict, InvalidRequest, SpeakerdError, Stale, Unauthenticated, Unavailable
 from runtime.grpc_server import open_channel
@@ -136,7 +139,7 @@ class ControlPlane:
             raise _translated(error) from None
         return int(answer.head)
 
-    async def read(self, incarnation: int, cursor: int) -> AsyncIterator[Entry | SnapshotBegin | SnapshotEnd]:
+    async def read(self, incarnation: int, cursor: int) -> AsyncIterator[Step]:
         """The log after a cursor, to its head."""
         request = fleet_pb2.SyncRequest(
             node_id=self._identity.node_id, incarnation=incarnation, cursor=cursor, model=self._identity.model
@@ -147,6 +150,9 @@ class ControlPlane:
                 match message.WhichOneof("message"):
                     case "snapshot_begin":
                         yield SnapshotBegin()
+                    case "page":
+                        # Thousands of voices take longer to read than the event loop may stand still.
+                        yield await asyncio.to_thread(self._page, message.page)
                     case "snapshot_end":
                         yield SnapshotEnd(message.snapshot_end.revision)
                     case "entries":
@@ -156,6 +162,42 @@ class ControlPlane:
             raise _translated(error) from None
         finally:
             call.cancel()
+
+    def _page(self, page: fleet_pb2.SnapshotPage) -> SnapshotVoices:
+        """A page's columns as voices. Raises Unavailable for one that cannot be read: the snapshot is read again."""
+        names = fleet_pb2.SnapshotNames()
+        number = len(page.generations)
+        try:
+            names.ParseFromString(zlib.decompress(page.names))
+            embeddings = np.frombuffer(page.embeddings, "<f4").reshape(number, -1).astype(np.float32)  # (V, D)
+            tenants = [names.tenant_ids[index] for index in names.tenants]
+            audiences = [names.audiences[index] for index in names.for_audiences] or [""] * number
+            columns = zip(
+                tenants,
+                names.voice_ids,
+                page.generations,
+                names.labels,
+                embeddings if page.model == self._identity.model else [None] * number,
+                page.net_speech_ms,
+                audiences,
+                strict=True,
+            )
+            return SnapshotVoices(
+                tuple(
+                    Enrolment(
+                        tenant_id,
+                        voice_id,
+                        generation,
+                        label or voice_id,
+                        embedding,
+                        samples_from_ms(speech_ms),
+                        audience=audience,
+                    )
+                    for tenant_id, voice_id, generation, label, embedding, speech_ms, audience in columns
+                )
+            )
+        except (ValueError, IndexError, zlib.error, DecodeError):
+            raise Unavailable("a page of the snapshot cannot be read") from None
 
     def _entry(self, entry: fleet_pb2.LogEntry) -> Entry:
         voice = entry.voice
@@ -173,7 +215,13 @@ class ControlPlane:
                 get_logger().error("log.voiceprint_refused", voice_id=voice.voice_id)
         label = entry.enroll.label or voice.voice_id
         change = Enrolment(
-            tenant_id, voice.voice_id, voice.generation, label, embedding, samples_from_ms(net_speech_ms)
+            tenant_id,
+            voice.voice_id,
+            voice.generation,
+            label,
+            embedding,
+            samples_from_ms(net_speech_ms),
+            audience=entry.enroll.audience,
         )
         return Entry(entry.revision, change)
 

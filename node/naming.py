@@ -28,7 +28,7 @@ class NamingGuard(Protocol):
         ...
 
 
-NOBODY = Roster("", 0, (), np.zeros(0, np.int64), {}, np.zeros(0, np.int64), 0)
+NOBODY = Roster((), 0, (), np.zeros(0, np.int64), {}, np.zeros(0, np.int64), 0)
 """The candidates while nobody may be named."""
 
 
@@ -65,10 +65,16 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Whose voices are candidates. voice_ids: empty for all of the tenant's."""
+    """Whose voices are candidates. voice_ids: empty for all of them. audiences: empty for the tenant's."""
 
     tenant_id: str
     voice_ids: frozenset[str]
+    audiences: tuple[str, ...] = ()
+
+    @property
+    def heard(self) -> tuple[str, ...]:
+        """The audiences whose voices are candidates."""
+        return self.audiences or (self.tenant_id,)
 
 
 async def score(
@@ -82,7 +88,7 @@ async def score(
 
     Of very many voices they are the nearest to each speaker, and those `carried` by speakers already.
     """
-    roster = store.candidates(scope.tenant_id, scope.voice_ids) if guard.allows() else NOBODY
+    roster = store.candidates(scope.heard, scope.voice_ids) if guard.allows() else NOBODY
     if not len(roster) or not speakers:
         return np.zeros((len(speakers), len(roster)), np.float32), roster
     found, roster = await store.scores(np.stack([speaker.centroid for speaker in speakers]), roster, carried)
@@ -125,7 +131,7 @@ class SessionNaming:
     @property
     def num_candidates(self) -> int:
         """How many voices the stream is matched against now."""
-        return len(self._store.candidates(self._scope.tenant_id, self._scope.voice_ids)) if self._guard.allows() else 0
+        return len(self._store.candidates(self._scope.heard, self._scope.voice_ids)) if self._guard.allows() else 0
 
     async def step(self, outcomes: Sequence[StepOutcome], speakers: Sequence[SessionSpeaker]) -> list[NamingOutcome]:
         """What to show of steps, with what is known of each speaker after the last of them."""
@@ -140,7 +146,7 @@ class SessionNaming:
         """What may be said, at this very moment, of a speaker whom a step gave this voice."""
         if voice_id is None or not self._guard.allows():
             return None
-        held = self._store.find(self._scope.tenant_id, voice_id)
+        held = self._store.find_for(self._scope.heard, voice_id)
         if held is None or held.generation != self._last[2].generations.get(voice_id):
             return None
         return Name(held.voice_id, held.label, probability)

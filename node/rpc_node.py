@@ -106,7 +106,11 @@ class NodeService(node_pb2_grpc.NodeServicer):
         if request.tenant_id and whole.sample.net_speech_samples:
             tenant_id = wire.identifier(request.tenant_id, "tenant_id")
             collision = await nearest_voice(
-                self._store, tenant_id, whole.sample, naming, except_voice_id=request.except_voice_id
+                self._store,
+                wire.audiences(request.audiences, tenant_id) or (tenant_id,),
+                whole.sample,
+                naming,
+                except_voice_id=request.except_voice_id,
             )
         return wire.analysis(
             self._engine.model,
@@ -189,7 +193,10 @@ class NodeService(node_pb2_grpc.NodeServicer):
             case _:
                 raise InvalidRequest("send a `clip` of the person speaking, or a `voiceprint`")
         generation = request.voice.generation
-        return Enrolment(tenant_id, voice_id, generation, label, embedding, net_speech_samples), heard
+        made = Enrolment(
+            tenant_id, voice_id, generation, label, embedding, net_speech_samples, audience=request.audience
+        )
+        return made, heard
 
 
 def _clip(clip: common_pb2.AudioClip) -> SentClip:

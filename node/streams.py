@@ -149,12 +149,17 @@ class LiveStreams:
             raise InvalidRequest("the first message of a stream has to be `open`")
         identity = self._access.admit_stream(caller, request.ticket, request.tenant_id)
         stream_id = identity.stream_id or request.stream_id or secrets.token_hex(8)
-        return replace(request, tenant_id=identity.tenant_id, stream_id=stream_id, ticket="")
+        return replace(
+            request, tenant_id=identity.tenant_id, stream_id=stream_id, ticket="", audiences=identity.audiences
+        )
 
     async def _open(self, request: events.StreamRequest, peer: Peer, slot: Slot) -> LiveSession:
         grid = self._engine.device.grid
         naming = SessionNaming(
-            self._store, self._standing, self._engine.naming, Scope(request.tenant_id, request.voice_ids)
+            self._store,
+            self._standing,
+            self._engine.naming,
+            Scope(request.tenant_id, request.voice_ids, request.audiences),
         )
         resumed, online = None, None
         if request.checkpoint:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from models.analysis import FloatArray
+from node.audiences import is_own_audience, require_own_audience
 from node.device_thread import DeviceThread
 from node.engine import Engine
 from runtime.errors import InvalidRequest, SpeakerdError, Stale
@@ -27,6 +28,8 @@ T = TypeVar("T")
 WHOLE_ROSTER_MAX = 4_096
 """Of so many candidates every cosine is told; of more, those of the nearest to each query alone."""
 NEAREST = 32
+ROSTERS_MAX = 256
+"""Rosters kept for streams to come; those of streams that run are the streams' own."""
 VOICES_AT_ONCE = 64
 """How many voices of many are entered before others have their turn."""
 TOMBSTONES_MAX = 10_000
@@ -35,7 +38,10 @@ TOMBSTONES_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """A voice that is held. row: its place in the gallery. net_speech_samples: clean speech that it stands on."""
+    """A voice that is held. row: its place in the gallery. net_speech_samples: clean speech that it stands on.
+
+    audience: whose streams it is matched for (node.audiences); "": its tenant's.
+    """
 
     tenant_id: str
     voice_id: str
@@ -43,6 +49,7 @@ class Voice:
     label: str
     row: int
     net_speech_samples: int
+    audience: str = ""
 
     def __repr__(self) -> str:
         return f"Voice({self.tenant_id}/{self.voice_id}, generation {self.generation}, row {self.row})"
@@ -50,14 +57,14 @@ class Voice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Roster:
-    """Candidates as they were at one moment: shared by all streams of a tenant until one of its voices changes.
+    """Candidates as they were at one moment: shared by all streams of the same audiences until a voice of one changes.
 
-    revision: of the tenant's voices. rows: (V,) int64, their rows in the gallery. generations: by voice id.
+    revision: of the audiences' voices. rows: (V,) int64, their rows in the gallery. generations: by voice id.
     net_speech_samples: (V,) int64, clean speech that each stands on. num_in_scope: how many voices there were to choose
     from, where these are the nearest of them; V otherwise.
     """
 
-    tenant_id: str
+    audiences: tuple[str, ...]
     revision: int
     voices: tuple[Voice, ...]
     rows: np.ndarray
@@ -84,8 +91,9 @@ class VoiceStore:
         self._order = asyncio.Lock()
         self._acts: set[asyncio.Task[Any]] = set()
         self._epoch = 0  # grows with each wipe
-        self._rosters: dict[str, Roster] = {}
-        self._revisions: dict[str, int] = {}  # of each tenant: grows with every change of its voices
+        self._audiences: dict[str, dict[str, Voice]] = {}
+        self._rosters: OrderedDict[tuple[str, ...], Roster] = OrderedDict()
+        self._revisions: dict[str, int] = {}  # of each audience: grows with every change of its voices
 
     def __repr__(self) -> str:
         return f"VoiceStore({len(self)} voices of {len(self._tenants)} tenants, {self._num_rows} rows)"
@@ -103,21 +111,29 @@ class VoiceStore:
             return list(self._tenants.get(tenant_id, {}).values())
         return [voice for voices in self._tenants.values() for voice in voices.values()]
 
-    def candidates(self, tenant_id: str, allowed: frozenset[str] = frozenset()) -> Roster:
-        """The voices of a tenant that may be named; allowed: empty for all of them."""
+    def candidates(self, audiences: tuple[str, ...], allowed: frozenset[str] = frozenset()) -> Roster:
+        """The voices that may be named to a stream of these audiences; allowed: empty for all of them."""
         if allowed:
-            voices = self._tenants.get(tenant_id, {})
-            return self._roster(tenant_id, [voices[voice_id] for voice_id in sorted(allowed & voices.keys())])
-        known = self._rosters.get(tenant_id)
+            return self._roster(audiences, [voice for voice in self._heard(audiences) if voice.voice_id in allowed])
+        known = self._rosters.get(audiences)
         if known is None:
-            known = self._roster(tenant_id, self.voices(tenant_id))
+            known = self._roster(audiences, self._heard(audiences))
             if len(known):
-                self._rosters[tenant_id] = known
+                self._rosters[audiences] = known
+                if len(self._rosters) > ROSTERS_MAX:
+                    self._rosters.popitem(last=False)
         return known
 
     def find(self, tenant_id: str, voice_id: str) -> Voice | None:
         """The voice as it is held now."""
         return self._tenants.get(tenant_id, {}).get(voice_id)
+
+    def find_for(self, audiences: tuple[str, ...], voice_id: str) -> Voice | None:
+        """The voice as it is held now, if it may be named to a stream of these audiences."""
+        for audience in audiences:
+            if (held := self._audiences.get(audience, {}).get(voice_id)) is not None:
+                return held
+        return None
 
     async def put(
         self,
@@ -128,6 +144,7 @@ class VoiceStore:
         label: str,
         embedding: FloatArray,
         net_speech_samples: int,
+        audience: str = "",
     ) -> Voice:
         """Hold a voice. generation 0 takes the next one. Repeating a generation changes nothing.
 
@@ -136,7 +153,8 @@ class VoiceStore:
         """
         _check(embedding, self._embedding_dim)
         # The epoch is that of this moment: a wipe that comes before the task begins has to be seen by it.
-        held = Voice(tenant_id, voice_id, generation, label, -1, net_speech_samples)
+        held = Voice(tenant_id, voice_id, generation, label, -1, net_speech_samples, audience)
+        require_own_audience(tenant_id, audience)
         return await self._act(self._put(held, embedding.astype(np.float32), self._epoch))
 
     async def put_all(self, wanted: Sequence[tuple[Voice, FloatArray]]) -> list[Voice]:
@@ -145,11 +163,14 @@ class VoiceStore:
         What is older than what was seen is passed over. Returns those whose embedding cannot be held. Raises Stale when
         everything was forgotten meanwhile.
         """
-        fitting, unfit = [], []
-        for voice, embedding in wanted:
-            (fitting if _is_fit(embedding, self._embedding_dim) else unfit).append((voice, embedding))
+        fitting = [
+            (voice, embedding)
+            for voice, embedding in wanted
+            if _is_fit(embedding, self._embedding_dim) and is_own_audience(voice.tenant_id, voice.audience)
+        ]
         await self._act(self._put_all(fitting, self._epoch))
-        return [voice for voice, _ in unfit]
+        held = {id(voice) for voice, _ in fitting}
+        return [voice for voice, _ in wanted if id(voice) not in held]
 
     async def evict(self, tenant_id: str, voice_id: str, generation: int) -> bool:
         """Forget a voice; whether it was held. generation 0 means whichever is held.
@@ -188,12 +209,12 @@ class VoiceStore:
         if len(roster) > WHOLE_ROSTER_MAX and len(queries):
             roster = await self._nearest(queries, roster, carried)
         found = await self._device.call(lambda engine: engine.gallery.scores(queries, roster.rows))
-        if roster.revision == self._revisions.get(roster.tenant_id, 0):
+        if roster.revision == self._revision(roster.audiences):
             return found, roster
         kept = [
             index for index, voice in enumerate(roster.voices) if self.find(voice.tenant_id, voice.voice_id) == voice
         ]
-        left = self._roster(roster.tenant_id, [roster.voices[index] for index in kept], roster.num_in_scope)
+        left = self._roster(roster.audiences, [roster.voices[index] for index in kept], roster.num_in_scope)
         return found[:, kept], left
 
     async def _nearest(self, queries: FloatArray, roster: Roster, carried: Collection[str]) -> Roster:
@@ -202,13 +223,25 @@ class VoiceStore:
         places = {int(place) for place in np.unique(found.places)}
         if wanted := set(carried) & roster.generations.keys():
             places |= {index for index, voice in enumerate(roster.voices) if voice.voice_id in wanted}
-        part = self._roster(roster.tenant_id, [roster.voices[place] for place in sorted(places)], len(roster))
+        part = self._roster(roster.audiences, [roster.voices[place] for place in sorted(places)], len(roster))
         return replace(part, revision=roster.revision)
 
-    def _roster(self, tenant_id: str, voices: Sequence[Voice], num_in_scope: int | None = None) -> Roster:
+    def _heard(self, audiences: tuple[str, ...]) -> list[Voice]:
+        # Should a global voice ever have the id of one's own, one's own is meant.
+        found: dict[str, Voice] = {}
+        for audience in audiences:
+            for voice_id, voice in self._audiences.get(audience, {}).items():
+                found.setdefault(voice_id, voice)
+        return list(found.values())
+
+    def _revision(self, audiences: tuple[str, ...]) -> int:
+        # Each of them only grows, and so their sum tells whether any did.
+        return sum(self._revisions.get(audience, 0) for audience in audiences)
+
+    def _roster(self, audiences: tuple[str, ...], voices: Sequence[Voice], num_in_scope: int | None = None) -> Roster:
         return Roster(
-            tenant_id,
-            self._revisions.get(tenant_id, 0),
+            audiences,
+            self._revision(audiences),
             tuple(voices),
             np.array([voice.row for voice in voices], np.int64),
             {voice.voice_id: voice.generation for voice in voices},
@@ -245,9 +278,7 @@ class VoiceStore:
             if held is not None:
                 self._unname(held)
             voice = replace(wanted, generation=generation, row=row)
-            self._tenants.setdefault(tenant_id, {})[voice_id] = voice
-            self._digest.add(tenant_id, voice_id, generation)
-            self._changed(tenant_id)
+            self._name(voice)
             await self._zero_doomed()
             return voice
 
@@ -278,9 +309,7 @@ class VoiceStore:
                 held = self.find(voice.tenant_id, voice.voice_id)
                 if held is not None:
                     self._unname(held)
-                self._tenants.setdefault(voice.tenant_id, {})[voice.voice_id] = replace(voice, row=row)
-                self._digest.add(voice.tenant_id, voice.voice_id, voice.generation)
-                self._changed(voice.tenant_id)
+                self._name(replace(voice, row=row))
             await self._zero_doomed()
             if epoch != self._epoch:
                 raise Stale("this node forgot all voices while these were enrolled: enrol them again")
@@ -313,18 +342,27 @@ class VoiceStore:
         act.add_done_callback(self._acts.discard)
         return await asyncio.shield(act)
 
+    def _name(self, voice: Voice) -> None:
+        self._tenants.setdefault(voice.tenant_id, {})[voice.voice_id] = voice
+        self._audiences.setdefault(voice.audience or voice.tenant_id, {})[voice.voice_id] = voice
+        self._digest.add(voice.tenant_id, voice.voice_id, voice.generation)
+        self._changed(voice.audience or voice.tenant_id)
+
     def _unname(self, voice: Voice) -> None:
-        voices = self._tenants[voice.tenant_id]
-        del voices[voice.voice_id]
-        if not voices:
-            del self._tenants[voice.tenant_id]
+        audience = voice.audience or voice.tenant_id
+        for held, key in ((self._tenants, voice.tenant_id), (self._audiences, audience)):
+            del held[key][voice.voice_id]
+            if not held[key]:
+                del held[key]
         self._doomed_rows.add(voice.row)
         self._digest.remove(voice.tenant_id, voice.voice_id, voice.generation)
-        self._changed(voice.tenant_id)
+        self._changed(audience)
 
-    def _changed(self, tenant_id: str) -> None:
-        self._rosters.pop(tenant_id, None)
-        self._revisions[tenant_id] = self._revisions.get(tenant_id, 0) + 1
+    def _changed(self, audience: str) -> None:
+        # At once, and not when they are asked for next: a roster holds labels.
+        for audiences in [audiences for audiences in self._rosters if audience in audiences]:
+            del self._rosters[audiences]
+        self._revisions[audience] = self._revisions.get(audience, 0) + 1
 
     def _bury(self, tenant_id: str, voice_id: str, generation: int) -> None:
         if not generation:

@@ -6,7 +6,7 @@ What always holds: a message that is out of its documented range raises InvalidR
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from models.enrolment import CombinedVoice
 from models.naming import Reason
 from models.seams import VoiceSample
 from node import events
+from node.audiences import AUDIENCES_MAX, require_heard_audience
 from node.enrolment import HeardVoice
 from node.load import Load
 from node.naming import Match, Name
@@ -143,6 +144,16 @@ def stream_request(message: node_pb2.StreamOpen) -> events.StreamRequest:
     )
 
 
+def audiences(said: Iterable[str], tenant_id: str) -> tuple[str, ...]:
+    """Whose voices a tenant's request is matched against. Raises InvalidRequest for those of another."""
+    found = tuple(said)
+    if len(found) > AUDIENCES_MAX:
+        raise InvalidRequest(f"audiences: at most {AUDIENCES_MAX}")
+    for audience in found:
+        require_heard_audience(tenant_id, audience)
+    return found
+
+
 def sound_format(message: common_pb2.AudioFormat) -> events.SoundFormat:
     """How bytes hold sound."""
     return events.SoundFormat(message.encoding, *said_rate_and_channels(message))
@@ -159,6 +170,7 @@ def file_request(message: node_pb2.FileOpen) -> events.FileRequest:
         max_speakers=message.max_speakers or None,
         voice_ids=voice_ids(message.voice_ids),
         fast=message.mode == node_pb2.FileOpen.MODE_FAST,
+        audiences=audiences(message.audiences, message.tenant_id or "default"),
     )
 
 

@@ -34,8 +34,8 @@ async def test_scores_that_come_back_after_the_lease_has_run_out_tell_of_nobody(
     guard = Guard()
 
     class SlowStore:
-        def candidates(self, tenant_id: str, allowed: frozenset[str]) -> Roster:
-            return Roster(tenant_id, 1, (ADA,), np.zeros(1, np.int64), {"ada": 1}, np.full(1, 64_000), 1)
+        def candidates(self, audiences: tuple[str, ...], allowed: frozenset[str]) -> Roster:
+            return Roster(audiences, 1, (ADA,), np.zeros(1, np.int64), {"ada": 1}, np.full(1, 64_000), 1)
 
         async def scores(
             self, queries: FloatArray, roster: Roster, carried: Collection[str]

@@ -64,7 +64,7 @@ async def put(store: VoiceStore, voice_id: str, seed: int, *, generation: int = 
 
 async def best(store: VoiceStore, seed: int, *, tenant_id: str = "t") -> str | None:
     """The voice of a tenant that sounds like this, if one does."""
-    scores, roster = await store.scores(unit(seed)[None], store.candidates(tenant_id))
+    scores, roster = await store.scores(unit(seed)[None], store.candidates((tenant_id,)))
     close = [voice.voice_id for voice, score in zip(roster.voices, scores[0], strict=True) if score > 0.99]
     return close[0] if close else None
 
@@ -113,9 +113,9 @@ async def test_repeating_an_enrolment_changes_nothing_and_a_new_generation_repla
     store: VoiceStore,
 ) -> None:
     assert await put(store, "ada", 1) == 1
-    held, digest = store.candidates("t"), store.digest()
+    held, digest = store.candidates(("t",)), store.digest()
     assert await put(store, "ada", 9, generation=1) == 1
-    assert store.candidates("t") is held and store.digest() == digest
+    assert store.candidates(("t",)) is held and store.digest() == digest
     assert await put(store, "ada", 2) == 2
     assert await best(store, 2) == "ada" and await best(store, 1) is None
     assert len(store) == 1
@@ -123,7 +123,7 @@ async def test_repeating_an_enrolment_changes_nothing_and_a_new_generation_repla
 
 async def test_a_row_that_changed_hands_while_a_score_waited_is_left_out_of_the_answer(store: VoiceStore) -> None:
     await put(store, "ada", 1)
-    before = store.candidates("t")
+    before = store.candidates(("t",))
     await store.evict("t", "ada", 0)
     await put(store, "eve", 2)
     assert store.voices()[0].row == before.rows[0]
