@@ -84,7 +84,8 @@ class NodeDaemon:
         settings, clock = self._settings, self._clock
         self._tasks = tasks
         calls_max = 4 * (settings.streams_max + settings.files_max) + 64
-        self._device = DeviceThread(engine_loader(settings.bundle, settings.device), calls_max=calls_max)
+        loader = engine_loader(settings.bundle, settings.device, settings.calibration)
+        self._device = DeviceThread(loader, calls_max=calls_max)
         engine = await self._device.start()
         get_logger().info("engine.loaded", bundle=engine.bundle, model=engine.model, device=engine.device_name)
         metrics_registry = registry()

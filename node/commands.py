@@ -40,6 +40,7 @@ def node(
         bool | None, typer.Option("--standalone", help="Run without lease and control plane.")
     ] = None,
     bundle: Annotated[str | None, typer.Option(help="Bundle of weights, by name or TOML file.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="File of `speakerd calibrate`, for this bundle.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, or null (no model, for tests).")] = None,
     streams_max: Annotated[int | None, typer.Option(help="Live streams at once; more are refused.")] = None,
     files_max: Annotated[int | None, typer.Option(help="Files at once; more are refused.")] = None,

@@ -34,6 +34,8 @@ class NodeSettings(DaemonSettings):
     fleet_key_file: Path | None = None
     standalone: bool = False
     bundle: str = "builtin"
+    # What `speakerd calibrate` has fitted, in place of the bundle's own.
+    calibration: Path | None = None
     device: str = Field(default="cpu", pattern=r"^(cpu|null|cuda(:\d+)?)$")
     streams_max: int = Field(default=64, ge=1, le=4096)
     files_max: int = Field(default=2, ge=1, le=256)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -38,9 +39,9 @@ class Engine:
     collector: Callable[[SlotKind], FileCollector]
 
 
-def engine_loader(bundle: str, device: str) -> Callable[[], Engine]:
-    """What loads the engine named, when called on the device's thread."""
-    return _load_null if device == "null" else lambda: _load_torch(bundle, device)
+def engine_loader(bundle: str, device: str, calibration: Path | None = None) -> Callable[[], Engine]:
+    """What loads the engine named, when called on the device's thread. calibration: of `speakerd calibrate`."""
+    return _load_null if device == "null" else lambda: _load_torch(bundle, device, calibration)
 
 
 def probe(device: AnalysisDevice) -> None:
@@ -67,10 +68,11 @@ def _load_null() -> Engine:
     )
 
 
-def _load_torch(bundle_name: str, device_name: str) -> Engine:
+def _load_torch(bundle_name: str, device_name: str, calibration: Path | None) -> Engine:
     import torch
 
     from models.bundle import load_bundle
+    from models.calibration_file import with_calibration
     from models.engines import collecting, open_device
     from models.torch_gallery import TorchGallery
 
@@ -78,6 +80,8 @@ def _load_torch(bundle_name: str, device_name: str) -> Engine:
         # Small batches of small networks: more threads cost more in hand-overs than they bring.
         torch.set_num_threads(1)
     bundle = load_bundle(bundle_name)
+    if calibration is not None:
+        bundle = with_calibration(bundle, calibration)
     device = open_device(bundle, device_name)
     return Engine(
         device=device,

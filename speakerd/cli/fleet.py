@@ -43,6 +43,7 @@ class FleetPlan:
     grpc: str = "127.0.0.1:0"
     nodes: int = 1
     bundle: str | None = None
+    calibration: Path | None = None
     device: str | None = None
     streams_max: int | None = None
     drain_s: float = 10.0
@@ -131,6 +132,7 @@ class Fleet:
         arguments += ["--drain-s", str(self._plan.drain_s)]
         for flag, value in (
             ("--bundle", self._plan.bundle),
+            ("--calibration", self._plan.calibration),
             ("--device", self._plan.device),
             ("--streams-max", self._plan.streams_max),
         ):

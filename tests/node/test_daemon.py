@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
@@ -24,11 +25,11 @@ from tests.node.conftest import ADA, pcm, requests, rest, tones
 from tests.node.test_batcher import WatchedDevice
 
 
-def loads(device: WatchedDevice) -> Callable[[str, str], Callable[[], Engine]]:
+def loads(device: WatchedDevice) -> Callable[[str, str, Path | None], Callable[[], Engine]]:
     engine = Engine(
         device, NullGallery(64), "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, collector
     )
-    return lambda bundle, device_name: lambda: engine
+    return lambda bundle, device_name, calibration: lambda: engine
 
 
 async def test_a_device_that_is_lost_ends_the_daemon_with_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
