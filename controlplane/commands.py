@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from controlplane import backup_commands
 from controlplane.app import ControlPlane, HttpBuilder
 from controlplane.config import ControlPlaneSettings
 from runtime import logs
@@ -29,6 +30,7 @@ HTTP_GROUP = "speakerd.http"
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
     app.command("controlplane", help="Run the control plane: voices, consent, erasure, fleet, placement.")(controlplane)
+    backup_commands.register(app)
 
 
 def controlplane(
@@ -50,6 +52,20 @@ def controlplane(
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Allow plain text beyond this machine.", show_default=False)
     ] = None,
+    erasure_journal: Annotated[
+        str | None, typer.Option(help="Path or object-store URL of the erasure journal. Default: in the data folder.")
+    ] = None,
+    audit_checkpoints: Annotated[
+        str | None, typer.Option(help="Folder or object-store URL of signed audit checkpoints. Default: likewise.")
+    ] = None,
+    accept_journal_loss: Annotated[
+        bool | None,
+        typer.Option(
+            "--accept-journal-loss",
+            help="Start although the erasure journal is missing, damaged or another one; goes into the audit.",
+            show_default=False,
+        ),
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with a table `controlplane`.")] = None,
 ) -> None:
@@ -66,6 +82,9 @@ def controlplane(
         "tls_key": tls_key,
         "tls_ca": tls_ca,
         "insecure": insecure,
+        "erasure_journal": erasure_journal,
+        "audit_checkpoints": audit_checkpoints,
+        "accept_journal_loss": accept_journal_loss,
         "log_level": log_level,
     }
     try:

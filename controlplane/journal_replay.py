@@ -34,6 +34,8 @@ INCARNATIONS_APART = 1 << 20
 """An epoch begins this far on, so that no incarnation of a lost time comes again."""
 BEFORE_RESTORE = "before-restore"
 """Node id of the lease that stands for whoever held one in the time that was lost."""
+RESTORED = "restored "
+"""What `fleet_head.run` begins with in a database that was restored from a backup, whose id follows."""
 MISSING = (
     "the erasure journal of this database is missing at {where}: put it back (it is never in a backup), or name it as "
     "erasure_journal; without it, voices that were erased after a backup would come back. To go on without it: "
@@ -187,6 +189,8 @@ class _Replay:
     async def _went_back(self) -> str:
         """Why this database is a copy of an earlier time; empty when it is not."""
         head = (await self._connection.execute(select(fleet_head))).one()
+        if head.run.startswith(RESTORED):
+            return str(head.run)
         marks = [mark for mark in self._marks if mark.epoch == head.epoch]
         if not marks:
             return ""
