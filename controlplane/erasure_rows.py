@@ -13,13 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from controlplane.database.schema import (
     data_keys,
     erasures,
-    fleet_log,
     idempotency,
     voiceprint_members,
     voiceprints,
     voices,
 )
-from controlplane.fleet_log import Change
 from controlplane.keys import VoiceAddress
 from controlplane.voices import Outcome
 from runtime.errors import InvalidRequest
@@ -120,19 +118,12 @@ async def latest_of(connection: AsyncConnection, voice: VoiceAddress) -> str:
 
 
 async def first_entry_of(connection: AsyncConnection, voice: VoiceAddress) -> tuple[int, float] | None:
-    """Where, and when (lease clock), the voice entered the fleet log; None when no node was ever told of it."""
-    query = (
-        select(fleet_log.c.revision, fleet_log.c.at_lease_s)
-        .where(
-            fleet_log.c.tenant_id == voice.tenant_id,
-            fleet_log.c.voice_id == voice.voice_id,
-            fleet_log.c.kind == Change.ENROLL.value,
-        )
-        .order_by(fleet_log.c.revision)
-        .limit(1)
+    """Where, and when (lease clock), nodes were told of the voice first; None when none ever was."""
+    query = select(voices.c.first_revision, voices.c.first_at_lease_s).where(
+        voices.c.tenant_id == voice.tenant_id, voices.c.voice_id == voice.voice_id, voices.c.first_revision > 0
     )
     row = (await connection.execute(query)).one_or_none()
-    return None if row is None else (int(row.revision), float(row.at_lease_s))
+    return None if row is None else (int(row.first_revision), float(row.first_at_lease_s))
 
 
 def erasure_of(row: Row[Any]) -> Erasure:

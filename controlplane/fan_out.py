@@ -57,10 +57,6 @@ class FleetView:
         """The nodes that work may be sent to."""
         return [lease for lease in self.leases if lease.serves(self.now_s)]
 
-    def holding(self, revision: int) -> list[Lease]:
-        """Those of them that have applied a revision."""
-        return [lease for lease in self.serving() if lease.cursor >= revision]
-
 
 class FanOut:
     """The worker, and what it knows."""
@@ -114,20 +110,21 @@ class FanOut:
             self.look()
             self._fleet.changed.beat()
 
-    async def held(self, revision: int) -> list[Lease]:
-        """Wait until all that serve have applied a revision, within a bound; those that have."""
+    async def held(self, revision: int, models: frozenset[str] | None = None) -> list[Lease]:
+        """Wait until all that serve, of some models or of all, have applied a revision, within a bound: who has."""
         began_s = self._clock.monotonic_s()
         first_s: float | None = None
         while True:
             moved = self._moved.next()
             now_s = self._clock.monotonic_s()
             view = self._view
-            holding = view.holding(revision)
+            wanted = [lease for lease in view.serving() if models is None or lease.model in models]
+            holding = [lease for lease in wanted if lease.cursor >= revision]
             if holding and first_s is None:
                 first_s = now_s
             is_known = view.head >= revision
             until_s = began_s + FIRST_HOLDER_S if first_s is None else first_s + OTHER_HOLDERS_S
-            if (is_known and len(holding) == len(view.serving())) or now_s >= until_s:
+            if (is_known and len(holding) == len(wanted)) or now_s >= until_s:
                 return holding
             await wait_s(moved, until_s - now_s)
 
@@ -195,9 +192,8 @@ class FanOut:
                     newest[model] = entries[0]
         for lease in behind:
             sealed = newest.get(lease.model)
-            # Evictions are pushed by whoever proves the erasure, and to more than those that serve.
-            if sealed is None or sealed.change is Change.EVICT:
-                continue
+            if sealed is None or (sealed.change is Change.ENROLL and sealed.print_ciphertext is None):
+                continue  # nothing to hold for a node of this model: it reads past the entry by itself
             item = replace(sealed.open(self._keys), as_of=head)
             task = asyncio.create_task(self._send(lease, item), name=f"push.{lease.node_id}")
             self._pushing[lease.incarnation] = task

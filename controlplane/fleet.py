@@ -7,13 +7,14 @@ in the simulator, in memory; a lease given out here ends, at the node, before th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from controlplane.fleet_rows import FleetRows, FleetTables
 from controlplane.holdings import Holding, SealedHolding
-from controlplane.keys import KeyRing
+from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.lease_rules import NODE, Lease, LeaseRules, LeaseWatch, NodeReport, Refused, Renewed
 from controlplane.metrics import Metrics
 from controlplane.node_view import NodeView
@@ -23,6 +24,7 @@ from runtime.errors import Conflict, InvalidRequest, Stale, Unavailable
 from runtime.logs import get_logger
 
 PAGE_ENTRIES = 1_000
+PAGE_VOICES = 4_000
 FAR_BEHIND_ENTRIES = 100_000
 """Past so many entries a snapshot is read sooner than the log."""
 LOST = "this incarnation has lost its lease: forget every voice and renew with incarnation 0"
@@ -58,7 +60,14 @@ class SnapshotBegins:
     """Forget everything; what follows is all there is."""
 
     revision: int
-    num_voices: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPage:
+    """Voices to hold, all with a voiceprint of the model."""
+
+    model: str
+    holdings: list[Holding]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +150,7 @@ class Fleet:
 
     async def sync(
         self, incarnation: int, cursor: int, model: str
-    ) -> AsyncIterator[SnapshotBegins | SnapshotEnds | list[Holding]]:
+    ) -> AsyncIterator[SnapshotBegins | SnapshotPage | SnapshotEnds | list[Holding]]:
         """What a node should hold after a cursor: a snapshot first when it has none, then the log up to its head.
 
         Raises Stale for an incarnation without a lease.
@@ -151,31 +160,47 @@ class Fleet:
             if lease is None or lease.superseded:
                 raise Stale(LOST)
             head = (await rows.head()).revision
-            snapshot = None
             floor = await rows.floor()
-            if self._rules.reads_whole(cursor, floor=floor, head=head, far_behind=FAR_BEHIND_ENTRIES):
-                if lease.kind == NODE:
-                    snapshot = await rows.everything(model)
-                else:
-                    # A relay holds no voices. It begins before the evictions that nodes may not have applied yet, so
-                    # that it withholds a name which was on its way when the relay joined.
-                    snapshot = []
-                    head = self._rules.relay_begins_at(head, await rows.oldest_unproven())
-        if snapshot is not None:
-            yield SnapshotBegins(head, len(snapshot))
-            for start in range(0, len(snapshot), PAGE_ENTRIES):
-                page = snapshot[start : start + PAGE_ENTRIES]
-                # Opening a thousand ciphertexts takes longer than the event loop may stand still.
-                yield await asyncio.to_thread(self._opened, page)
+            reads_whole = self._rules.reads_whole(cursor, floor=floor, head=head, far_behind=FAR_BEHIND_ENTRIES)
+            if reads_whole and lease.kind != NODE:
+                # A relay holds no voices. It begins before the evictions that nodes may not have applied yet, so that
+                # it withholds a name which was on its way when the relay joined.
+                head = self._rules.relay_begins_at(head, await rows.oldest_unproven())
+        if reads_whole:
+            yield SnapshotBegins(head)
+            if lease.kind == NODE:
+                async with aclosing(self._snapshot(model)) as pages:
+                    async for page in pages:
+                        yield page
             yield SnapshotEnds(head)
             cursor = head
         while True:
             async with self._tables.read() as rows:
-                page = await rows.changes_after(cursor, model, PAGE_ENTRIES)
-            if not page:
+                entries = await rows.changes_after(cursor, model, PAGE_ENTRIES)
+            if not entries:
                 return
-            yield await asyncio.to_thread(self._opened, page)
-            cursor = page[-1].revision
+            yield await asyncio.to_thread(self._opened, entries)
+            cursor = entries[-1].revision
+
+    async def _snapshot(self, model: str) -> AsyncGenerator[SnapshotPage, None]:
+        """All that a node of a model should hold, page by page; each is read while the one before is opened and sent.
+
+        Each page is a transaction of its own, so that a slow reader keeps none open. Later pages may be newer than the
+        revision that the snapshot is said to be of; the log after it, which follows, says the same again or undoes it.
+        """
+        reading = asyncio.create_task(self._held_after(model, None), name="snapshot.page")
+        try:
+            while page := await reading:
+                reading = asyncio.create_task(self._held_after(model, page[-1].voice), name="snapshot.page")
+                # Opening thousands of ciphertexts takes longer than the event loop may stand still.
+                yield SnapshotPage(model, await asyncio.to_thread(self._opened, page))
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _held_after(self, model: str, after: VoiceAddress | None) -> list[SealedHolding]:
+        async with self._tables.read() as rows:
+            return await rows.held_after(model, after, PAGE_VOICES)
 
     async def acknowledged(self, lease: Lease, incarnation: int, cursor: int) -> None:
         """A node answered a command: it is at `cursor` under `incarnation`, which counts only for that incarnation."""

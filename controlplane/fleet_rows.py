@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from controlplane.holdings import SealedHolding
+from controlplane.keys import VoiceAddress
 from controlplane.lease_rules import Lease
 
 
@@ -75,8 +76,8 @@ class LogRows(Protocol):
 class HeldRows(Protocol):
     """What nodes of a model should hold."""
 
-    async def everything(self, model: str) -> list[SealedHolding]:
-        """All of it, in the order of last changes."""
+    async def held_after(self, model: str, after: VoiceAddress | None, limit: int) -> list[SealedHolding]:
+        """A page of all of it, by address; after: the last voice of the page before."""
         ...
 
     async def changes_after(self, cursor: int, model: str, limit: int) -> list[SealedHolding]:

@@ -7,19 +7,21 @@ node's model, or not at all: then the entry is there for the sake of the order, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, select
+from sqlalchemy import ColumnElement, Row, Select, Table, and_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.schema import data_keys, fleet_log, voiceprints, voices
-from controlplane.fleet_log import Change
+from controlplane.fleet_log import SEPARATOR, Change
 from controlplane.keys import KeyRing, VoiceAddress
+from controlplane.policy import VoiceFacts, VoiceScope, audience_of
 from runtime.voice_digest import VoiceDigest
 
 LIVE_STATES = ("pending", "ready")
+DESIRED_ROWS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Print:
 class Holding:
     """A change for a node, in the clear. label and voiceprint: None when evicted, superseded, or not of its model.
 
+    audience: whom the voice is for, as streams carry it; empty: the tenant.
     as_of: the head of the log at which it was read and found to hold; 0: not said, it counts in its place alone.
     """
 
@@ -44,6 +47,7 @@ class Holding:
     change: Change
     label: str | None
     voiceprint: Print | None
+    audience: str = ""
     as_of: int = 0
 
 
@@ -60,6 +64,7 @@ class SealedHolding:
     model: str
     print_ciphertext: bytes | None
     net_speech_ms: int
+    audience: str = ""
 
     def open(self, keys: KeyRing) -> Holding:
         """Decrypt."""
@@ -70,16 +75,19 @@ class SealedHolding:
             if self.print_ciphertext is not None:
                 embedding = key.decrypt(self.print_ciphertext, "voiceprint", self.generation, self.model)
                 voiceprint = Print(self.model, embedding, self.net_speech_ms)
-        return Holding(self.revision, self.voice, self.generation, self.change, label, voiceprint)
+        return Holding(self.revision, self.voice, self.generation, self.change, label, voiceprint, self.audience)
 
 
-async def everything(connection: AsyncConnection, model: str) -> list[SealedHolding]:
-    """All that a node of a model should hold now, in the order of its last changes."""
-    query = (
-        _sealed(model)
-        .where(voices.c.state.in_(LIVE_STATES), voices.c.revision > 0, voiceprints.c.ciphertext.is_not(None))
-        .order_by(voices.c.revision)
+async def held_after(
+    connection: AsyncConnection, model: str, after: VoiceAddress | None, limit: int
+) -> list[SealedHolding]:
+    """A page of all that a node of a model should hold now, by address; after: the last one of the page before."""
+    query = _sealed(model).where(
+        voices.c.state.in_(LIVE_STATES), voices.c.revision > 0, voiceprints.c.ciphertext.is_not(None)
     )
+    if after is not None:
+        query = query.where(tuple_(voices.c.tenant_id, voices.c.voice_id) > (after.tenant_id, after.voice_id))
+    query = query.order_by(voices.c.tenant_id, voices.c.voice_id).limit(limit)
     return [_of_voice(row, model) for row in await connection.execute(query)]
 
 
@@ -97,59 +105,116 @@ async def one(connection: AsyncConnection, voice: VoiceAddress, model: str) -> S
 
 
 async def changes_after(connection: AsyncConnection, cursor: int, model: str, limit: int) -> list[SealedHolding]:
-    """The next entries of the log. An enrolment that something newer has overtaken comes without its content."""
-    entries = (
-        await connection.execute(
-            select(fleet_log).where(fleet_log.c.revision > cursor).order_by(fleet_log.c.revision).limit(limit)
+    """The next entries of the log, as a node of a model is told them.
+
+    An enrolment comes with its content where its generation is the voice's still, and the model had its voiceprint by
+    then. So what a node holds at a revision depends on the log up to there alone, but for voices that were enrolled
+    anew or evicted since.
+    """
+    of_entry = and_(voices.c.tenant_id == fleet_log.c.tenant_id, voices.c.voice_id == fleet_log.c.voice_id)
+    query = (
+        select(
+            fleet_log.c.revision,
+            fleet_log.c.tenant_id,
+            fleet_log.c.voice_id,
+            fleet_log.c.generation,
+            fleet_log.c.kind,
+            fleet_log.c.models,
+            voices.c.label_ciphertext,
+            voices.c.scope,
+            voices.c.owner_user_id,
+            data_keys.c.wrapped,
+            voiceprints.c.ciphertext,
+            voiceprints.c.net_speech_ms,
         )
-    ).all()
-    if not entries:
-        return []
-    current = {
-        (row.tenant_id, row.voice_id, int(row.revision)): row
-        for row in await connection.execute(
-            _sealed(model).where(
-                voices.c.revision > cursor,
-                voices.c.revision <= int(entries[-1].revision),
-                voices.c.state.in_(LIVE_STATES),
-            )
+        .select_from(fleet_log)
+        .join(
+            voices,
+            and_(of_entry, voices.c.generation == fleet_log.c.generation, voices.c.state.in_(LIVE_STATES)),
+            isouter=True,
         )
-    }
+        .join(data_keys, _same(data_keys), isouter=True)
+        .join(voiceprints, _current(model), isouter=True)
+        .where(fleet_log.c.revision > cursor)
+        .order_by(fleet_log.c.revision)
+        .limit(limit)
+    )
     found = []
-    for entry in entries:
-        row = current.get((entry.tenant_id, entry.voice_id, int(entry.revision)))
-        if Change(entry.kind) is Change.ENROLL and row is not None:
+    rows: Sequence[Any] = (await connection.execute(query)).all()
+    for row in rows:
+        # An entry that names no model is of before models were written down.
+        is_of_model = not row.models or model in row.models.split(SEPARATOR)
+        if Change(row.kind) is Change.ENROLL and row.wrapped is not None and is_of_model:
             found.append(_of_voice(row, model))
         else:
-            found.append(_empty(entry))
+            found.append(_empty(row))
     return found
 
 
 async def desired_digest(connection: AsyncConnection, model: str) -> bytes:
     """The digest that a node of a model reports when it holds what it should."""
-    query = (
-        select(voices.c.tenant_id, voices.c.voice_id, voices.c.generation)
-        .join(
-            voiceprints,
-            and_(
-                voiceprints.c.tenant_id == voices.c.tenant_id,
-                voiceprints.c.voice_id == voices.c.voice_id,
-                voiceprints.c.generation == voices.c.generation,
-                voiceprints.c.model == model,
-            ),
-        )
-        .where(voices.c.state.in_(LIVE_STATES), voices.c.revision > 0)
-    )
-    rows = [(row.tenant_id, row.voice_id, int(row.generation)) for row in await connection.execute(query)]
-    # Ten thousand hashes take longer than the event loop may stand still.
-    return await asyncio.to_thread(_digest_of, rows)
-
-
-def _digest_of(voices_held: Sequence[tuple[str, str, int]]) -> bytes:
     digest = VoiceDigest()
-    for tenant_id, voice_id, generation in voices_held:
-        digest.add(tenant_id, voice_id, generation)
+    async for page in desired(connection):
+        mine = [(told.voice, told.generation) for told in page if model in told.models]
+        # Thousands of hashes take longer than the event loop may stand still.
+        await asyncio.to_thread(_add, digest, mine)
     return digest.value()
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the log told nodes of a voice: hold this generation, nodes of these models."""
+
+    voice: VoiceAddress
+    generation: int
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An entry of the log as a change of what nodes should hold."""
+
+    revision: int
+    was: Told
+    now: Told
+
+
+async def desired(connection: AsyncConnection) -> AsyncIterator[list[Told]]:
+    """What nodes of all models should hold, in pages, at one moment: that of the connection's transaction."""
+    query = select(voices.c.tenant_id, voices.c.voice_id, voices.c.told_generation, voices.c.told_models).where(
+        voices.c.told_generation > 0
+    )
+    async with connection.stream(query) as rows:
+        async for page in rows.partitions(DESIRED_ROWS):
+            yield [
+                Told(VoiceAddress(row.tenant_id, row.voice_id), int(row.told_generation), _models(row.told_models))
+                for row in page
+            ]
+
+
+async def steps_after(connection: AsyncConnection, cursor: int, limit: int) -> list[Step]:
+    """The next entries of the log, as changes."""
+    query = select(fleet_log).where(fleet_log.c.revision > cursor).order_by(fleet_log.c.revision).limit(limit)
+    found = []
+    for row in await connection.execute(query):
+        voice = VoiceAddress(row.tenant_id, row.voice_id)
+        found.append(
+            Step(
+                int(row.revision),
+                Told(voice, int(row.was_generation), _models(row.was_models)),
+                Told(voice, int(row.generation), _models(row.models)),
+            )
+        )
+    return found
+
+
+def _models(text: str) -> tuple[str, ...]:
+    return tuple(text.split(SEPARATOR)) if text else ()
+
+
+def _add(digest: VoiceDigest, held: Sequence[tuple[VoiceAddress, int]]) -> None:
+    for voice, generation in held:
+        digest.add(voice.tenant_id, voice.voice_id, generation)
 
 
 def _sealed(model: str) -> Select[Any]:
@@ -160,26 +225,24 @@ def _sealed(model: str) -> Select[Any]:
             voices.c.generation,
             voices.c.revision,
             voices.c.label_ciphertext,
+            voices.c.scope,
+            voices.c.owner_user_id,
             data_keys.c.wrapped,
             voiceprints.c.ciphertext,
             voiceprints.c.net_speech_ms,
         )
-        .join(
-            data_keys,
-            and_(data_keys.c.tenant_id == voices.c.tenant_id, data_keys.c.voice_id == voices.c.voice_id),
-            isouter=True,
-        )
-        .join(
-            voiceprints,
-            and_(
-                voiceprints.c.tenant_id == voices.c.tenant_id,
-                voiceprints.c.voice_id == voices.c.voice_id,
-                voiceprints.c.generation == voices.c.generation,
-                voiceprints.c.model == model,
-            ),
-            isouter=True,
-        )
+        .join(data_keys, _same(data_keys), isouter=True)
+        .join(voiceprints, _current(model), isouter=True)
     )
+
+
+def _same(table: Table) -> ColumnElement[bool]:
+    return and_(table.c.tenant_id == voices.c.tenant_id, table.c.voice_id == voices.c.voice_id)
+
+
+def _current(model: str) -> ColumnElement[bool]:
+    """The voiceprint of a voice's generation and a model."""
+    return and_(_same(voiceprints), voiceprints.c.generation == voices.c.generation, voiceprints.c.model == model)
 
 
 def _of_voice(row: Row[Any], model: str) -> SealedHolding:
@@ -193,6 +256,7 @@ def _of_voice(row: Row[Any], model: str) -> SealedHolding:
         model=model,
         print_ciphertext=_bytes(row.ciphertext),
         net_speech_ms=int(row.net_speech_ms or 0),
+        audience=audience_of(VoiceFacts(row.tenant_id, VoiceScope(row.scope), row.owner_user_id)),
     )
 
 

@@ -18,6 +18,7 @@ from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import erasures, fleet_head, node_leases, voiceprints, voices
 from controlplane.fleet_rows import FleetRows, Head
 from controlplane.holdings import SealedHolding
+from controlplane.keys import VoiceAddress
 from controlplane.lease_rules import NODE, RELAY, Lease, NodeReport
 
 __all__ = ["NODE", "RELAY", "Lease", "NodeReport", "SqlRows", "SqlTables", "holders", "look_up", "residual_nodes"]
@@ -116,9 +117,9 @@ class SqlRows:
         """When the first eviction after a cursor was asked for."""
         return await fleet_log.oldest_unapplied_eviction_s(self._connection, cursor)
 
-    async def everything(self, model: str) -> list[SealedHolding]:
-        """What a node of a model should hold."""
-        return await holdings.everything(self._connection, model)
+    async def held_after(self, model: str, after: VoiceAddress | None, limit: int) -> list[SealedHolding]:
+        """A page of what a node of a model should hold."""
+        return await holdings.held_after(self._connection, model, after, limit)
 
     async def changes_after(self, cursor: int, model: str, limit: int) -> list[SealedHolding]:
         """The next entries of the log."""

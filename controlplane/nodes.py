@@ -161,6 +161,7 @@ class Nodes:
                         net_speech_ms=item.voiceprint.net_speech_ms,
                     ),
                     position=position,
+                    audience=item.audience,
                 ),
                 timeout=self._push_timeout_s,
                 metadata=self._metadata,

@@ -181,8 +181,12 @@ class Registry:
         """Wake the other control planes."""
         await self._ask(lambda: self._redis.publish(schema.WAKE, message))
 
+    def talks(self, node_id: str) -> None:
+        """A node renewed its lease at this process."""
+        self._memory.talk(node_id, self._clock.lease_now_s())
+
     def hears(self, node_id: str) -> bool:
-        """Whether this process is the one that a node sends its heartbeats to."""
+        """Whether this process is the one that a node sends its heartbeats and renewals to."""
         return self._memory.hears(node_id, self._clock.lease_now_s())
 
     def vouch(self, incarnations: Collection[int]) -> None:

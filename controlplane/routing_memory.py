@@ -78,6 +78,11 @@ class RoutingMemory:
             self._here_s.pop(node_id, None)
             self._reserved.pop(node_id, None)
 
+    def talk(self, node_id: str, now_s: float) -> None:
+        """A node renewed its lease at this process."""
+        if node_id in self._here_s or len(self._here_s) < NODES_MAX:
+            self._here_s[node_id] = now_s
+
     def hears(self, node_id: str, now_s: float) -> bool:
         """Whether this process is the one that a node talks to."""
         return now_s - self._here_s.get(node_id, float("-inf")) <= NODE_TTL_S

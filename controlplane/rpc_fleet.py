@@ -74,6 +74,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
         if request.state == node_pb2.NODE_STATE_FENCED:
             # It has let go of everything by itself, and is neither a candidate nor stale.
             await self._registry.forget(request.node_id, request.incarnation)
+        else:
+            self._registry.talks(request.node_id)
         return fleet_pb2.RenewResponse(
             incarnation=renewal.incarnation,
             lease_ms=round(renewal.lease_s * 1000),

@@ -103,11 +103,17 @@ class Warming:
     async def spread(self, voice: VoiceAddress) -> tuple[str, ...]:
         """Have a voice that was just written told to all nodes; those that hold it, once all do or a moment later."""
         held = await self._held(voice)
+        query = select(voices.c.revision).where(
+            voices.c.tenant_id == voice.tenant_id, voices.c.voice_id == voice.voice_id
+        )
+        async with self._database.read() as connection:
+            revision = int((await connection.execute(query)).scalar_one_or_none() or 0)
         self._fan_out.grown()
-        if not held.revision:
+        if not revision:
             return ()
-        holding = await self._fan_out.held(held.revision)
-        return tuple(sorted(lease.node_id for lease in holding if lease.model in held.models))
+        # A voice that nobody is to hold any more is waited for in the same way.
+        applied = await self._fan_out.held(revision, held.models if held.revision else None)
+        return tuple(sorted(lease.node_id for lease in applied)) if held.revision else ()
 
     async def _held(self, voice: VoiceAddress) -> Held:
         current = and_(

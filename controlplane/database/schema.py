@@ -100,6 +100,12 @@ voices = Table(
     Column("gender", String(16), nullable=False, server_default=""),
     # JSON of what a library shows beside the label; None: nothing.
     Column("details_ciphertext", LargeBinary),
+    # What the log told nodes of the voice last: its generation (0: to hold nothing), and the models, a line each,
+    # whose voiceprints were there. And where, and when (lease clock), it told of the voice first; 0: never.
+    Column("told_generation", BigInteger, nullable=False, server_default="0"),
+    Column("told_models", Text, nullable=False, server_default=""),
+    Column("first_revision", BigInteger, nullable=False, server_default="0"),
+    Column("first_at_lease_s", Float, nullable=False, server_default="0"),
     ForeignKeyConstraint(["tenant_id"], ["tenants.tenant_id"], name="voices_tenant"),
     Index("voices_by_state", "state"),
     Index("voices_by_id", "voice_id"),
@@ -302,6 +308,11 @@ fleet_log = Table(
     Column("kind", String(8), nullable=False),
     # On the lease clock: how long an eviction has been waiting decides whether leases are held.
     Column("at_lease_s", Float, nullable=False),
+    # The models, a line each, whose nodes hold the voice from here on; and what they held before. So each entry is
+    # the whole of a change, and what a node of any model should hold at a revision is a sum over entries.
+    Column("models", Text, nullable=False, server_default=""),
+    Column("was_generation", BigInteger, nullable=False, server_default="0"),
+    Column("was_models", Text, nullable=False, server_default=""),
 )
 
 # One row an incarnation, never reused. A row counts as a holder until it is fenced.

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
+import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -41,6 +42,7 @@ class FakeNode(node_pb2_grpc.NodeServicer):
         self.cursor = 0
         self.incarnation = 0
         self.lease_ms = 0
+        self.epoch = ""
         self.state: Any = node_pb2.NODE_STATE_JOINING
         self.streams = 0
         self.streams_max = 4
@@ -96,11 +98,13 @@ class FakeNode(node_pb2_grpc.NodeServicer):
                 model=self.model,
                 state=self.state,
                 process_id=self.process_id,
+                fleet_epoch=self.epoch,
             ),
             metadata=self.metadata,
             timeout=5,
         )
         self.incarnation = answer.incarnation
+        self.epoch = answer.fleet_epoch
         self.lease_ms = answer.lease_ms
         return answer
 
@@ -115,12 +119,21 @@ class FakeNode(node_pb2_grpc.NodeServicer):
                     self.voices.clear()
                 elif step.HasField("snapshot_end"):
                     self.cursor = step.snapshot_end.revision
+                elif step.HasField("page"):
+                    self._hold(step.page)
                 else:
                     in_snapshot = step.entries.entries and step.entries.entries[0].revision <= self.cursor
                     for entry in step.entries.entries:
                         self._apply(entry)
                         if not in_snapshot:
                             self.cursor = max(self.cursor, entry.revision)
+
+    def _hold(self, page: fleet_pb2.SnapshotPage) -> None:
+        names = fleet_pb2.SnapshotNames.FromString(zlib.decompress(page.names))
+        rows = np.frombuffer(page.embeddings, "<f4").reshape(len(page.generations), -1)
+        for at, voice_id in enumerate(names.voice_ids):
+            key = (names.tenant_ids[names.tenants[at]], voice_id)
+            self.voices[key] = (page.generations[at], names.labels[at], rows[at].tobytes())
 
     async def beat_once(self) -> None:
         await self.fleet.Heartbeat(

@@ -117,7 +117,7 @@ async def test_a_new_node_gets_a_snapshot_and_one_that_was_away_the_log_after_it
     # From a cursor in the middle: every revision comes, in order, also those that something newer has overtaken.
     request = fleet_pb2.SyncRequest(node_id="node-1", incarnation=old.incarnation, cursor=0, model="fake@1")
     steps = [step async for step in old.fleet.Sync(request, metadata=old.metadata)]
-    assert [step.WhichOneof("message") for step in steps] == ["snapshot_begin", "entries", "snapshot_end"]
+    assert [step.WhichOneof("message") for step in steps] == ["snapshot_begin", "page", "snapshot_end"]
     request.cursor = 1
     steps = [step async for step in old.fleet.Sync(request, metadata=old.metadata)]
     assert [entry.revision for step in steps for entry in step.entries.entries] == [2, 3, 4]

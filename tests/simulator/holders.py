@@ -12,20 +12,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from controlplane.fleet import SnapshotBegins, SnapshotEnds
+from controlplane.fleet import SnapshotBegins, SnapshotEnds, SnapshotPage
 from controlplane.fleet_log import Change
 from controlplane.holdings import Holding
-from controlplane.lease_rules import NODE, RELAY, NodeReport
+from controlplane.lease_rules import NODE, NodeReport
 from controlplane.node_view import NodeView
 from node.fleet_client import FleetMembership
-from node.fleet_log import Enrolment, Entry, Eviction, FleetLog, Position, SnapshotBegin, SnapshotEnd
+from node.fleet_log import (
+    Enrolment,
+    Entry,
+    Eviction,
+    FleetLog,
+    Position,
+    SnapshotBegin,
+    SnapshotEnd,
+    SnapshotVoices,
+    Step,
+)
 from node.fleet_wire import HEARTBEAT_BOUND_S, RENEW_BOUND_S, Answer
 from node.load import Load
 from node.metrics import NodeMetrics
 from node.standing import Standing
 from node.voice_store import VoiceStore
-from runtime.lease import HolderState, Lease, Next, Renewal
-from runtime.membership import LeaseKeeper, Report
+from runtime.lease import Lease, Renewal
+from runtime.membership import Report
 from tests.simulator.loop import Process
 from tests.simulator.network import Network
 
@@ -87,7 +97,12 @@ class Link:
     """Calls to whichever control plane answers; the log as a node reads it."""
 
     def __init__(
-        self, process: Process, network: Network, planes: list[Plane], random: Random, make: Callable[[Report], NodeReport]
+        self,
+        process: Process,
+        network: Network,
+        planes: list[Plane],
+        random: Random,
+        make: Callable[[Report], NodeReport],
     ) -> None:
         self._process = process
         self._network = network
@@ -132,12 +147,15 @@ class Link:
         ):
             yield step
 
-    async def read(self, incarnation: int, cursor: int) -> AsyncIterator[Entry | SnapshotBegin | SnapshotEnd]:
+    async def read(self, incarnation: int, cursor: int) -> AsyncIterator[Step]:
         async for step in self.steps(incarnation, cursor, "m@1"):
             if isinstance(step, SnapshotBegins):
                 yield SnapshotBegin()
             elif isinstance(step, SnapshotEnds):
                 yield SnapshotEnd(step.revision)
+            elif isinstance(step, SnapshotPage):
+                changes = [change_of(item) for item in step.holdings]
+                yield SnapshotVoices(tuple(change for change in changes if isinstance(change, Enrolment)))
             else:
                 for item in step:
                     yield Entry(item.revision, change_of(item))

@@ -124,7 +124,8 @@ class Plane:
         for lease in serving:
             async with self.tables.read() as rows:
                 head = (await rows.head()).revision
-                found = [sealed.holding for sealed in await rows.everything("m@1") if sealed.holding.voice == voice]
+                living = await rows.held_after("m@1", None, 1_000)
+                found = [sealed.holding for sealed in living if sealed.holding.voice == voice]
             for item in found:
                 self.process.start(self._send(lease, item, head), f"warm {voice.voice_id}")
 
@@ -197,5 +198,3 @@ class Plane:
 
 async def _nothing(_addresses: Any) -> None:
     return
-
-

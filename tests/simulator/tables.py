@@ -61,6 +61,10 @@ class Sealed:
     def revision(self) -> int:
         return self.holding.revision
 
+    @property
+    def voice(self) -> VoiceAddress:
+        return self.holding.voice
+
     def open(self, _keys: Any) -> Holding:
         return self.holding
 
@@ -165,8 +169,14 @@ class MemoryRows:
         made = Print(self._tables.model, b"", 1_000)
         return Sealed(Holding(row.revision, row.voice, row.generation, Change.ENROLL, row.voice.voice_id, made))
 
-    async def everything(self, model: str) -> list[Any]:
-        return [self._holding(row) for row in self._living()] if model == self._tables.model else []
+    async def held_after(self, model: str, after: VoiceAddress | None, limit: int) -> list[Any]:
+        rows = sorted(self._living(), key=lambda row: (row.voice.tenant_id, row.voice.voice_id))
+        found = [
+            self._holding(row)
+            for row in rows
+            if after is None or (row.voice.tenant_id, row.voice.voice_id) > (after.tenant_id, after.voice_id)
+        ]
+        return found[:limit] if model == self._tables.model else []
 
     async def changes_after(self, cursor: int, model: str, limit: int) -> list[Any]:
         found = []
