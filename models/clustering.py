@@ -44,6 +44,9 @@ class ClusteringParameters:
     turn_samples_min: shorter pieces of a speaker's turn, and shorter gaps in it, are dropped while others speak.
     voice_cosine, voice_preference: two clusters, each this close to an enrolled voice, are two people if together they
         prefer their own voices to each other's by this much, as a sum of cosines.
+    evidence_max: observations above which a cluster counts as no surer of its voice. Speech from one place at one time
+        shares its room and its mood: without this, an hour of it is so sure of what it heard that the same person in
+        another room is somebody else.
     """
 
     tight_distance: float
@@ -63,6 +66,7 @@ class ClusteringParameters:
     between_variance: FloatArray
     voice_cosine: float = 0.5
     voice_preference: float = 0.4
+    evidence_max: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +205,15 @@ def _merge_by_evidence(clusters: _Clusters, clustering: ClusteringParameters, bo
         )
         return total
 
+    def gains_of(i: int) -> npt.NDArray[np.float64]:
+        gain: npt.NDArray[np.float64] = log_likelihood(counted + counted[i], heard + heard[i]) - alone - alone[i]
+        return gain - TWO_PEOPLE * _two_people(i, near, sums, clustering)
+
     members, sums, near = clusters.evidence.copy(), clusters.sums.copy(), clusters.near.copy()
-    alone = log_likelihood(members, sums)
-    gains = np.stack(
-        [log_likelihood(members + members[i], sums + sums[i]) - alone - alone[i] for i in range(len(members))]
-    )
-    gains -= TWO_PEOPLE * np.stack([_two_people(i, near, sums, clustering) for i in range(len(members))])
+    share = np.minimum(1.0, clustering.evidence_max / np.maximum(members, 1e-9))
+    counted, heard = share * members, share[:, None] * sums  # what each is compared with others by
+    alone = log_likelihood(counted, heard)
+    gains = np.stack([gains_of(i) for i in range(len(members))])
     np.fill_diagonal(gains, -np.inf)
     owner = np.arange(len(members))  # of each original cluster
     alive = np.ones(len(members), bool)
@@ -220,9 +227,10 @@ def _merge_by_evidence(clusters: _Clusters, clustering: ClusteringParameters, bo
         near[i] += near[j]
         alive[j] = False
         owner[owner == j] = i
-        alone[i] = log_likelihood(members[i], sums[i])
-        row = log_likelihood(members + members[i], sums + sums[i]) - alone - alone[i]
-        row -= TWO_PEOPLE * _two_people(int(i), near, sums, clustering)
+        surplus = max(1.0, members[i] / clustering.evidence_max)
+        counted[i], heard[i] = members[i] / surplus, sums[i] / surplus
+        alone[i] = log_likelihood(counted[i], heard[i])
+        row = gains_of(int(i))
         row[~alive] = -np.inf
         row[i] = -np.inf
         gains[i], gains[:, i] = row, row
