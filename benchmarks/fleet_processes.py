@@ -101,7 +101,7 @@ async def _daemon(arguments: Sequence[str], log: Path) -> AsyncIterator[Daemon]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("ab") as file:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", *arguments),
+            *(sys.executable, "-m", "speakerd", *arguments),
             stdout=asyncio.subprocess.PIPE,
             stderr=file,
             cwd=ROOT,
