@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import network
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -17,3 +19,11 @@ def audio() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no recordings: {folder.name} is absent; set SPEAKERD_TEST_AUDIO to the folder that holds them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def needs_netns() -> None:
+    """Skips where there can be no network namespaces, naming why."""
+    reason = network.works()
+    if reason:
+        pytest.skip(f"no network namespaces: {reason}")

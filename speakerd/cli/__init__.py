@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from speakerd import __version__
-from speakerd.channel import TlsTrust
 from speakerd.cli.audit import audit_commands, fleet_commands
+from speakerd.cli.connection import trust_servers_of
 from speakerd.cli.demo import demo
 from speakerd.cli.diarize import diarize
 from speakerd.cli.doctor import doctor
@@ -40,13 +40,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
     tls_ca: Annotated[
         Path | None,
         typer.Option(
             TLS_CA_FLAG,
-            envvar="SPEAKERD_TLS_CA",
+            envvar="SPEAKERD_SERVER_CA",
             metavar="FILE",
             help="The authority of a server that speaks TLS. May stand behind the command too.",
             show_default=False,
@@ -54,7 +53,7 @@ def _options(
     ] = None,
 ) -> None:
     """Keep the options of `speakerd` itself in one place."""
-    context.obj = TlsTrust.from_file(tls_ca) if tls_ca is not None else None
+    trust_servers_of(tls_ca)
 
 
 for command in (up, enroll, voices, erase, stream, diarize, demo, doctor):

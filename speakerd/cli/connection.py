@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from speakerd.channel import TlsTrust
@@ -51,6 +51,10 @@ ServersDataOption = Annotated[
 ]
 
 
+# What this invocation of the command line was told with --tls-ca, whichever its command is.
+_TRUST: ContextVar[TlsTrust | None] = ContextVar("trust", default=None)
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoints:
     """Where a running `speakerd up` serves. http is a URL, grpc is "host:port"."""
@@ -71,6 +75,11 @@ class Connection:
     def open(self) -> Client:
         """A client."""
         return Client(self.address, self.key, tls=self.tls)
+
+
+def trust_servers_of(authority: Path | None) -> None:
+    """Speak TLS with servers whose certificates this authority signed; None: plain text. Raises SpeakerdError."""
+    _TRUST.set(TlsTrust.from_file(authority) if authority is not None else None)
 
 
 def data_folder(data: Path | None) -> Path:
@@ -94,7 +103,7 @@ def find_connection(server: str | None, key: str | None, data: Path | None) -> C
         host, _, port = server.rpartition(":")
         if not host or not port.isdigit():
             raise typer.BadParameter(f"--server {server!r}: write HOST:PORT, for example 127.0.0.1:7600")
-    return Connection(server, key or _admin_key(folder), _trust())
+    return Connection(server, key or _admin_key(folder), _TRUST.get())
 
 
 def own_connection(server: str, data: Path) -> Connection:
@@ -124,13 +133,6 @@ def _lives(pid: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _trust() -> TlsTrust | None:
-    """What --tls-ca said, of whichever command this is."""
-    context = click.get_current_context(silent=True)
-    trust = context.find_root().obj if context is not None else None
-    return trust if isinstance(trust, TlsTrust) else None
 
 
 def _admin_key(folder: Path) -> str | None:

@@ -30,6 +30,8 @@ KNOWN = {
 
 
 TLS_CA_FLAG = "--tls-ca"
+DAEMONS = ("node", "controlplane")
+"""Commands whose own flag it is, for what they serve with."""
 
 
 class SpeakerdGroup(TyperGroup):
@@ -83,7 +85,9 @@ class SpeakerdGroup(TyperGroup):
 
 
 def _everywhere(given: Sequence[str], flag: str) -> list[str]:
-    """An option of every command, wherever it stands: put first, where it is looked for."""
+    """An option of every command but the daemons, wherever it stands: put first, where it is looked for."""
+    if next((argument for argument in given if not argument.startswith("-")), "") in DAEMONS:
+        return list(given)
     first: list[str] = []
     rest: list[str] = []
     arguments = iter(given)

@@ -71,7 +71,7 @@ class Processes:
     daemons: list[Daemon] = field(default_factory=list)
 
     async def start(self, name: str, *arguments: str) -> Daemon:
-        """Run `python -m ARGUMENTS…` until it says that it is ready."""
+        """Run `speakerd ARGUMENTS…` until it says that it is ready."""
         inside = ["ip", "netns", "exec", self.netns[name]] if name in self.netns else []
         log = self.folder / f"{name}.log"
         with log.open("ab") as errors:
@@ -79,6 +79,7 @@ class Processes:
                 *inside,
                 sys.executable,
                 "-m",
+                "speakerd",
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
