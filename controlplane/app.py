@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from controlplane.audit_checkpoints import AuditCheckpoints
+from controlplane.audit_checkpoints import AuditCheckpoints, last_of_epoch, public_key_of
 from controlplane.auditing import Auditing
 from controlplane.blobs import Blobs
 from controlplane.completion import Completion
@@ -46,6 +47,7 @@ from controlplane.outside import Outside, open_outside
 from controlplane.people import Ground, People, build_people
 from controlplane.placement import Placing
 from controlplane.pulse import Pulse
+from controlplane.reconciler import Reconciler
 from controlplane.registry import Registry
 from controlplane.relay import Relay
 from controlplane.rpc_admin import AdminServicer
@@ -101,6 +103,7 @@ class Core:
     nodes: Nodes
     fleet: Fleet
     fan_out: FanOut
+    reconciler: Reconciler
     library: Voices
     enrolment: Enrolment
     erasures: Erasures
@@ -157,18 +160,21 @@ class ControlPlane:
             # Before anything names a subject: the key that names them is kept, whatever key wraps now.
             await open_audit_key(database, keys, self._clock)
             # Before anything else can ask: what was erased since the database was backed up is erased again.
+            store = open_outside(settings.resolved_audit_checkpoints())
+            audit_key = Ed25519PrivateKey.from_private_bytes(read_or_make_bytes(settings.data / "audit.key"))
             journal, _ = await open_and_replay(
                 database,
                 keys,
                 settings.resolved_erasure_journal(),
                 self._clock,
                 accept_loss=settings.accept_journal_loss,
+                is_restored=settings.restored,
+                last_signed=partial(last_of_epoch, store, public_key=public_key_of(audit_key)),
             )
-            store = open_outside(settings.resolved_audit_checkpoints())
             checkpoints = AuditCheckpoints(
                 database=database,
                 store=store,
-                key=Ed25519PrivateKey.from_private_bytes(read_or_make_bytes(settings.data / "audit.key")),
+                key=audit_key,
                 clock=self._clock,
                 metrics=self.metrics,
             )
@@ -193,6 +199,7 @@ class ControlPlane:
         await sweep_orphans(database, self._core.blobs, self._clock)
         self._workers = [
             tasks.spawn("fleet.reconcile", self._core.fleet.reconcile()),
+            tasks.spawn("fleet.drift", self._core.reconciler.run()),
             tasks.spawn("fleet.fan_out", self._core.fan_out.run()),
             tasks.spawn("fleet.wakes", listen(redis_url, self._core.fan_out.hear)),
             tasks.spawn("redis.fill", registry.keep_filled(self._core.fan_out.silent)),
@@ -222,6 +229,7 @@ class ControlPlane:
         if core is not None:
             await core.erasures.close()
             await core.checkpoints.close()
+            await core.reconciler.close()
             await core.fan_out.close()
             await core.nodes.close()
             await core.registry.close()
@@ -265,6 +273,18 @@ class ControlPlane:
         )
         fan_out = FanOut(database=database, keys=keys, fleet=fleet, nodes=nodes, registry=registry, clock=clock)
         warming = Warming(database=database, keys=keys, fleet=fleet, fan_out=fan_out, nodes=nodes, registry=registry)
+        reconciler = Reconciler(
+            database=database,
+            fleet=fleet,
+            nodes=nodes,
+            registry=registry,
+            resend=warming.warm,
+            clock=clock,
+            metrics=metrics,
+            reconcile_s=settings.reconcile_s,
+            entries_kept=settings.log_entries_kept,
+        )
+        fleet.drift = reconciler
         tenant_keys = TenantKeys(keys, clock)
         library = Voices(database, keys, tenant_keys, warming)
         drive = FolderDrive(settings.drive_folder) if settings.drive_folder else NoDrive()
@@ -326,6 +346,7 @@ class ControlPlane:
             nodes=nodes,
             fleet=fleet,
             fan_out=fan_out,
+            reconciler=reconciler,
             library=library,
             enrolment=enrolment,
             erasures=erasures,

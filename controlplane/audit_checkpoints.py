@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,13 +21,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from sqlalchemy import select
 
 from controlplane.database.engine import Database
-from controlplane.database.schema import audit
+from controlplane.database.schema import audit, fleet_head
 from controlplane.fault_points import reach
 from controlplane.metrics import Metrics
 from controlplane.outside import Outside
 from controlplane.pulse import Pulse, wait_s
 from runtime.clock import Clock
-from runtime.errors import Conflict, InvalidRequest, SpeakerdError
+from runtime.errors import Conflict, InvalidRequest, SpeakerdError, Unavailable
 from runtime.logs import get_logger
 
 EVERY_S = 300.0
@@ -40,10 +41,11 @@ FINAL_BOUND_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The audit's head at a time. hash: hex. public_key and signature: base64."""
+    """The audit's head at a time. hash: hex. epoch: of the fleet. public_key and signature: base64."""
 
     sequence: int
     hash: str
+    epoch: str
     at_s: float
     public_key: str
     signature: str = ""
@@ -54,10 +56,9 @@ class Checkpoint:
         return f"{self.sequence:012d}-{self.hash[:16]}.json"
 
 
-def signed(sequence: int, digest: bytes, at_s: float, key: Ed25519PrivateKey) -> bytes:
+def signed(sequence: int, digest: bytes, *, epoch: str, at_s: float, key: Ed25519PrivateKey) -> bytes:
     """A checkpoint as it is kept."""
-    public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
-    bare = Checkpoint(sequence, digest.hex(), at_s, public)
+    bare = Checkpoint(sequence, digest.hex(), epoch, at_s, public_key_of(key))
     signature = base64.b64encode(key.sign(_said(bare))).decode()
     return json.dumps({**asdict(bare), "signature": signature}, sort_keys=True).encode() + b"\n"
 
@@ -69,6 +70,7 @@ def opened(content: bytes) -> Checkpoint:
         found = Checkpoint(
             sequence=int(fields["sequence"]),
             hash=str(fields["hash"]),
+            epoch=str(fields["epoch"]),
             at_s=float(fields["at_s"]),
             public_key=str(fields["public_key"]),
             signature=str(fields["signature"]),
@@ -78,6 +80,28 @@ def opened(content: bytes) -> Checkpoint:
     except (ValueError, KeyError, TypeError, binascii.Error, InvalidSignature):
         raise InvalidRequest("a checkpoint is damaged, or its signature does not fit it") from None
     return found
+
+
+async def last_of_epoch(store: Outside, epoch: str, *, public_key: str) -> Checkpoint | None:
+    """The last checkpoint that this deployment signed in an epoch; None when there is none, or the store is away."""
+    try:
+        names = await store.names()
+    except Unavailable as error:
+        get_logger().warning("audit.checkpoints_away", reason=str(error))
+        return None
+    for name in reversed(names):
+        try:
+            found = opened(await store.get(name))
+        except (InvalidRequest, Unavailable):
+            continue  # verification tells of it
+        if found.epoch == epoch and found.public_key == public_key:
+            return found
+    return None
+
+
+def public_key_of(key: Ed25519PrivateKey) -> str:
+    """What checkpoints that are signed with a key name: base64."""
+    return base64.b64encode(key.public_key().public_bytes_raw()).decode()
 
 
 class AuditCheckpoints:
@@ -101,7 +125,7 @@ class AuditCheckpoints:
     @property
     def public_key(self) -> str:
         """What checkpoints of this deployment are signed by: base64."""
-        return base64.b64encode(self._key.public_key().public_bytes_raw()).decode()
+        return public_key_of(self._key)
 
     def soon(self) -> None:
         """An erasure has completed: sign that."""
@@ -141,12 +165,10 @@ class AuditCheckpoints:
         head = await self._head()
         if head is None or head[0] <= self._signed:
             return
-        sequence, digest = head
-        content = signed(sequence, digest, self._clock.wall_s(), self._key)
-        try:
+        sequence, digest, epoch = head
+        content = signed(sequence, digest, epoch=epoch, at_s=self._clock.wall_s(), key=self._key)
+        with contextlib.suppress(Conflict):  # another control plane may have signed the same head
             await self._store.put(opened(content).name, content)
-        except Conflict:
-            pass  # another control plane has signed the same head
         reach("erase.checkpointed")
         self._signed = sequence
         self._metrics.audit_signed.set(sequence)
@@ -167,11 +189,12 @@ class AuditCheckpoints:
         fresh = 0 if head is None else head[0] - max(0, self._signed)
         return fresh >= EVERY_ROWS or (fresh > 0 and self._clock.monotonic_s() - signed_at_s >= EVERY_S)
 
-    async def _head(self) -> tuple[int, bytes] | None:
+    async def _head(self) -> tuple[int, bytes, str] | None:
         query = select(audit.c.sequence, audit.c.hash).order_by(audit.c.sequence.desc()).limit(1)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
-        return None if row is None else (int(row.sequence), bytes(row.hash))
+            epoch = str((await connection.execute(select(fleet_head.c.epoch))).scalar_one())
+        return None if row is None else (int(row.sequence), bytes(row.hash), epoch)
 
 
 def _said(checkpoint: Checkpoint) -> bytes:

@@ -58,6 +58,14 @@ def controlplane(
     audit_checkpoints: Annotated[
         str | None, typer.Option(help="Folder or object-store URL of signed audit checkpoints. Default: likewise.")
     ] = None,
+    restored: Annotated[
+        bool | None,
+        typer.Option(
+            "--restored",
+            help="The database was restored by other means than `speakerd restore`: nodes forget and begin anew.",
+            show_default=False,
+        ),
+    ] = None,
     accept_journal_loss: Annotated[
         bool | None,
         typer.Option(
@@ -84,6 +92,7 @@ def controlplane(
         "insecure": insecure,
         "erasure_journal": erasure_journal,
         "audit_checkpoints": audit_checkpoints,
+        "restored": restored,
         "accept_journal_loss": accept_journal_loss,
         "log_level": log_level,
     }

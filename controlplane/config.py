@@ -46,6 +46,11 @@ class ControlPlaneSettings(DaemonSettings):
     renew_s: float = Field(2.0, gt=0.0, description="How often a node renews.")
     hold_s: float = Field(4.0, gt=0.0, description="How long an eviction may stay unapplied before leases are held.")
     reconcile_s: float = Field(5.0, gt=0.0, description="How often desired and observed are compared.")
+    log_entries_kept: int = Field(
+        100_000,
+        ge=0,
+        description="How much of the fleet log is kept beyond what all nodes have applied; behind it, a snapshot.",
+    )
     push_timeout_s: float = Field(1.5, gt=0.0, description="How long one command to a node may take.")
     analyze_timeout_s: float = Field(60.0, gt=0.0, description="How long a node may take over an enrolment's clips.")
     ticket_s: float = Field(60.0, ge=1.0, le=600.0, description="How long a stream ticket is good.")
@@ -79,6 +84,9 @@ class ControlPlaneSettings(DaemonSettings):
     )
     audit_checkpoints: str | None = Field(
         None, description="Folder or object-store URL of signed audit checkpoints; absent: DATA/audit-checkpoints."
+    )
+    restored: bool = Field(
+        False, description="The database was restored by other means than `speakerd restore`: begin a new epoch."
     )
     accept_journal_loss: bool = Field(
         False, description="Start although the erasure journal is missing, damaged or another one; audited."

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane import audit, erasure_record
+from controlplane.audit_checkpoints import Checkpoint
 from controlplane.database import schema
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import erasures, fleet_head, node_leases, voices
@@ -47,6 +48,9 @@ ANOTHERS = (
 )
 
 
+LastSigned = Callable[[str], Awaitable[Checkpoint | None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """What was found. again: erasures that the database had forgotten; is_new_epoch: it went back in time."""
@@ -56,16 +60,27 @@ class Replayed:
 
 
 async def open_and_replay(
-    database: Database, keys: KeyRing, where: str, clock: Clock, *, accept_loss: bool
+    database: Database,
+    keys: KeyRing,
+    where: str,
+    clock: Clock,
+    *,
+    accept_loss: bool,
+    is_restored: bool = False,
+    last_signed: LastSigned | None = None,
 ) -> tuple[Journal, Replayed]:
     """The journal, opened and brought together with the database.
 
+    is_restored: the operator says that the database was restored. last_signed: the last checkpoint of an epoch.
     Raises InvalidRequest when it is missing, damaged or another database's and that is not accepted; Unavailable.
     """
     async with database.read() as connection:
         belongs = str((await connection.execute(select(fleet_head.c.journal_id))).scalar_one())
     journal, records, lost = await _opened(where, journal_key(keys), belongs, accept_loss=accept_loss)
     run = secrets.token_hex(8)
+    async with database.read() as connection:
+        epoch = str((await connection.execute(select(fleet_head.c.epoch))).scalar_one())
+    signed = await last_signed(epoch) if last_signed is not None else None
     async with database.write() as connection:
         await locked_head(connection)
         now_s = clock.wall_s()
@@ -73,7 +88,7 @@ async def open_and_replay(
             facts = {"journal_id": journal.journal_id, "before": belongs, "why": lost}
             await audit.append(connection, "journal.loss_accepted", at_s=now_s, facts=facts)
         replay = _Replay(connection, keys, records, now_s, await database.lease_now_s(connection))
-        replayed = await replay.run()
+        replayed = await replay.run(signed, is_restored=is_restored)
         await connection.execute(update(fleet_head).values(journal_id=journal.journal_id, run=run))
         if lost:
             # What the lost one knew has to be in this one.
@@ -161,11 +176,12 @@ class _Replay:
         self._now_s = now_s
         self._now_lease_s = now_lease_s
 
-    async def run(self) -> Replayed:
+    async def run(self, signed: Checkpoint | None, *, is_restored: bool) -> Replayed:
         rows = await self._connection.execute(select(erasures.c.audit_id))
         known = {row.audit_id for row in rows}
         forgotten = [record for audit_id, record in self._erased.items() if audit_id not in known]
-        why = "journal" if forgotten else await self._went_back()
+        why = "its operator says so" if is_restored else "the erasure journal" if forgotten else ""
+        why = why or await self._went_back(signed)
         if not why:
             return Replayed(0, is_new_epoch=False)
         last = max(
@@ -186,22 +202,22 @@ class _Replay:
             await self._again(record, voices_by_subject.get(record.subject))
         return Replayed(len(forgotten), is_new_epoch=True)
 
-    async def _went_back(self) -> str:
+    async def _went_back(self, signed: Checkpoint | None) -> str:
         """Why this database is a copy of an earlier time; empty when it is not."""
         head = (await self._connection.execute(select(fleet_head))).one()
         if head.run.startswith(RESTORED):
             return str(head.run)
         marks = [mark for mark in self._marks if mark.epoch == head.epoch]
-        if not marks:
-            return ""
-        if head.run != self._marks[-1].run and any(mark.run == head.run for mark in self._marks):
+        if marks and head.run != self._marks[-1].run and any(mark.run == head.run for mark in self._marks):
             return "an earlier run"
-        if int(head.revision) < max(mark.revision for mark in marks):
+        if any(int(head.revision) < mark.revision for mark in marks):
             return "an earlier revision"
-        for mark in marks[-1:]:
-            query = select(schema.audit.c.hash).where(schema.audit.c.sequence == mark.audit_sequence)
+        known = [(mark.audit_sequence, mark.audit_hash) for mark in marks[-1:]]
+        known += [(signed.sequence, signed.hash)] if signed is not None else []
+        for sequence, digest in known:
+            query = select(schema.audit.c.hash).where(schema.audit.c.sequence == sequence)
             found = (await self._connection.execute(query)).scalar_one_or_none()
-            if mark.audit_sequence and (found is None or bytes(found).hex() != mark.audit_hash):
+            if sequence and (found is None or bytes(found).hex() != digest):
                 return "an earlier audit"
         return ""
 

@@ -372,7 +372,7 @@ async def test_an_unsigned_tail_is_signed_as_the_daemon_ends_and_a_store_that_is
 
 def test_a_checkpoint_that_was_changed_or_signed_by_another_does_not_pass(tmp_path: Path) -> None:
     key = Ed25519PrivateKey.generate()
-    content = signed(7, bytes(32), 1.0, key)
+    content = signed(7, bytes(32), epoch="e", at_s=1.0, key=key)
     assert (opened(content).sequence, opened(content).hash) == (7, "00" * 32)
     for changed in (
         content.replace(b'"sequence": 7', b'"sequence": 8'),
@@ -385,6 +385,6 @@ def test_a_checkpoint_that_was_changed_or_signed_by_another_does_not_pass(tmp_pa
         with pytest.raises(InvalidRequest, match="checkpoint"):
             opened(changed)
     assert (
-        audit_checkpoints.opened(signed(7, bytes(32), 1.0, Ed25519PrivateKey.generate())).public_key
+        audit_checkpoints.opened(signed(7, bytes(32), epoch="e", at_s=1.0, key=Ed25519PrivateKey.generate())).public_key
         != opened(content).public_key
     )
