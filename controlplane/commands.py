@@ -15,7 +15,6 @@ from typing import Annotated
 
 import typer
 
-from controlplane import backup_commands
 from controlplane.app import ControlPlane, HttpBuilder
 from controlplane.config import ControlPlaneSettings
 from runtime import logs
@@ -30,7 +29,6 @@ HTTP_GROUP = "speakerd.http"
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
     app.command("controlplane", help="Run the control plane: voices, consent, erasure, fleet, placement.")(controlplane)
-    backup_commands.register(app)
 
 
 def controlplane(

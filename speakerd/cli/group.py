@@ -24,8 +24,8 @@ KNOWN = {
     "controlplane": ("controlplane", "controlplane"),
     "models": ("models", "node"),
     "certs": ("certs", "runtime"),
-    "backup": ("controlplane", "controlplane"),
-    "restore": ("controlplane", "controlplane"),
+    "backup": ("backup", "controlplane"),
+    "restore": ("backup", "controlplane"),
 }
 
 
