@@ -126,12 +126,21 @@ class Client:
         Returns once the enrolment is durable; `voice.state` says whether nodes hold it already.
         """
         spec = people_pb2.VoiceSpec(voice_id=voice_id, label=label, consent=consent, idempotency_key=idempotency_key)
+        return await self.enroll_as(spec, clips)
+
+    async def enroll_as(
+        self, spec: people_pb2.VoiceSpec, clips: Sequence[Clip], *, consent_clip: Clip | None = None
+    ) -> people_pb2.EnrollVoiceResponse:
+        """Enrol a person with all that can be said of them. consent_clip: the person speaking their consent."""
         sound = [await _content(clip) for clip in clips]
+        spoken_consent = None if consent_clip is None else await _content(consent_clip)
         if any(len(clip) > CLIP_BYTES_MAX for clip in sound):
             raise SpeakerdError("too_large", f"a recording is over {CLIP_BYTES_MAX >> 20} MiB: 5 to 30 s are enough")
         return await self._ask(
             keep_status(
-                self._people.EnrollVoice(_enrolment(spec, sound), metadata=self._metadata, timeout=CALL_BOUND_S)
+                self._people.EnrollVoice(
+                    _enrolment(spec, sound, spoken_consent), metadata=self._metadata, timeout=CALL_BOUND_S
+                )
             )
         )
 
@@ -359,13 +368,16 @@ async def _content(clip: Clip) -> bytes:
 
 
 async def _enrolment(
-    spec: people_pb2.VoiceSpec, clips: Sequence[bytes]
+    spec: people_pb2.VoiceSpec, clips: Sequence[bytes], consent: bytes | None
 ) -> AsyncIterator[people_pb2.EnrollVoiceRequest]:
     yield people_pb2.EnrollVoiceRequest(spec=spec)
     container = common_pb2.AudioFormat(encoding=common_pb2.ENCODING_CONTAINER)
-    for number, clip in enumerate(clips):
+    spoken = [*((clip, False) for clip in clips), *([(consent, True)] if consent is not None else [])]
+    for number, (clip, is_consent) in enumerate(spoken):
         for at in range(0, max(len(clip), 1), CHUNK_BYTES):
-            chunk = people_pb2.ClipChunk(clip=number, format=container, data=clip[at : at + CHUNK_BYTES])
+            chunk = people_pb2.ClipChunk(
+                clip=number, format=container, data=clip[at : at + CHUNK_BYTES], is_consent=is_consent
+            )
             yield people_pb2.EnrollVoiceRequest(chunk=chunk)
 
 

@@ -19,9 +19,11 @@ from speakerd.cli.diarize import diarize
 from speakerd.cli.doctor import doctor
 from speakerd.cli.erase import erase
 from speakerd.cli.group import TLS_CA_FLAG, SpeakerdGroup
-from speakerd.cli.people import enroll, voices
+from speakerd.cli.people import enroll
 from speakerd.cli.stream import stream
+from speakerd.cli.tenants import keys_commands, tenants_commands, users_commands
 from speakerd.cli.up import up
+from speakerd.cli.voices import voices_commands
 
 app = typer.Typer(
     cls=SpeakerdGroup,
@@ -56,8 +58,12 @@ def _options(
     trust_servers_of(tls_ca)
 
 
-for command in (up, enroll, voices, erase, stream, diarize, demo, doctor):
+for command in (up, enroll, erase, stream, diarize, demo, doctor):
     app.command()(command)
+app.add_typer(voices_commands, name="voices")
+app.add_typer(tenants_commands, name="tenants")
+app.add_typer(users_commands, name="users")
+app.add_typer(keys_commands, name="keys")
 app.add_typer(audit_commands, name="audit")
 app.add_typer(fleet_commands, name="fleet")
 

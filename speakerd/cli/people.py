@@ -39,9 +39,14 @@ def enroll(
     key: KeyOption = None,
     data: DataOption = None,
     voice_id: Annotated[str, typer.Option(help="Enrol this existing voice anew, in place.")] = "",
+    add: Annotated[bool, typer.Option("--add", help="With --voice-id: keep the recordings that it has.")] = False,
+    scope: Annotated[str, typer.Option(help="For whom: tenant, or user (the one that the key stands for).")] = "",
+    subject: Annotated[str, typer.Option(help="Your own id for the person, so that an opt-out is remembered.")] = "",
     consent_name: Annotated[str, typer.Option(help="Who consented: the full name.")] = "",
     consent_purpose: Annotated[str, typer.Option(help="What for.")] = "",
     consent_text: Annotated[str, typer.Option(help="What was agreed to, word for word.")] = "",
+    consent_version: Annotated[str, typer.Option(help="Which wording it is, in your own count.")] = "",
+    consent_audio: Annotated[Path | None, typer.Option(help="The person speaking their consent.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Enrol a person by voice. In RTTM files, blanks in the name become `_`."""
@@ -49,10 +54,15 @@ def enroll(
     _nameable(name)
     consent = None
     if consent_name or consent_purpose or consent_text:
-        consent = people_pb2.Consent(full_name=consent_name, purpose=consent_purpose, text=consent_text)
+        consent = people_pb2.Consent(
+            full_name=consent_name, purpose=consent_purpose, text=consent_text, version=consent_version
+        )
+    spec = people_pb2.VoiceSpec(
+        voice_id=voice_id, label=name, consent=consent, scope=_scope(scope), subject=subject, add_clips=add
+    )
     connection = find_connection(server, key, data)
     with out.working(f"enrolling {name}"):
-        answer = asyncio.run(_enroll(connection, name, files, voice_id, consent))
+        answer = asyncio.run(_enroll(connection, spec, files, consent_audio))
     voice = answer.voice
     out.say(f"enrolled {voice.label or name} as {voice.voice_id}: {state_of(voice)}", style="green")
     if answer.HasField("analysis"):
@@ -69,9 +79,7 @@ def enroll(
     )
 
 
-def voices(
-    server: ServerOption = None, key: KeyOption = None, data: DataOption = None, as_json: JsonFlag = False
-) -> None:
+def list_voices(server: str | None, key: str | None, data: Path | None, *, as_json: bool) -> None:
     """List enrolled people."""
     out = Output(as_json=as_json)
     found = asyncio.run(_voices(find_connection(server, key, data)))
@@ -80,11 +88,12 @@ def voices(
         out.say("nobody is enrolled: speakerd enroll NAME FILE")
         return
     out.table(
-        ("name", "voice id", "state", "clean speech", "enrolled"),
+        ("name", "voice id", "for", "state", "clean speech", "enrolled"),
         (
             (
                 voice.label,
                 voice.voice_id,
+                scope_of(voice),
                 Text(state_of(voice), style="green" if voice.state == people_pb2.Voice.STATE_READY else "yellow"),
                 f"{voice.net_speech_ms / 1000:.1f} s" if voice.net_speech_ms else "",
                 voice.created_at.ToDatetime().strftime("%Y-%m-%d %H:%M") if voice.HasField("created_at") else "",
@@ -149,6 +158,12 @@ def state_of(voice: people_pb2.Voice) -> str:
     return f"{state} ({voice.state_reason})" if voice.state_reason else state
 
 
+def scope_of(voice: people_pb2.Voice) -> str:
+    """For whom a voice is, in a word."""
+    scope = people_pb2.VoiceScope.Name(voice.scope).removeprefix("VOICE_SCOPE_").lower()
+    return f"{scope} {voice.owner_user_id}" if voice.scope == people_pb2.VOICE_SCOPE_USER else scope
+
+
 def voice_as_json(voice: people_pb2.Voice) -> dict[str, Any]:
     """A voice as plain values."""
     return {
@@ -159,6 +174,8 @@ def voice_as_json(voice: people_pb2.Voice) -> dict[str, Any]:
         "generation": voice.generation,
         "net_speech_s": voice.net_speech_ms / 1000,
         "model": voice.model,
+        "scope": people_pb2.VoiceScope.Name(voice.scope).removeprefix("VOICE_SCOPE_").lower(),
+        "owner_user_id": voice.owner_user_id or None,
         "created_at": voice.created_at.ToJsonString() if voice.HasField("created_at") else None,
     }
 
@@ -191,9 +208,10 @@ async def _ready(client: Client, voice: people_pb2.Voice) -> people_pb2.Voice:
 
 
 async def _enroll(
-    connection: Connection, name: str, files: Sequence[Path], voice_id: str, consent: people_pb2.Consent | None
+    connection: Connection, spec: people_pb2.VoiceSpec, files: Sequence[Path], consent_audio: Path | None
 ) -> people_pb2.EnrollVoiceResponse:
-    missing_files(files)
+    missing_files([*files, *([consent_audio] if consent_audio else [])])
+    name, voice_id = spec.label, spec.voice_id
     async with connection.open() as client:
         for voice in [] if voice_id else await _called(client, name):
             raise SpeakerdError(
@@ -201,7 +219,7 @@ async def _enroll(
                 f"{name} is enrolled already: say --voice-id {voice.voice_id} to enrol that voice anew, "
                 "or give another person another name",
             )
-        return await client.enroll(name, list(files), voice_id=voice_id, consent=consent)
+        return await client.enroll_as(spec, list(files), consent_clip=consent_audio)
 
 
 async def _voices(connection: Connection) -> list[people_pb2.Voice]:
@@ -220,6 +238,13 @@ async def _called(client: Client, name: str) -> list[people_pb2.Voice]:
 def _ambiguous(name: str, voices: Sequence[people_pb2.Voice]) -> SpeakerdError:
     ids = ", ".join(voice.voice_id for voice in voices)
     return SpeakerdError("conflict", f"{len(voices)} voices are called {name}: say which by its id ({ids})")
+
+
+def _scope(said: str) -> people_pb2.VoiceScope.ValueType:
+    scopes = {"": "UNSPECIFIED", "user": "USER", "tenant": "TENANT"}
+    if said not in scopes:
+        raise typer.BadParameter(f"--scope {said!r}: user or tenant")
+    return people_pb2.VoiceScope.Value(f"VOICE_SCOPE_{scopes[said]}")
 
 
 def _nameable(name: str) -> None:
