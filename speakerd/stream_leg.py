@@ -99,6 +99,8 @@ class StreamLeg:
         """What the reading, which is over, has brought. Raises what ended the call."""
         assert self._reading is not None and self._reading.done(), "asked before there was an answer"
         reading, self._reading = self._reading, None
+        if reading.cancelled():
+            raise SpeakerdError("stale", "the stream was closed")
         return reading.result()
 
     async def close(self) -> None:
