@@ -47,9 +47,11 @@ from controlplane.outside import Outside, open_outside
 from controlplane.people import Ground, People, build_people
 from controlplane.placement import Placing
 from controlplane.pulse import Pulse
+from controlplane.recent_callers import RecentCallers
 from controlplane.reconciler import Reconciler
 from controlplane.registry import Registry
 from controlplane.relay import Relay
+from controlplane.relay_guard import RelayGuard, fence_relays_of_before
 from controlplane.rpc_admin import AdminServicer
 from controlplane.rpc_audit import AuditServicer
 from controlplane.rpc_fleet import FleetServicer
@@ -112,6 +114,7 @@ class Core:
     completion: Completion
     placing: Placing
     relay: Relay
+    guard: RelayGuard
     blobs: Blobs
 
 
@@ -196,6 +199,8 @@ class ControlPlane:
         await index_labels(database, keys, self._core.tenant_keys)
         if self._redis is not None:
             await self._redis.start(tasks)
+        await fence_relays_of_before(database)
+        self._core.guard.start(tasks)
         await sweep_orphans(database, self._core.blobs, self._clock)
         self._workers = [
             tasks.spawn("fleet.reconcile", self._core.fleet.reconcile()),
@@ -227,6 +232,7 @@ class ControlPlane:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         if core is not None:
+            await core.guard.close()
             await core.erasures.close()
             await core.checkpoints.close()
             await core.reconciler.close()
@@ -325,7 +331,8 @@ class ControlPlane:
             clock=clock,
             metrics=metrics,
         )
-        relay = Relay(fleet, nodes, library)
+        guard = RelayGuard(database=database, fleet=fleet, clock=clock, metrics=metrics)
+        relay = Relay(fleet, nodes, library, guard)
         ground = Ground(
             settings=settings,
             database=database,
@@ -382,6 +389,7 @@ class ControlPlane:
                 metrics=metrics,
             ),
             relay=relay,
+            guard=guard,
             blobs=blobs,
         )
 
@@ -394,7 +402,8 @@ class ControlPlane:
         audit = AuditServicer(core.identity, core.auditing, core.erasures)
         audit_pb2_grpc.add_AuditServicer_to_server(audit, server)
         streams_pb2_grpc.add_StreamsServicer_to_server(
-            StreamsServicer(core.identity, core.placing, core.fan_out, core.registry), server
+            StreamsServicer(RecentCallers(core.identity, self._clock), core.placing, core.fan_out, core.registry),
+            server,
         )
         jobs_pb2_grpc.add_JobsServicer_to_server(JobsServicer(core.identity, core.relay), server)
         fleet = FleetServicer(

@@ -106,6 +106,7 @@ async def complete(
     erasure: Erasure,
     *,
     outcomes: Sequence[Outcome],
+    relays: Sequence[Outcome],
     residual: Sequence[str],
     now_s: float,
 ) -> int:
@@ -135,6 +136,8 @@ async def complete(
         **_said(keys, erasure.audit_id, erasure.voice, erasure.revision, erasure.asking),
         "requested_at_s": erasure.requested_at_s,
         "nodes": [{"node_id": outcome.node_id, "evicted": outcome.ok, "error": outcome.error} for outcome in outcomes],
+        # Control planes through which results were leaving: they hold no voices, and withhold its name from here on.
+        "relays": [{"node_id": relay.node_id, "withholds": relay.ok, "error": relay.error} for relay in relays],
         "replicas_evicted": evicted,
         "failures": [outcome.node_id for outcome in outcomes if not outcome.ok],
         "residual_node_ids": list(residual),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from controlplane.lease_rules import Lease
+from controlplane.lease_rules import NODE, Lease
 
 IsSilent = Callable[[Lease], bool]
 
@@ -33,8 +33,15 @@ class ErasureRules:
         return [lease for lease in holders if not lease.has_applied(revision)]
 
     def to_push(self, holders: Sequence[Lease], revision: int, is_silent: IsSilent) -> list[Lease]:
-        """Whom to send an eviction. The superseded are waited for and not spoken to: another has their address."""
-        return [lease for lease in self.waited_for(holders, revision) if not lease.superseded and not is_silent(lease)]
+        """Whom to send an eviction. The superseded are waited for and not spoken to: another has their address.
+
+        Relays have none: they look into the log themselves.
+        """
+        return [
+            lease
+            for lease in self.waited_for(holders, revision)
+            if lease.kind == NODE and not lease.superseded and not is_silent(lease)
+        ]
 
     def settlement(self, holders: Sequence[Lease], revision: int, is_silent: IsSilent) -> Settlement | None:
         """The end of an erasure, or None while somebody is waited for. holders: every lease that is not fenced."""

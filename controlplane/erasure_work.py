@@ -23,6 +23,7 @@ from controlplane.erasure_rules import ErasureRules
 from controlplane.fault_points import reach
 from controlplane.fleet import Fleet
 from controlplane.keys import KeyRing
+from controlplane.lease_rules import NODE
 from controlplane.leases import SqlRows
 from controlplane.metrics import Metrics
 from controlplane.nodes import Nodes
@@ -217,8 +218,14 @@ class ErasureWork:
             if settlement is None:
                 return
             reach("erase.settled")
-            outcomes = [Outcome(lease.node_id, ok=True) for lease in settlement.applied]
-            outcomes += [Outcome(lease.node_id, ok=False, error=SILENT) for lease in settlement.silent]
+            settled = [
+                *((lease, "") for lease in settlement.applied),
+                *((lease, SILENT) for lease in settlement.silent),
+            ]
+            outcomes: list[Outcome] = []
+            relays: list[Outcome] = []
+            for lease, error in settled:
+                (outcomes if lease.kind == NODE else relays).append(Outcome(lease.node_id, ok=not error, error=error))
             first = await first_entry_of(connection, current.voice)
             residual = set(await leases.residual_nodes(connection, *first)) if first else set()
             # Those that a journal named, when this erasure is one that a restored database had forgotten.
@@ -227,7 +234,13 @@ class ErasureWork:
             outcomes += [Outcome(node_id, ok=False, error=SILENT) for node_id in sorted(residual - answered)]
             now_s = self._clock.wall_s()
             sequence = await erasure_record.complete(
-                connection, self._keys, current, outcomes=outcomes, residual=sorted(residual), now_s=now_s
+                connection,
+                self._keys,
+                current,
+                outcomes=outcomes,
+                relays=relays,
+                residual=sorted(residual),
+                now_s=now_s,
             )
             reach("erase.finishing")
         reach("erase.finished")

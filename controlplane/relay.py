@@ -19,6 +19,8 @@ from controlplane.fleet import Fleet
 from controlplane.intake import CONTAINER
 from controlplane.nodes import Nodes
 from controlplane.policy import Principal, Right, audiences_of
+from controlplane.relay_guard import RelayGuard
+from controlplane.relay_names import strip_result, voices_in
 from controlplane.voices import Voices
 from runtime.errors import BadAudio, InvalidRequest, Overloaded, Unavailable
 from runtime.media import adecode_stream
@@ -34,10 +36,11 @@ FIRST_MESSAGE_S = 30.0
 class Relay:
     """Files on their way to nodes."""
 
-    def __init__(self, fleet: Fleet, nodes: Nodes, library: Voices) -> None:
+    def __init__(self, fleet: Fleet, nodes: Nodes, library: Voices, guard: RelayGuard) -> None:
         self._fleet = fleet
         self._nodes = nodes
         self._library = library
+        self._guard = guard
         self._running = 0
         self._turn = 0
 
@@ -75,35 +78,24 @@ class Relay:
                     )
                 )
             sound = _decoded(chunks) if is_container else chunks
-            async with aclosing(self._nodes.diarize_file(lease.address, forwarded, sound)) as answers:
+            async with (
+                self._guard.relaying() as relaying,
+                aclosing(self._nodes.diarize_file(lease.address, forwarded, sound)) as answers,
+            ):
                 async for answer in answers:
                     if answer.HasField("result"):
                         await self._withhold_erased(principal, answer.result)
+                        # Last, and without an await before it is written: whatever happened meanwhile counts.
+                        relaying.result(answer.result)
                     yield answer
         finally:
             self._running -= 1
 
     async def _withhold_erased(self, principal: Principal, result: node_pb2.FileResult) -> None:
         """Take out who is being erased: a node that froze between its own check and its answer thaws with old names."""
-        named = {voice_id for speaker in result.speakers for voice_id in _voices_of(speaker)}
-        named |= {turn.voice_id for turns in (result.turns, result.exclusive_turns) for turn in turns}
-        named.discard("")
-        gone = named - await self._library.living(principal, named) if named else set()
-        if not gone:
-            return
-        said: list[common_pb2.Turn | common_pb2.Speaker] = [*result.turns, *result.exclusive_turns, *result.speakers]
-        for one in said:
-            if one.voice_id in gone:
-                one.label = one.speaker
-                one.ClearField("voice_id")
-                one.ClearField("probability")
-        for speaker in result.speakers:
-            if gone.intersection(_voices_of(speaker)):
-                speaker.ClearField("match")
-
-
-def _voices_of(speaker: common_pb2.Speaker) -> tuple[str, str, str]:
-    return speaker.voice_id, speaker.match.best_voice_id, speaker.match.runner_up_voice_id
+        named = voices_in(result)
+        living = await self._library.living(principal, named) if named else set()
+        strip_result(result, living.__contains__)
 
 
 async def _opening(requests: AsyncIterator[node_pb2.DiarizeFileRequest]) -> node_pb2.FileOpen:

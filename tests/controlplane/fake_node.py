@@ -49,6 +49,8 @@ class FakeNode(node_pb2_grpc.NodeServicer):
         self.num_speakers = 1
         self.net_speech_ms = 5_000
         self.syncs = 0
+        self.enrolments = 0
+        self.digest_flaw = b""
         self.resyncs = 0
         self.frozen = asyncio.Event()
         self.frozen.set()  # set: it runs
@@ -93,7 +95,9 @@ class FakeNode(node_pb2_grpc.NodeServicer):
                 incarnation=self.incarnation,
                 cursor=self.cursor,
                 num_voices=len(self.voices),
-                voices_digest=digest.value(),
+                voices_digest=bytes(
+                    a ^ b for a, b in zip(digest.value(), self.digest_flaw.ljust(32, b"\0"), strict=True)
+                ),
                 address=self.address,
                 model=self.model,
                 state=self.state,
@@ -203,10 +207,13 @@ class FakeNode(node_pb2_grpc.NodeServicer):
 
     async def Enroll(self, request: node_pb2.EnrollRequest, context: Any) -> node_pb2.EnrollResponse:
         await self._enter(context)
+        self.enrolments += 1
+        key = (request.voice.tenant_id, request.voice.voice_id)
         if await self._advance(request.position):
-            key = (request.voice.tenant_id, request.voice.voice_id)
             self.voices[key] = (request.voice.generation, request.label, request.voiceprint.embedding)
             self.cursor = request.position.revision
+        elif request.position.as_of >= self.cursor:
+            self.voices[key] = (request.voice.generation, request.label, request.voiceprint.embedding)
         return node_pb2.EnrollResponse(
             generation=request.voice.generation, cursor=self.cursor, incarnation=self.incarnation
         )
