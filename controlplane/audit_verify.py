@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import and_, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from controlplane.agreements import unproven
 from controlplane.audit import GENESIS, Broken, Entry, walk
 from controlplane.audit_checkpoints import Checkpoint, opened
 from controlplane.database.schema import data_keys, erasures, voiceprints, voices
@@ -56,6 +57,7 @@ class Verdict:
 class _Told:
     """What the audit's rows say of erasures."""
 
+    evidence: set[str] = field(default_factory=set)
     requested: set[str] = field(default_factory=set)
     completed: dict[str, int] = field(default_factory=dict)
     # Where a restored database went on: (sequence of the row that says so, its time).
@@ -90,6 +92,11 @@ async def verify(
     ]
     if not told.is_broken:
         problems += _compare(signed, last.sequence, told, notes)
+        lines = [
+            f"a consent or licence and its audit row do not stand for each other: {evidence[:16]}…"
+            for evidence in await unproven(connection, told.evidence)
+        ]
+        problems += _shown(lines, "more consents or licences without their audit row, or rows without them")
     if last.sequence and not signed:
         notes.append("there is no signed checkpoint: a removed tail of the audit could not be told")
     num_erasures = await _check_erasures(connection, told, problems)
@@ -155,6 +162,8 @@ async def _walk(connection: AsyncConnection, wanted: set[int], told: _Told, prob
 
 
 def _listen(told: _Told, sequence: int, body: dict[str, Any]) -> None:
+    if "evidence" in body:
+        told.evidence.add(str(body["evidence"]))
     action, audit_id = body.get("action"), str(body.get("audit_id", ""))
     if action in ("erase.requested", "erase.replayed"):
         if audit_id in told.requested:
