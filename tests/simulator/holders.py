@@ -7,10 +7,9 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import cache
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from prometheus_client import CollectorRegistry
 
 from controlplane.fleet import SnapshotBegins, SnapshotEnds, SnapshotPage
 from controlplane.fleet_log import Change
@@ -38,12 +37,13 @@ from runtime.lease import Lease, Renewal
 from runtime.membership import Report
 from tests.simulator.loop import Process
 from tests.simulator.network import Network
+from tests.simulator.quiet import Unmeasured
 
 if TYPE_CHECKING:
     from tests.simulator.planes import Plane
 
 IDLE = Load(0, 4, 0, 1, 0, 0, 0.0)
-METRICS = NodeMetrics(CollectorRegistry())
+METRICS = cast(NodeMetrics, Unmeasured())
 
 
 @cache

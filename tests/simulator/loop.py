@@ -11,7 +11,7 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context, ContextVar, copy_context
+from contextvars import Context, ContextVar
 from random import Random
 from typing import Any
 
@@ -28,6 +28,8 @@ class Process:
         self.dead = False
         self.undisturbed_since_s = loop.now_s
         self.waiting: list[tuple[asyncio.Handle, bool]] = []
+        self._context = Context()
+        self._context.run(OWNER.set, self)
 
     def __repr__(self) -> str:
         return f"Process({self.name}, frozen={self.frozen}, dead={self.dead})"
@@ -37,10 +39,8 @@ class Process:
         return not (self.frozen or self.dead)
 
     def context(self) -> Context:
-        """A context whose tasks belong to this process."""
-        context = copy_context()
-        context.run(OWNER.set, self)
-        return context
+        """The context whose tasks belong to this process."""
+        return self._context
 
     def start(self, work: Any, name: str = "") -> asyncio.Task[Any]:
         return self.context().run(self.loop.create_task, work, name=name)
@@ -176,7 +176,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         heapq.heappush(self._timers, (when, self._sequence, handle))
         return handle
 
-    def call_later(self, delay: float, callback: Any, *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+    def call_later(
+        self, delay: float, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         return self.call_at(self.now_s + delay, callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:

@@ -62,8 +62,10 @@ class _WithoutIncarnation(HeldLease):
 
 class _AcknowledgedWithoutIncarnation(LeaseRules):
     def acknowledgement(self, lease: Lease | None, *, incarnation: int, cursor: int, head: int) -> Lease | None:
-        return None if lease is None else super().acknowledgement(
-            lease, incarnation=lease.incarnation, cursor=cursor, head=head
+        return (
+            None
+            if lease is None
+            else super().acknowledgement(lease, incarnation=lease.incarnation, cursor=cursor, head=head)
         )
 
 

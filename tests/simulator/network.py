@@ -19,6 +19,7 @@ from tests.simulator.loop import Delivery, Process, SimulatedLoop
 T = TypeVar("T")
 KEEPALIVE_S = 7.0
 LATE_S = 40.0
+STALL_S = 20.0
 
 
 class Network:
@@ -49,7 +50,7 @@ class Network:
 
     def delay_s(self) -> float:
         if self.faulty and self._random.random() < self.late:
-            return self._random.uniform(0.1, LATE_S)
+            return self._random.uniform(0.1, self._random.choice((3.0, LATE_S)))
         return 0.001 + self._random.expovariate(1 / 0.02)
 
     def send(self, source: Process, target: Process, kind: str, act: Callable[[], None]) -> None:
@@ -115,7 +116,7 @@ class Network:
                         if gone or not post("answer", answer):
                             return
                         if self.faulty and self._random.random() < self.late:
-                            await asyncio.sleep(self._random.uniform(0.0, LATE_S))
+                            await asyncio.sleep(self._random.uniform(0.0, STALL_S))
             except SpeakerdError as error:
                 post("error", error)
             else:
@@ -123,11 +124,19 @@ class Network:
 
         if target.dead:
             raise Unavailable("nobody listens")
-        self.send(source, target, kind, lambda: None if target.dead else self._begin(handle))
+        begun = False
+
+        def begin() -> None:
+            nonlocal begun
+            if not begun and not target.dead:  # a connection's bytes come once
+                begun = True
+                self._begin(handle)
+
+        self.send(source, target, kind, begin)
         try:
             while True:
                 # Keepalive is answered below the application, so that a frozen server's stream is cut as well.
-                async with asyncio.timeout(KEEPALIVE_S if self.broken(source, target, kind) else LATE_S + KEEPALIVE_S):
+                async with asyncio.timeout(KEEPALIVE_S if self.broken(source, target, kind) else STALL_S + KEEPALIVE_S):
                     what, value = await arrived.get()
                 if what == "end":
                     return

@@ -6,16 +6,14 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any
-
-from prometheus_client import CollectorRegistry
+from typing import Any, cast
 
 from controlplane.erasure_rules import ErasureRules
 from controlplane.fleet import Fleet
 from controlplane.holdings import Holding
 from controlplane.keys import VoiceAddress
 from controlplane.lease_rules import Lease, LeaseRules, LeaseWatch
-from controlplane.metrics import declare
+from controlplane.metrics import Metrics
 from controlplane.node_view import NodeView
 from controlplane.proving import LOOK_AGAIN_S, Proving, settle
 from controlplane.pulse import Pulse, wait_s
@@ -24,12 +22,13 @@ from runtime.errors import SpeakerdError, Unavailable
 from tests.simulator.holders import SimulatedNode, Spawner
 from tests.simulator.loop import Process
 from tests.simulator.network import Network
+from tests.simulator.quiet import Unmeasured
 from tests.simulator.tables import ErasureRow, MemoryTables
 
 PUSH_TIMEOUT_S = 1.5
 PROBE_TIMEOUT_S = 1.0
 RECONCILE_S = 5.0
-METRICS = declare(CollectorRegistry())
+METRICS = cast(Metrics, Unmeasured())
 
 
 @dataclass(frozen=True, slots=True)

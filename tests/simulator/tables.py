@@ -182,7 +182,7 @@ class MemoryRows:
         found = []
         for entry in self.state.log[max(0, cursor - self.state.floor) :][:limit]:
             row = self.state.voices[entry.voice]
-            if entry.change is Change.ENROLL and row.state == "live" and row.revision == entry.revision:
+            if entry.change is Change.ENROLL and row.state == "live" and row.generation == entry.generation:
                 found.append(self._holding(row) if model == self._tables.model else _empty(entry))
             else:
                 found.append(_empty(entry))
