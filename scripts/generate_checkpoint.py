@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,13 @@ from models.bundle import BUNDLES
 from models.pyannote.networks import import_pyannote
 
 Array = npt.NDArray[np.float64]
-CROP_SAMPLES, CROPS_MAX = 48_000, 6
+CROP_SAMPLES, CROPS_MAX = 48_000, 4
 EMBEDDING_DIM, LDA_DIM = 256, 128
 # How far a common offset pulls all embeddings together: it puts cosines where pyannote's thresholds expect them.
-OFFSET = 0.8
-METHODS: dict[str, dict[str, Any]] = {
-    "VBxClustering": {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8},
-    "AgglomerativeClustering": {"method": "centroid", "threshold": 0.7045654963945799, "min_cluster_size": 12},
-}
+OFFSET = 1.0
+# As community-1 and 3.1 have them.
+VBX = {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8}
+AGGLOMERATIVE = {"method": "centroid", "threshold": 0.7045654963945799, "min_cluster_size": 12}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +63,8 @@ class Recipe:
     noise: float = 0.0
     exclude_overlap: bool = True
     min_duration_off: float = 0.0
+    vbx: Mapping[str, float] = field(default_factory=lambda: VBX)
+    agglomerative: Mapping[str, Any] = field(default_factory=lambda: AGGLOMERATIVE)
 
 
 SMALL = Recipe()
@@ -74,7 +75,7 @@ def generate(folder: Path, voices: Mapping[str, list[npt.NDArray[np.float32]]], 
     """Write folder/pyannote-METHOD and folder/bundle-METHOD for both methods. voices: recordings by speaker."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = Checkpoint(_segmentation(recipe), *_embedding(recipe, voices), recipe)
-    for method, parameters in METHODS.items():
+    for method, parameters in (("VBxClustering", recipe.vbx), ("AgglomerativeClustering", recipe.agglomerative)):
         _write_for_pyannote(folder / f"pyannote-{method}", checkpoint, method, parameters)
         _write_bundle(folder / f"bundle-{method}", checkpoint, method, parameters)
 
@@ -86,6 +87,18 @@ def read_voices(folder: Path, count: int) -> dict[str, list[npt.NDArray[np.float
         samples, rate = soundfile.read(min(speaker.iterdir()), dtype="float32")
         assert rate == 16_000
         found[speaker.name] = [samples]
+    return found
+
+
+def pieces_as_voices(files: Iterable[Path], seconds: int = 9) -> dict[str, list[npt.NDArray[np.float32]]]:
+    """Where there are no labelled voices: each piece of a recording taken for a speaker of its own."""
+    found = {}
+    for file in files:
+        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
+        assert rate == 16_000
+        mono, length = samples.mean(axis=1), seconds * 16_000
+        for at in range(0, min(len(mono), 40 * length) - length + 1, length):
+            found[f"{file.name}-{at}"] = [mono[at : at + length]]
     return found
 
 
@@ -157,12 +170,17 @@ def _embedding(recipe: Recipe, voices: Mapping[str, list[npt.NDArray[np.float32]
 
 
 def _crops(voices: Mapping[str, list[npt.NDArray[np.float32]]]) -> tuple[list[Tensor], npt.NDArray[np.int64]]:
-    crops, speakers = [], []
+    crops: list[Tensor] = []
+    speakers = []
+    chance = torch.Generator().manual_seed(1)
     for index, recordings in enumerate(voices.values()):
         starts = [(recording, at) for recording in recordings
                   for at in range(0, len(recording) - CROP_SAMPLES + 1, CROP_SAMPLES // 2)]  # fmt: skip
         for recording, at in starts[:CROPS_MAX]:
-            crops.append(torch.from_numpy(recording[at : at + CROP_SAMPLES]))
+            # Louder and quieter, in more noise and less: else levels and noise are all that it tells apart.
+            level, floor = 10 ** -torch.rand(2, generator=chance)
+            noise = 1e-3 * floor * torch.randn(CROP_SAMPLES, generator=chance)
+            crops.append(torch.from_numpy(recording[at : at + CROP_SAMPLES]) * level + noise)
             speakers.append(index)
     return crops, np.array(speakers)
 
@@ -182,7 +200,7 @@ def _discriminants(statistics: Array, speakers: npt.NDArray[np.int64], chance: A
     """A last layer (P, D) and (D,) in which speakers lie apart, and all of them a little to one side."""
     mean = statistics.mean(axis=0)
     centred = statistics - mean
-    num_axes = min(150, len(centred) - int(speakers.max()) - 2, centred.shape[1])
+    num_axes = min(40, len(centred) - int(speakers.max()) - 2, centred.shape[1])
     _, scale, axes = np.linalg.svd(centred, full_matrices=False)
     whiten = axes[:num_axes].T / scale[:num_axes] * np.sqrt(len(centred))
     white = centred @ whiten
@@ -260,7 +278,7 @@ def _write_for_pyannote(folder: Path, made: Checkpoint, method: str, parameters:
                 "plda": "$model/plda",
             },
         },
-        "params": {"clustering": parameters, "segmentation": {"min_duration_off": made.recipe.min_duration_off}},
+        "params": {"clustering": dict(parameters), "segmentation": {"min_duration_off": made.recipe.min_duration_off}},
     }
     (folder / "config.yaml").write_text(json.dumps(config, indent=2))  # which is YAML too
 
@@ -322,14 +340,19 @@ def _sha256(stem: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--voices", type=Path, required=True, help="a folder with one folder of recordings a speaker")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--voices", type=Path, help="a folder with one folder of recordings a speaker")
+    source.add_argument(
+        "--pieces-of", type=Path, nargs="+", metavar="FILE", help="recordings, where there are no voices"
+    )
     parser.add_argument("--speakers", type=int, default=60)
     parser.add_argument("--size", choices=("small", "full"), default="small")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     base = SMALL if given.size == "small" else FULL
     recipe = Recipe(seed=given.seed, num_bands=base.num_bands, extra_layers=base.extra_layers)
-    generate(given.out, read_voices(given.voices, given.speakers), recipe)
+    voices = read_voices(given.voices, given.speakers) if given.voices else pieces_as_voices(given.pieces_of)
+    generate(given.out, voices, recipe)
 
 
 if __name__ == "__main__":

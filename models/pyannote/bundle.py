@@ -1,9 +1,9 @@
 """A bundle of pyannote's family: its manifest, read and checked.
 
-In comes the table of a `bundle.toml` whose `family` is "pyannote", out comes a frozen PyannoteBundle. Weights lie beside
-the manifest as safetensors, under pyannote's own names of tensors, each pinned by digest. The manifest says everything
-else that decides a result: the networks' classes and hyperparameters, the pipeline's parameters, those of clustering.
-Importing this module does not import torch.
+In comes the table of a `bundle.toml` whose `family` is "pyannote", out comes a frozen PyannoteBundle. Weights lie
+beside the manifest as safetensors, under pyannote's own names of tensors, each pinned by digest. The manifest says
+everything else that decides a result: the networks' classes and hyperparameters, the pipeline's parameters, those of
+clustering. Importing this module does not import torch.
 
     id = "community-1"
     revision = "…"

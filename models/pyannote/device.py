@@ -22,6 +22,7 @@ from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.pyannote.bundle import PyannoteBundle
 from models.pyannote.embedding import MelFrames, Pooling, Trunk, centred
 from models.pyannote.networks import build_embedding, build_segmentation, exact_kernels
+from models.pyannote.shared_trunk import EDGE_MELS, TrunkMemory, plan_window, run_plans
 from models.pyannote.speech import Powerset, voice_masks
 from models.ring import Ring
 from models.seams import DueWindow, SlotKind, VoiceSample
@@ -38,6 +39,7 @@ class Slot:
 
     samples: Ring  # (N,)
     mels: Ring  # (T, M)
+    trunk: TrunkMemory
     kind: SlotKind
 
 
@@ -83,7 +85,9 @@ class PyannoteDevice:
         mels = ring_samples // self._mels.step_samples
         self._slots[slot] = Slot(
             samples=Ring(ring_samples + self._mels.length_samples, (), self._device),
-            mels=Ring(mels + 1, (self._mels.num_bands,), self._device),
+            # Frames shared between windows are computed with some of what came before them.
+            mels=Ring(mels + 1 + EDGE_MELS, (self._mels.num_bands,), self._device),
+            trunk=TrunkMemory(),
             kind=kind,
         )
 
@@ -120,13 +124,16 @@ class PyannoteDevice:
             exclude_overlap=self._bundle.pipeline.embedding_exclude_overlap,
             num_frames_min=self._frames_min,
         )
-        heard = np.flatnonzero(speech.any(dim=2).any(dim=1).cpu().numpy())  # windows in which somebody speaks
+        # Windows in which somebody speaks: the others have no embeddings to compute.
+        heard: list[int] = np.flatnonzero(speech.any(dim=2).any(dim=1).cpu().numpy()).tolist()
         embeddings = np.zeros((len(windows), grid.num_local_speakers, grid.embedding_dim), np.float32)
-        for at in range(0, len(heard), self._trunk_batch):
-            some = heard[at : at + self._trunk_batch]
-            mels = torch.stack([self._window_mels(windows[index]) for index in some])
-            found = self._pooling(self._trunk(centred(_padded(mels, self._trunk_batch)))[: len(some)], masks[some])
-            embeddings[some] = found.cpu().numpy()
+        for kind in (SlotKind.FILE, SlotKind.FAST_FILE):
+            of_kind = [index for index in heard if self._slots[windows[index].slot].kind is kind]
+            frames = self._own_frames if kind is SlotKind.FILE else self._shared_frames
+            for at in range(0, len(of_kind), self._trunk_batch):
+                some = of_kind[at : at + self._trunk_batch]
+                found = self._pooling(frames([windows[index] for index in some]), masks[some])
+                embeddings[some] = found.cpu().numpy()
         alone = speech * (speech.sum(dim=2, keepdim=True) == 1)
         clean = alone.sum(dim=1).cpu().numpy()
         embeddings *= speech.any(dim=1).cpu().numpy()[:, :, None]
@@ -146,12 +153,34 @@ class PyannoteDevice:
         found: Tensor = self._segmentation(batch)[: len(windows)]
         return found
 
-    def _window_mels(self, window: DueWindow) -> Tensor:
-        """Mel frames (T, M) of a window."""
-        grid, mels = self._bundle.file_grid, self._mels
-        first, rest = divmod(window.end_samples - grid.window_samples, mels.step_samples)
+    def _own_frames(self, windows: Sequence[DueWindow]) -> Tensor:
+        """The trunk's frames (B, C, T') of windows, each from its own mel frames alone, as pyannote has it."""
+        ranges = [(self._slots[window.slot].mels, self._mel_range(window)) for window in windows]
+        mels = torch.stack([ring.read(start, end) for ring, (start, end) in ranges])
+        maps = self._trunk(centred(_padded(mels, self._trunk_batch)))
+        own: Tensor = maps[: len(windows)].flatten(1, 2)
+        return own
+
+    def _shared_frames(self, windows: Sequence[DueWindow]) -> Tensor:
+        """The trunk's frames (B, C, T') of windows, as far as may be those of the windows before them."""
+        slots = [self._slots[window.slot] for window in windows]
+        plans = [
+            plan_window(held.trunk, held.mels, *self._mel_range(window))
+            for held, window in zip(slots, windows, strict=True)
+        ]
+        try:
+            return torch.stack(run_plans(self._trunk, plans, self._trunk_batch))
+        except Exception:
+            for held in slots:  # whatever was planned has not come: begin anew with the next window
+                held.trunk = TrunkMemory()
+            raise
+
+    def _mel_range(self, window: DueWindow) -> tuple[int, int]:
+        """First mel frame of a window, and the one after its last."""
+        length = self._bundle.file_grid.window_samples
+        first, rest = divmod(window.end_samples - length, self._mels.step_samples)
         assert rest == 0, "windows begin on the grid of mel frames"
-        return self._slots[window.slot].mels.read(first, first + mels.count(grid.window_samples))
+        return first, first + self._mels.count(length)
 
     def _advance_mels(self, held: Slot) -> None:
         """Make the mel frames whose sound is there."""

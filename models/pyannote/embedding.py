@@ -17,7 +17,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 SAMPLE_SCALE = 1 << 15
 TRUNK_STRIDE = 8  # mel frames a trunk frame: three halvings
-TRUNK_HALO = 112  # mel frames to either side that a trunk frame depends on
 
 
 class MelFrames:
@@ -100,9 +99,9 @@ class Pooling(nn.Module):
         self.last = resnet.seg_1
         self.eval()
 
-    def forward(self, maps: Tensor, masks: Tensor) -> Tensor:
-        """Embeddings (B, S, D) of maps (B, C, H, T') under masks (B, S, F); of an empty mask, the last layer's bias."""
-        return self.embed(maps.flatten(1, 2), mask_on_trunk(masks, maps.shape[-1]))
+    def forward(self, frames: Tensor, masks: Tensor) -> Tensor:
+        """Embeddings (B, S, D) of frames (B, C, T') under masks (B, S, F); of an empty mask, the last layer's bias."""
+        return self.embed(frames, mask_on_trunk(masks, frames.shape[-1]))
 
     def embed(self, frames: Tensor, weights: Tensor) -> Tensor:
         """Embeddings (B, S, D) of frames (B, C, T') under weights (B, S, T'): weighted mean and unbiased deviation."""

@@ -30,7 +30,8 @@ class FrameDiarization:
     """pyannote's result in its own frames. Speakers are numbered as pyannote numbers SPEAKER_00, SPEAKER_01, ...
 
     turns: overlaps included. exclusive: one speaker at a time. embeddings: (K, D) float64, a row a speaker of `turns`,
-    not of unit length; zeros for a speaker whom only the count asked for. clean_frames: (K,) with nobody else in them.
+    not of unit length; zeros for a speaker whom only the count asked for, NaN where nobody spoke alone for long enough.
+    clean_frames: (K,) with nobody else in them.
     """
 
     turns: tuple[FrameTurn, ...]
@@ -103,7 +104,10 @@ class PyannoteFile:
         order = assembly.label_order(turns)
         rank = {speaker: index for index, speaker in enumerate(order)}
         embeddings = np.zeros((max(chosen.shape[1], len(speakers.centroids)), dimension))
-        embeddings[: len(speakers.centroids)] = speakers.centroids
+        # A speaker without enough clean speech for an embedding has NaN in pyannote's answer, one whom only the count
+        # asked for has zeros.
+        unheard = ~speakers.centroids.any(axis=1, keepdims=True)
+        embeddings[: len(speakers.centroids)] = np.where(unheard, np.nan, speakers.centroids)
         alone = chosen & (chosen.sum(axis=1, keepdims=True) == 1)
         return FrameDiarization(
             _renamed(turns, rank),
@@ -164,8 +168,12 @@ def load_plda(bundle: PyannoteBundle) -> Plda | None:
 
 
 def voice_vectors(embeddings: npt.NDArray[np.floating], mean: FloatArray) -> FloatArray:
-    """Unit vectors (P, D) to compare with voices, of embeddings (P, D) as the network gives them; zeros stay zeros."""
-    centred = np.where(embeddings.any(axis=1, keepdims=True), embeddings - mean, 0.0)
+    """Unit vectors (P, D) to compare with voices, of embeddings (P, D) as the network gives them.
+
+    Zeros stay zeros, and NaN becomes zeros: nobody is named by them.
+    """
+    known = np.nan_to_num(embeddings)
+    centred = np.where(known.any(axis=1, keepdims=True), known - mean, 0.0)
     unit: FloatArray = (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-9)).astype(np.float32)
     return unit
 
