@@ -57,6 +57,8 @@ class FakeNode(node_pb2_grpc.NodeServicer):
         self.refusals: list[grpc.StatusCode] = []
         self.files: list[bytes] = []
         self.result: node_pb2.FileResult | None = None  # None: one speaker, whom nobody knows
+        self.answers = asyncio.Event()
+        self.answers.set()  # set: a file's result is given as soon as it is heard
         self._address = grpc_address
         self._sync_lock = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -259,6 +261,7 @@ class FakeNode(node_pb2_grpc.NodeServicer):
                 yield node_pb2.DiarizeFileResponse(progress=node_pb2.FileProgress(processed_ms=len(data) // 64))
         assert opening is not None
         self.files.append(bytes(data))
+        await self.answers.wait()
         if self.result is not None:
             yield node_pb2.DiarizeFileResponse(result=self.result)
             return
