@@ -21,6 +21,7 @@ from sqlalchemy import select
 from controlplane import fleet_log
 from controlplane.database.engine import Database
 from controlplane.database.schema import node_leases
+from controlplane.fault_points import reach
 from controlplane.fleet import Fleet
 from controlplane.fleet_log import Change
 from controlplane.holdings import Holding, SealedHolding, changes_after
@@ -36,7 +37,7 @@ from runtime.logs import get_logger
 
 LOOK_S = 1.0
 """How often the log is looked at when nobody says that it has grown."""
-GAP_S = 0.005
+GAP_S = 0.01
 """Looks are at least so far apart: beats that come closer together are answered by one."""
 AGAIN_S = 1.0
 """A node that did not take a push is left to its own reading for so long."""
@@ -160,9 +161,7 @@ class FanOut:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _look(self) -> None:
-        async with self._database.read() as connection:
-            head = await fleet_log.head(connection)
-        found, now_s = await self._fleet.holders()
+        head, found, now_s = await self._fleet.look()
         known = {lease.incarnation: lease.cursor for lease in self._view.leases}
         # What was acknowledged since the rows were read is not forgotten over them.
         leases = tuple(replace(lease, cursor=max(lease.cursor, known.get(lease.incarnation, 0))) for lease in found)
@@ -201,6 +200,7 @@ class FanOut:
     async def _send(self, lease: Lease, item: Holding) -> None:
         try:
             ack = await self._nodes.push(lease, item)
+            reach("push.answered")
         except SpeakerdError as error:
             self._again_s[lease.incarnation] = self._clock.monotonic_s() + AGAIN_S
             if error.cause is not Cause.STALE:
@@ -223,7 +223,9 @@ class FanOut:
                 # Nodes say the same again with their next renewal.
                 get_logger().warning("push.not_acknowledged", reason=str(error))
                 return
+            reach("push.acknowledged")
             await self._registry.advance([(lease.node_id, lease.incarnation, cursor) for lease, cursor in acks])
+            reach("redis.advanced")
             cursors = {lease.incarnation: cursor for lease, cursor in acks}
             self._view = replace(
                 self._view,
@@ -233,7 +235,8 @@ class FanOut:
                 ),
             )
             self._moved.beat()
-            self.look()  # who is behind again is pushed to again
+            if any(lease.cursor < self._view.head for lease in self._view.serving()):
+                self.look()
             self._tell()
 
     def _tell(self) -> None:

@@ -35,6 +35,14 @@ KeepOnly = Callable[[set[str]], Awaitable[None]]
 """Lets go of what is kept for addresses other than these."""
 
 
+class DriftWatch(Protocol):
+    """Judges what nodes say they hold."""
+
+    def must_resync(self, report: NodeReport) -> bool:
+        """Whether a node has to forget everything and read all anew."""
+        ...
+
+
 class Heartbeats(Protocol):
     """Where load goes."""
 
@@ -102,6 +110,8 @@ class Fleet:
         self._probe = probe
         self._keep_only = keep_only
         self._reconcile_s = reconcile_s
+        # Absent (the simulator): digests are computed here, whole, at the rhythm of reconciling.
+        self.drift: DriftWatch | None = None
         # What a node of a model should hold at a revision: (revision, digest).
         self._desired: dict[str, tuple[int, bytes]] = {}
         self.watch = LeaseWatch(clock, rules.times)
@@ -134,12 +144,14 @@ class Fleet:
             )
             await self._write_down(rows, lease, verdict)
         if isinstance(verdict, Refused):
+            if verdict.fence:
+                self._metrics.reconcile_drift.labels("ahead").inc()
             raise Stale(LOST)
         if lease is None or (verdict.lease.cursor, verdict.lease.state) != (lease.cursor, lease.state):
             self.changed.beat()
         times = self._rules.times
         lease_s = 0.0 if verdict.is_held else times.node_lease_s
-        resync = self._differs(report, head.revision)
+        resync = self.drift.must_resync(report) if self.drift else self._differs(report, head.revision)
         return Renewal(report.incarnation, lease_s, times.renew_s, head.revision, resync, head.epoch)
 
     async def heartbeat(self, view: NodeView) -> int:
@@ -238,6 +250,13 @@ class Fleet:
         self.watch.look(found)
         return found, now_s
 
+    async def look(self) -> tuple[int, list[Lease], float]:
+        """The head of the log, every lease holder, and now on the database's clock: as of one moment."""
+        async with self._tables.read() as rows:
+            head, found, now_s = (await rows.head()).revision, await rows.holders(), await rows.now_s()
+        self.watch.look(found)
+        return head, found, now_s
+
     async def serving(self) -> list[Lease]:
         """The nodes that work may be sent to."""
         found, now_s = await self.holders()
@@ -256,7 +275,7 @@ class Fleet:
         found, _ = await self.holders()
         async with self._tables.read() as rows:
             head = (await rows.head()).revision
-            for model in sorted({lease.model for lease in found}):
+            for model in sorted({lease.model for lease in found}) if self.drift is None else ():
                 if self._desired.get(model, (-1, b""))[0] != head:
                     self._desired[model] = (head, await rows.desired_digest(model))
         models = {lease.model for lease in found}
@@ -326,6 +345,6 @@ class Fleet:
         revision, digest = self._desired.get(report.model, (-1, b""))
         if not self._rules.differs(report, head=head, desired_revision=revision, desired_digest=digest):
             return False
-        self._metrics.reconcile_drift.inc()
+        self._metrics.reconcile_drift.labels("wrong_digest").inc()
         get_logger().warning("fleet.drift", node_id=report.node_id, revision=head)
         return True

@@ -82,13 +82,13 @@ async def held_after(
     connection: AsyncConnection, model: str, after: VoiceAddress | None, limit: int
 ) -> list[SealedHolding]:
     """A page of all that a node of a model should hold now, by address; after: the last one of the page before."""
-    query = _sealed(model).where(
-        voices.c.state.in_(LIVE_STATES), voices.c.revision > 0, voiceprints.c.ciphertext.is_not(None)
-    )
+    # By what the log told and not by state, which has an index: a page is to be a stretch of the primary key.
+    query = _sealed(model).where(voices.c.told_generation > 0, voiceprints.c.ciphertext.is_not(None))
     if after is not None:
         query = query.where(tuple_(voices.c.tenant_id, voices.c.voice_id) > (after.tenant_id, after.voice_id))
-    query = query.order_by(voices.c.tenant_id, voices.c.voice_id).limit(limit)
-    return [_of_voice(row, model) for row in await connection.execute(query)]
+    rows = (await connection.execute(query.order_by(voices.c.tenant_id, voices.c.voice_id).limit(limit))).all()
+    # Thousands of rows take longer to turn over than the event loop may stand still.
+    return await asyncio.to_thread(lambda: [_of_voice(row, model) for row in rows])
 
 
 async def one(connection: AsyncConnection, voice: VoiceAddress, model: str) -> SealedHolding | None:
@@ -186,10 +186,7 @@ async def desired(connection: AsyncConnection) -> AsyncIterator[list[Told]]:
     )
     async with connection.stream(query) as rows:
         async for page in rows.partitions(DESIRED_ROWS):
-            yield [
-                Told(VoiceAddress(row.tenant_id, row.voice_id), int(row.told_generation), _models(row.told_models))
-                for row in page
-            ]
+            yield await asyncio.to_thread(_told, page)
 
 
 async def steps_after(connection: AsyncConnection, cursor: int, limit: int) -> list[Step]:
@@ -206,6 +203,13 @@ async def steps_after(connection: AsyncConnection, cursor: int, limit: int) -> l
             )
         )
     return found
+
+
+def _told(rows: Sequence[Any]) -> list[Told]:
+    return [
+        Told(VoiceAddress(row.tenant_id, row.voice_id), int(row.told_generation), _models(row.told_models))
+        for row in rows
+    ]
 
 
 def _models(text: str) -> tuple[str, ...]:

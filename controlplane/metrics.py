@@ -18,6 +18,7 @@ class Metrics:
     nodes: Gauge
     head_seq: Gauge
     reconcile_drift: Counter
+    reconcile_repairs: Counter
     route: Counter
     route_seconds: Histogram
     redis_errors: Counter
@@ -49,7 +50,13 @@ def declare(registry: CollectorRegistry) -> Metrics:
         nodes=Gauge("cp_nodes", "Lease holders, by what they said last.", ["state"], registry=registry),
         head_seq=Gauge("cp_head_seq", "Head of the fleet log.", registry=registry),
         reconcile_drift=Counter(
-            "cp_reconcile_drift", "Nodes found to hold something else than they should.", registry=registry
+            "cp_reconcile_drift",
+            "Voices that nodes were found to hold otherwise than they should; of a node that is ahead, the node.",
+            ["kind"],
+            registry=registry,
+        ),
+        reconcile_repairs=Counter(
+            "cp_reconcile_repairs", "Voices sent again, and nodes made to read all anew.", ["way"], registry=registry
         ),
         route=Counter("cp_route", "Placements of streams.", ["outcome"], registry=registry),
         route_seconds=Histogram(

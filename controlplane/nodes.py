@@ -218,6 +218,20 @@ class Nodes:
         finally:
             call.cancel()
 
+    async def held(self, address: str) -> tuple[int, dict[VoiceAddress, int]]:
+        """A node's cursor, and the generation of every voice that it holds. Raises Unavailable, TimedOut."""
+        cursor = 0
+        held: dict[VoiceAddress, int] = {}
+        try:
+            async for page in self.stub(address).Inventory(
+                node_pb2.InventoryRequest(), timeout=INVENTORY_TIMEOUT_S, metadata=self._metadata
+            ):
+                cursor = page.cursor
+                held |= {VoiceAddress(one.tenant_id, one.voice_id): int(one.generation) for one in page.voices}
+        except aio.AioRpcError as error:
+            raise translated(error) from None
+        return cursor, held
+
     async def diarize_file(
         self, address: str, opening: node_pb2.FileOpen, sound: AsyncIterator[bytes]
     ) -> AsyncGenerator[node_pb2.DiarizeFileResponse, None]:

@@ -118,7 +118,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
                     yield fleet_pb2.SyncResponse(snapshot_begin=fleet_pb2.SnapshotBegin(revision=revision))
                 case SnapshotPage(model, holdings):
                     # Packed beside the event loop, which must not stand still for thousands of voices.
-                    page = await asyncio.to_thread(_page, model, holdings)
+                    page = await asyncio.to_thread(pack, model, holdings)
                     yield fleet_pb2.SyncResponse(page=page)
                 case SnapshotEnds(revision):
                     yield fleet_pb2.SyncResponse(snapshot_end=fleet_pb2.SnapshotEnd(revision=revision))
@@ -127,7 +127,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
                     yield fleet_pb2.SyncResponse(entries=entries)
 
 
-def _page(model: str, holdings: Sequence[Holding]) -> fleet_pb2.SnapshotPage:
+def pack(model: str, holdings: Sequence[Holding]) -> fleet_pb2.SnapshotPage:
+    """Voices of a snapshot, all with a voiceprint of the model, in columns."""
     tenants: dict[str, int] = {}
     audiences: dict[str, int] = {}
     prints = [holding.voiceprint for holding in holdings]

@@ -9,9 +9,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 
 from controlplane.fan_out import FanOut
-from controlplane.identity import Identity
 from controlplane.node_view import Health, NodeView
 from controlplane.placement import Placing
+from controlplane.recent_callers import RecentCallers
 from controlplane.registry import Registry
 from controlplane.scopes import PLATFORM, STREAMS_OPEN
 from runtime.errors import InvalidRequest
@@ -39,8 +39,8 @@ _HEALTHS = {
 class StreamsServicer(streams_pb2_grpc.StreamsServicer):
     """The wire side of placement."""
 
-    def __init__(self, identity: Identity, placing: Placing, fan_out: FanOut, registry: Registry) -> None:
-        self._identity = identity
+    def __init__(self, callers: RecentCallers, placing: Placing, fan_out: FanOut, registry: Registry) -> None:
+        self._callers = callers
         self._placing = placing
         self._fan_out = fan_out
         self._registry = registry
@@ -49,7 +49,7 @@ class StreamsServicer(streams_pb2_grpc.StreamsServicer):
         self, request: streams_pb2.PlaceStreamRequest, context: aio.ServicerContext[Any, Any]
     ) -> streams_pb2.PlaceStreamResponse:
         """Pick a node and sign a ticket."""
-        principal = await self._identity.principal(bearer(context), STREAMS_OPEN)
+        principal = await self._callers.principal(bearer(context), STREAMS_OPEN)
         if request.stream_id and not _ID.fullmatch(request.stream_id):
             raise InvalidRequest("stream_id: write 1 to 64 characters out of A-Z a-z 0-9 _ . : -")
         if request.zone and not _ID.fullmatch(request.zone):
@@ -78,7 +78,7 @@ class StreamsServicer(streams_pb2_grpc.StreamsServicer):
         self, request: streams_pb2.ListNodesRequest, context: aio.ServicerContext[Any, Any]
     ) -> streams_pb2.ListNodesResponse:
         """The fleet as placement sees it."""
-        await self._identity.principal(bearer(context), PLATFORM)
+        await self._callers.principal(bearer(context), PLATFORM)
         nodes = await self._registry.known()
         return streams_pb2.ListNodesResponse(
             nodes=[_status(node) for node in sorted(nodes, key=lambda node: node.node_id)],

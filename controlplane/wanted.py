@@ -7,6 +7,7 @@ that reading never takes more than a twentieth of the time.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -51,13 +52,17 @@ class _Kept:
     wanted: Wanted
 
 
+_Key = tuple[Hashable, frozenset[str]]
+
+
 class Wanting:
     """Reads and keeps it."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._kept: OrderedDict[tuple[Hashable, frozenset[str]], _Kept] = OrderedDict()
+        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
+        self._reading: dict[_Key, asyncio.Task[Wanted]] = {}
 
     def __repr__(self) -> str:
         return f"Wanting({len(self._kept)} kept)"
@@ -70,11 +75,19 @@ class Wanting:
             age_s = now_s - kept.read_s
             if age_s < KEPT_S and (kept.head == head or (not asked and age_s < DUTY * kept.took_s)):
                 return kept.wanted
+        # Whoever asks the same meanwhile waits for the same answer.
+        reading = self._reading.get(key)
+        if reading is None:
+            reading = self._reading[key] = asyncio.create_task(self._read(key, scope, head), name="wanted.read")
+            reading.add_done_callback(lambda _: self._reading.pop(key, None))
+        return await asyncio.shield(reading)
+
+    async def _read(self, key: _Key, scope: Scope, head: int) -> Wanted:
+        began_s = self._clock.monotonic_s()
         async with self._database.read() as connection:
-            wanted = await _read(connection, scope.condition, asked)
-        read_s = self._clock.monotonic_s()
+            wanted = await _read(connection, scope.condition, key[1])
         self._kept.pop(key, None)
-        self._kept[key] = _Kept(head, now_s, read_s - now_s, wanted)
+        self._kept[key] = _Kept(head, began_s, self._clock.monotonic_s() - began_s, wanted)
         while len(self._kept) > KEPT_MAX:
             self._kept.popitem(last=False)
         return wanted

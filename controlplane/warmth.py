@@ -91,7 +91,8 @@ class Warming:
     async def warmth(self, voice: VoiceAddress) -> Warmth:
         """Where a voice is warm."""
         leases = {lease.node_id: lease for lease in await self._fleet.serving()}
-        return sort_out(await self._registry.known(), leases, await self._held(voice))
+        _, held = await self._told(voice)
+        return sort_out(await self._registry.known(), leases, held)
 
     async def warm(self, voice: VoiceAddress, node_ids: tuple[str, ...]) -> Warmth:
         """Send a voice to nodes again: those named, or all that serve. outcomes: what became of it, node by node."""
@@ -102,12 +103,7 @@ class Warming:
 
     async def spread(self, voice: VoiceAddress) -> tuple[str, ...]:
         """Have a voice that was just written told to all nodes; those that hold it, once all do or a moment later."""
-        held = await self._held(voice)
-        query = select(voices.c.revision).where(
-            voices.c.tenant_id == voice.tenant_id, voices.c.voice_id == voice.voice_id
-        )
-        async with self._database.read() as connection:
-            revision = int((await connection.execute(query)).scalar_one_or_none() or 0)
+        revision, held = await self._told(voice)
         self._fan_out.grown()
         if not revision:
             return ()
@@ -115,24 +111,23 @@ class Warming:
         applied = await self._fan_out.held(revision, held.models if held.revision else None)
         return tuple(sorted(lease.node_id for lease in applied)) if held.revision else ()
 
-    async def _held(self, voice: VoiceAddress) -> Held:
+    async def _told(self, voice: VoiceAddress) -> tuple[int, Held]:
+        """The revision of the voice's last change, and what a node has to have to be warm on it."""
         current = and_(
             voiceprints.c.tenant_id == voices.c.tenant_id,
             voiceprints.c.voice_id == voices.c.voice_id,
             voiceprints.c.generation == voices.c.generation,
         )
         query = (
-            select(voices.c.revision, voiceprints.c.model)
-            .join(voiceprints, current)
-            .where(
-                voices.c.tenant_id == voice.tenant_id,
-                voices.c.voice_id == voice.voice_id,
-                voices.c.state.in_(LIVE_STATES),
-            )
+            select(voices.c.revision, voices.c.state, voiceprints.c.model)
+            .join(voiceprints, current, isouter=True)
+            .where(voices.c.tenant_id == voice.tenant_id, voices.c.voice_id == voice.voice_id)
         )
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return Held(max((int(row.revision) for row in rows), default=0), frozenset(row.model for row in rows))
+        revision = max((int(row.revision) for row in rows), default=0)
+        models = frozenset(row.model for row in rows if row.model is not None and row.state in LIVE_STATES)
+        return revision, Held(revision if models else 0, models)
 
     async def _send(self, voice: VoiceAddress, lease: Lease | None, node_id: str) -> Outcome:
         if lease is None:

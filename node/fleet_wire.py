@@ -152,7 +152,7 @@ class ControlPlane:
                         yield SnapshotBegin()
                     case "page":
                         # Thousands of voices take longer to read than the event loop may stand still.
-                        yield await asyncio.to_thread(self._page, message.page)
+                        yield await asyncio.to_thread(unpack, message.page, self._identity.model)
                     case "snapshot_end":
                         yield SnapshotEnd(message.snapshot_end.revision)
                     case "entries":
@@ -162,42 +162,6 @@ class ControlPlane:
             raise _translated(error) from None
         finally:
             call.cancel()
-
-    def _page(self, page: fleet_pb2.SnapshotPage) -> SnapshotVoices:
-        """A page's columns as voices. Raises Unavailable for one that cannot be read: the snapshot is read again."""
-        names = fleet_pb2.SnapshotNames()
-        number = len(page.generations)
-        try:
-            names.ParseFromString(zlib.decompress(page.names))
-            embeddings = np.frombuffer(page.embeddings, "<f4").reshape(number, -1).astype(np.float32)  # (V, D)
-            tenants = [names.tenant_ids[index] for index in names.tenants]
-            audiences = [names.audiences[index] for index in names.for_audiences] or [""] * number
-            columns = zip(
-                tenants,
-                names.voice_ids,
-                page.generations,
-                names.labels,
-                embeddings if page.model == self._identity.model else [None] * number,
-                page.net_speech_ms,
-                audiences,
-                strict=True,
-            )
-            return SnapshotVoices(
-                tuple(
-                    Enrolment(
-                        tenant_id,
-                        voice_id,
-                        generation,
-                        label or voice_id,
-                        embedding,
-                        samples_from_ms(speech_ms),
-                        audience=audience,
-                    )
-                    for tenant_id, voice_id, generation, label, embedding, speech_ms, audience in columns
-                )
-            )
-        except (ValueError, IndexError, zlib.error, DecodeError):
-            raise Unavailable("a page of the snapshot cannot be read") from None
 
     def _entry(self, entry: fleet_pb2.LogEntry) -> Entry:
         voice = entry.voice
@@ -224,6 +188,41 @@ class ControlPlane:
             audience=entry.enroll.audience,
         )
         return Entry(entry.revision, change)
+
+
+def unpack(page: fleet_pb2.SnapshotPage, model: str) -> SnapshotVoices:
+    """A page's columns as voices, with embeddings if they are of this model. Raises Unavailable for a broken one."""
+    names = fleet_pb2.SnapshotNames()
+    number = len(page.generations)
+    try:
+        names.ParseFromString(zlib.decompress(page.names))
+        embeddings = np.frombuffer(page.embeddings, "<f4").reshape(number, -1).astype(np.float32)  # (V, D)
+        columns = zip(
+            [names.tenant_ids[index] for index in names.tenants],
+            names.voice_ids,
+            page.generations,
+            names.labels,
+            embeddings if page.model == model else [None] * number,
+            page.net_speech_ms,
+            [names.audiences[index] for index in names.for_audiences] or [""] * number,
+            strict=True,
+        )
+        return SnapshotVoices(
+            tuple(
+                Enrolment(
+                    tenant_id,
+                    voice_id,
+                    generation,
+                    label or voice_id,
+                    embedding,
+                    samples_from_ms(speech_ms),
+                    audience=audience,
+                )
+                for tenant_id, voice_id, generation, label, embedding, speech_ms, audience in columns
+            )
+        )
+    except (ValueError, IndexError, zlib.error, DecodeError):
+        raise Unavailable("a page of the snapshot cannot be read") from None
 
 
 def _translated(error: aio.AioRpcError) -> SpeakerdError:
