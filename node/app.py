@@ -213,7 +213,11 @@ class NodeDaemon:
             raise InvalidRequest(
                 f"metrics address {self._settings.metrics!r}: write HOST:PORT on loopback, or --insecure"
             )
-        return self._exits.enter_context(serve_metrics(metrics_registry, host=host, port=int(port)))
+        serving = serve_metrics(metrics_registry, host=host, port=int(port), is_ready=self._is_serving)
+        return self._exits.enter_context(serving)
+
+    def _is_serving(self) -> bool:
+        return self._standing.state is NodeState.SERVING
 
     @property
     def _device_thread(self) -> DeviceThread:
@@ -221,7 +225,7 @@ class NodeDaemon:
         return self._device
 
     async def _publish_readiness(self) -> None:
-        is_serving = self._standing.state is NodeState.SERVING
+        is_serving = self._is_serving()
         assert self._ports is not None
         await self._ports.set_ready(ready=is_serving)
         if is_serving and self._ready_line:

@@ -68,12 +68,17 @@ class RunningNode:
         described = await self.stub.Describe(node_pb2.DescribeRequest(), timeout=5)
         return self.process.poll() is None and described.state == node_pb2.NODE_STATE_SERVING
 
-    async def metric(self, name: str) -> float:
+    async def page(self, path: str) -> tuple[int, str]:
+        """Status and text of a page beside the metrics."""
         host, port = self.metrics.split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
-        text = (await reader.read()).decode()
+        writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        head, _, text = (await reader.read()).decode().partition("\r\n\r\n")
         writer.close()
+        return int(head.split()[1]), text
+
+    async def metric(self, name: str) -> float:
+        _, text = await self.page("/metrics")
         return sum(float(line.split()[-1]) for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name)
 
     async def terminate(self) -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import grpc
@@ -14,10 +17,12 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+import runtime.metrics
 from node.config import NodeSettings
 from runtime.config import load
 from runtime.errors import InvalidRequest
 from runtime.grpc_server import ERROR_TRAILER, open_channel
+from runtime.metrics import registry, serve_metrics
 from speakerd.v1 import common_pb2, node_pb2
 from tests.node.conftest import ADA, BOB, CHUNK_BYTES, ROOT, Heard, RunningNode, pcm, requests, rest, tones
 
@@ -320,6 +325,8 @@ async def test_a_draining_node_refuses_new_streams_and_says_so_in_its_health(own
     described = await own_node.stub.Describe(node_pb2.DescribeRequest())
 
     assert drained.streams == 1
+    assert await own_node.page("/health/ready") == (503, "not ready\n")
+    assert await own_node.page("/health/live") == (200, "live\n")
     assert code is grpc.StatusCode.UNAVAILABLE
     assert described.state == node_pb2.NODE_STATE_DRAINING
     assert [answer async for answer in rest(running)][-1].HasField("closed")
@@ -370,6 +377,27 @@ async def test_sound_sent_faster_than_real_time_is_held_back_and_none_is_skipped
     assert heard.closed is not None
     assert heard.closed.duration_ms == 120_000 and heard.closed.skipped_windows == 0
     assert abs(heard.speech_s("spk_0") - 60) < 1 and abs(heard.speech_s("spk_1") - 60) < 1
+
+
+async def test_probes_are_answered_beside_the_metrics(own_node: RunningNode) -> None:
+    assert await own_node.page("/health/live") == (200, "live\n")
+    assert await own_node.page("/health/ready") == (200, "ready\n")
+    assert (await own_node.page("/metrics"))[0] == 200
+
+
+async def test_a_loop_that_does_not_turn_is_told_from_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.metrics, "LIVE_BOUND_S", 0.2)
+    with serve_metrics(registry(), host="127.0.0.1", port=0, is_ready=lambda: False) as port:
+
+        def probe(page: str) -> int:
+            with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+                connection.request("GET", f"/health/{page}")
+                return connection.getresponse().status
+
+        assert await asyncio.to_thread(probe, "live") == 200
+        assert await asyncio.to_thread(probe, "ready") == 503
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(probe, "live").result() == 503  # the loop stands still, waiting here
 
 
 async def test_health_reflection_and_description_answer(null_node: RunningNode) -> None:

@@ -276,10 +276,10 @@ async def test_a_stream_that_fails_wherever_it_goes_is_given_up(script: Script) 
     assert len(script.legs) == 1 + speakerd.live_stream.FRUITLESS_MAX
 
 
-@pytest.mark.parametrize("error", [BadAudio("NaN"), Overloaded("full")])
-async def test_what_is_the_streams_own_fault_is_not_tried_elsewhere(script: Script, error: DaemonsError) -> None:
-    script.behaviours = [dies_after(1, error=error)]
-    with pytest.raises(SpeakerdError, match=str(error)):
+@pytest.mark.parametrize("kind", [BadAudio, Overloaded])
+async def test_what_is_the_streams_own_fault_is_not_tried_elsewhere(script: Script, kind: type[DaemonsError]) -> None:
+    script.behaviours = [dies_after(1, error=kind("what to mend"))]
+    with pytest.raises(SpeakerdError, match="what to mend"):
         await run(script, 3)
     assert len(script.placements) == 1
 
