@@ -28,13 +28,13 @@ class LeaseTimes:
     renew_s: float
     hold_s: float
 
-    @property
-    def silent_s(self) -> float:
+    def silent_s(self, relied_s: float) -> float:
         """How long a lease has to be seen unchanged before its holder is taken for silent.
 
-        Half of what lies between the two leases is left for clocks that drift apart and for a holder's last step.
+        relied_s: how long the holder was told to rely on it. Half of what lies between the two leases is added for
+        clocks that drift apart and for a holder's last step.
         """
-        return (self.node_lease_s + self.lease_s) / 2
+        return max(self.node_lease_s, relied_s) + (self.lease_s - self.node_lease_s) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,10 @@ class NodeReport:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A row: one incarnation. deadline_s: on the database's lease clock. renewals: how often it was prolonged."""
+    """A row: one incarnation. deadline_s: on the database's lease clock. renewals: how often it was prolonged.
+
+    relied_s: how long its holder was ever told that it may rely on it, by whichever control plane, however configured.
+    """
 
     incarnation: int
     node_id: str
@@ -74,6 +77,7 @@ class Lease:
     superseded: bool
     kind: str = NODE
     renewals: int = 0
+    relied_s: float = 0.0
     voices_digest: bytes = bytes(32)
     fenced: bool = False
     wiped: bool = False
@@ -145,7 +149,13 @@ class LeaseRules:
             return Renewed(replace(told, fenced=True, wiped=True), is_held=True)
         if self.must_hold(unapplied_since_s, now_s):
             return Renewed(told, is_held=True)
-        return Renewed(replace(told, deadline_s=now_s + self.times.lease_s, renewals=lease.renewals + 1), is_held=False)
+        prolonged = replace(
+            told,
+            deadline_s=now_s + self.times.lease_s,
+            renewals=lease.renewals + 1,
+            relied_s=max(lease.relied_s, self.times.node_lease_s),
+        )
+        return Renewed(prolonged, is_held=False)
 
     def may_renew(self, lease: Lease, report: NodeReport) -> bool:
         """Whether this row is the reporter's, and nobody has taken its place."""
@@ -188,6 +198,7 @@ class LeaseRules:
             state=report.state,
             superseded=False,
             kind=report.kind,
+            relied_s=self.times.node_lease_s,
         )
         return granted, changed
 
@@ -259,4 +270,6 @@ class LeaseWatch:
     def is_silent(self, lease: Lease) -> bool:
         """Whether nobody can rely on this lease any more."""
         renewals, since_s = self._since.get(lease.incarnation, (-1, 0.0))
-        return renewals == lease.renewals and self._clock.lease_now_s() - since_s >= self._times.silent_s
+        if renewals != lease.renewals:
+            return False
+        return self._clock.lease_now_s() - since_s >= self._times.silent_s(lease.relied_s)

@@ -222,6 +222,7 @@ def _values(lease: Lease) -> dict[str, Any]:
         "fenced": lease.fenced,
         "wiped": lease.wiped,
         "renewals": lease.renewals,
+        "relied_s": lease.relied_s,
     }
 
 
@@ -240,6 +241,7 @@ def _lease(row: Row[Any]) -> Lease:
         superseded=bool(row.superseded),
         kind=row.kind,
         renewals=int(row.renewals),
+        relied_s=float(row.relied_s),
         voices_digest=bytes(row.voices_digest),
         fenced=bool(row.fenced),
         wiped=bool(row.wiped),

@@ -343,6 +343,8 @@ node_leases = Table(
     # How often it was prolonged: a control plane that has seen no other number for longer than a lease lasts, on its
     # own clock, takes the holder for silent.
     Column("renewals", BigInteger, nullable=False),
+    # The longest that its holder was told to rely on it: control planes may have been configured otherwise before.
+    Column("relied_s", Float, nullable=False, server_default="0"),
     Index("node_leases_by_node", "node_id"),
     Index("node_leases_by_fenced", "fenced"),
 )
