@@ -17,6 +17,7 @@ from controlplane import audit, usage
 from controlplane.blobs import Blobs
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import data_keys, samples, voiceprints, voices
+from controlplane.fault_points import reach
 from controlplane.fleet import Fleet
 from controlplane.holdings import LIVE_STATES
 from controlplane.intake import Clip, Intake
@@ -121,6 +122,7 @@ class Completion:
             if analysis is None:
                 return False
             self._intake.judge(analysis)
+            reach("complete.analyzed")
         except SpeakerdError as error:
             if error.cause not in UNFIT:
                 raise
@@ -178,6 +180,8 @@ class Completion:
             subject = self._keys.subject(item.voice.tenant_id, item.voice.voice_id)
             use = usage.Use(item.voice.tenant_id, subject, usage.VOICEPRINTS, 1)
             await usage.record(connection, use, self._clock.wall_s())
+            reach("complete.placed")
+        reach("complete.committed")
         return True
 
     async def _fail(self, item: _Waiting, reason: str) -> None:

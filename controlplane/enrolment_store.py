@@ -29,6 +29,7 @@ from controlplane.blobs import Blobs
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import idempotency, samples
 from controlplane.enrolment_request import Request
+from controlplane.fault_points import reach
 from controlplane.keys import DataKey, KeyRing, VoiceAddress
 from controlplane.nodes import Analysis
 from controlplane.policy import Principal, VoiceFacts
@@ -118,6 +119,7 @@ class EnrolmentStore:
             for index, clip in enumerate(request.clips):
                 ciphertext = key.encrypt(clip.data, "sample", generation, index)
                 kept.append(Kept(await self._blobs.put(ciphertext), len(ciphertext), clip))
+                reach("enrol.blob_stored")
             async with self._database.write() as connection:
                 # Who writes takes the head first, everywhere, so that no two wait for each other.
                 await locked_head(connection)
@@ -147,7 +149,9 @@ class EnrolmentStore:
                     )
                     stored_bytes = sum(blob.blob_bytes for blob in kept)
                     await require_room(connection, voice.tenant_id, more_voices=0, more_bytes=stored_bytes)
+                reach("enrol.voice_written")
                 await insert_samples(connection, voice, generation=generation, kept=kept)
+                reach("enrol.samples_written")
                 facts: dict[str, str | int] = {
                     "subject": self._keys.subject(voice.tenant_id, voice.voice_id),
                     "tenant_id": voice.tenant_id,
@@ -165,17 +169,21 @@ class EnrolmentStore:
                         now_lease_s=await self._database.lease_now_s(connection),
                         now_wall_s=signed.at_s,
                     )
+                    reach("enrol.voiceprint_placed")
                     subject = str(facts["subject"])
                     use = usage.Use(principal.tenant_id, subject, usage.VOICEPRINTS, 1)
                     await usage.record(connection, use, signed.at_s)
                 if request.idempotency_key:
                     await self._remember(connection, voice, storing)
                 await audit.append(connection, "voice.enrolled", at_s=signed.at_s, facts=facts)
+                reach("enrol.audited")
+            reach("enrol.committed")
         except Exception:
             await self._discard(kept)
             raise
         for blob_key in replaced:
             await self._blobs.delete(blob_key)
+            reach("enrol.old_blob_deleted")
         return voice
 
     async def _said(self, connection: AsyncConnection, voice: VoiceAddress, request: Request) -> Said:

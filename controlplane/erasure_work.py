@@ -272,6 +272,7 @@ class ErasureWork:
             await self._journal.append(
                 [Proven(one.audit_id, one.erased_at_s or 0.0, one.residual_node_ids) for one in untold]
             )
+            reach("erase.told")
             self._told.update(erasure.audit_id for erasure in untold)
         changed = [
             erasure

@@ -11,15 +11,17 @@ import signal
 
 ENROLMENT = (
     "enrol.blob_stored",
-    "enrol.voice_inserted",
-    "enrol.evidence_inserted",
+    "enrol.voice_written",
+    "enrol.samples_written",
     "enrol.voiceprint_placed",
     "enrol.audited",
     "enrol.committed",
-    "enrol.pushed",
-    "enrol.acknowledged",
-    "enrol.old_blob_deleted",
+    "push.answered",
+    "push.acknowledged",
+    "redis.advanced",
+    "redis.published",
 )
+REPLACEMENT = ("enrol.old_blob_deleted",)
 COMPLETION = (
     "complete.analyzed",
     "complete.placed",
@@ -33,17 +35,18 @@ ERASURE = (
     "erase.committed",
     "erase.journaled",
     "erase.marked",
-    "erase.pushed",
-    "erase.acknowledged",
     "erase.blob_deleted",
     "erase.blobs_deleted",
+    "erase.pushed",
+    "erase.acknowledged",
     "erase.settled",
     "erase.finishing",
     "erase.finished",
+    "erase.told",
     "erase.closed",
     "erase.checkpointed",
 )
-POINTS = frozenset((*ENROLMENT, *COMPLETION, *ERASURE))
+POINTS = frozenset((*ENROLMENT, *REPLACEMENT, *COMPLETION, *ERASURE))
 
 _NAME, _, _COUNT = os.environ.get("SPEAKERD_FAULT_POINT", "").partition(":")
 _left = int(_COUNT) if _COUNT.isdigit() else 1

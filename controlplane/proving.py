@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from controlplane.erasure_rules import ErasureRules, Settlement
+from controlplane.fault_points import reach
 from controlplane.fleet_log import Change
 from controlplane.fleet_rows import LeaseRows
 from controlplane.holdings import Holding
@@ -136,7 +137,9 @@ class Proving:
         item = Holding(erasure.revision, erasure.voice, erasure.generation, Change.EVICT, None, None)
         try:
             ack = await self._nodes.push(lease, item)
+            reach("erase.pushed")
             await self._fleet.acknowledged(lease, ack.incarnation, ack.cursor)
+            reach("erase.acknowledged")
         except SpeakerdError as error:
             get_logger().info("erasure.push_failed", node_id=lease.node_id, cause=error.cause.value)
             # The next look is at the rhythm of the loop; a node that refuses at once must not turn it faster.

@@ -19,6 +19,7 @@ from typing import Any, cast
 from redis.exceptions import RedisError, ResponseError
 
 from controlplane import registry_schema as schema
+from controlplane.fault_points import reach
 from controlplane.metrics import Metrics
 from controlplane.node_view import NodeView
 from controlplane.pulse import Pulse, wait_s
@@ -180,6 +181,7 @@ class Registry:
     async def publish(self, message: str) -> None:
         """Wake the other control planes."""
         await self._ask(lambda: self._redis.publish(schema.WAKE, message))
+        reach("redis.published")
 
     def talks(self, node_id: str) -> None:
         """A node renewed its lease at this process."""
