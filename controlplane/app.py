@@ -331,7 +331,7 @@ class ControlPlane:
             clock=clock,
             metrics=metrics,
         )
-        guard = RelayGuard(database=database, fleet=fleet, clock=clock, metrics=metrics)
+        guard = RelayGuard(fleet=fleet, clock=clock, metrics=metrics)
         relay = Relay(fleet, nodes, library, guard)
         ground = Ground(
             settings=settings,

@@ -257,6 +257,11 @@ class Fleet:
         self.watch.look(found)
         return head, found, now_s
 
+    async def has_evictions_after(self, cursor: int) -> bool:
+        """Whether the log evicts anybody after a revision."""
+        async with self._tables.read() as rows:
+            return await rows.unapplied_since_s(cursor) is not None
+
     async def serving(self) -> list[Lease]:
         """The nodes that work may be sent to."""
         found, now_s = await self.holders()

@@ -20,7 +20,7 @@ from sqlalchemy import update
 from controlplane.database.engine import Database
 from controlplane.database.schema import node_leases
 from controlplane.fleet import Fleet, SnapshotBegins, SnapshotEnds
-from controlplane.fleet_log import Change, oldest_unapplied_eviction_s
+from controlplane.fleet_log import Change
 from controlplane.lease_rules import RELAY, NodeReport
 from controlplane.metrics import Metrics
 from controlplane.pulse import wait_s
@@ -93,8 +93,7 @@ class Relaying:
 class RelayGuard:
     """The lease of this process, while it relays; the holder of it and the way to who gives it."""
 
-    def __init__(self, *, database: Database, fleet: Fleet, clock: Clock, metrics: Metrics) -> None:
-        self._database = database
+    def __init__(self, *, fleet: Fleet, clock: Clock, metrics: Metrics) -> None:
         self._fleet = fleet
         self._tasks: Tasks | None = None
         self._clock = clock
@@ -263,8 +262,7 @@ class RelayGuard:
                 continue  # the lease runs out by itself while the database is away
 
     async def _is_behind(self) -> bool:
-        async with self._database.read() as connection:
-            return await oldest_unapplied_eviction_s(connection, self._lease.cursor) is not None
+        return await self._fleet.has_evictions_after(self._lease.cursor)
 
 
 async def fence_relays_of_before(database: Database) -> None:
