@@ -5,7 +5,8 @@
 Each engine runs in a fresh process, over the same checkpoint and the same samples in memory, with as many threads as
 the other. Times are of diarizing alone, after a warm-up on the first 12 s; memory is the most that the process held,
 weights and libraries included (on a GPU also what torch held there). Without --checkpoint one of real size (4-layer
-PyanNet, ResNet34 of 6.6 M parameters, PLDA) is generated: its labels mean little, its work is the real one. DIR is what scripts/generate_checkpoint.py writes. Prints seconds an hour of sound, ratios, and differences in turns.
+PyanNet, ResNet34 of 6.6 M parameters, PLDA) is generated: its labels mean little, its work is the real one. DIR is
+what scripts/generate_checkpoint.py writes. Prints seconds an hour of sound, ratios, and differences in turns.
 """
 
 from __future__ import annotations

@@ -6,14 +6,13 @@ leaving each out in turn and asking whether it is the person of the others: thos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from models.analysis import FloatArray
-from models.clustering import ClusteringParameters
-from models.diarize import FileDiarization, analyze_samples
+from models.diarize import FileCollector, analyze_samples
 from models.naming import NamingParameters, same_voice_probability
 from models.seams import AnalysisDevice, VoiceSample
 from runtime.units import samples_from_seconds
@@ -102,18 +101,24 @@ def _together(samples: Sequence[VoiceSample]) -> VoiceSample:
     )
 
 
-def hear_voice(device: AnalysisDevice, samples: FloatArray, clustering: ClusteringParameters) -> VoiceSample:
-    """What the engine hears in an enrolment clip (N,) float32 at 16 kHz.
+def hear_voice(
+    device: AnalysisDevice,
+    samples: FloatArray,
+    file: FileCollector,
+    as_voices: Callable[[FloatArray], FloatArray] = lambda vectors: vectors,
+) -> VoiceSample:
+    """What the engine hears in an enrolment clip (N,) float32 at 16 kHz, of which `file` is to make turns.
+
+    as_voices: makes unit vectors of embeddings (S, D), where a recording's windows hold others.
 
     Without speech the embedding is zeros and everything else 0. Cohesion is taken over all parts of the clip, other
     speakers' too, so that mixed voices show.
     """
-    file = FileDiarization(device.grid, clustering)
     parts: list[FloatArray] = []
     weights: list[FloatArray] = []
     for analyses, _ in analyze_samples(device, samples, ENROLMENT_SLOT):
         file.add(analyses)
-        parts += [window.embeddings for window in analyses]
+        parts += [as_voices(window.embeddings) for window in analyses]
         weights += [window.clean_frames * window.embeddings.any(axis=1) for window in analyses]
     device.open(ENROLMENT_SLOT, device.grid.window_samples)  # forgets the clip
     speakers = file.finish(len(samples)).speakers

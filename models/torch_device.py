@@ -23,6 +23,7 @@ from models import segmentation as seg
 from models import vad
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.bundle import Bundle
+from models.diarize import FileDiarization
 from models.enrolment import hear_voice
 from models.local_speakers import find_local_speakers
 from models.ring import Ring
@@ -119,7 +120,7 @@ class TorchDevice:
 
     def analyze_voice(self, samples: FloatArray) -> VoiceSample:
         """What an enrolment clip (N,) float32 at 16 kHz holds."""
-        return hear_voice(self, samples, self._bundle.clustering)
+        return hear_voice(self, samples, FileDiarization(self.grid_of(SlotKind.FILE), self._bundle.clustering))
 
     def mel_frames(self, samples: Tensor) -> Tensor:
         """Mel power of (N,) samples: (T, 40). For fitting; streams keep theirs in their slots."""

@@ -19,18 +19,22 @@ import torch
 from torch import Tensor
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
+from models.enrolment import hear_voice
 from models.pyannote.bundle import PyannoteBundle
 from models.pyannote.embedding import MelFrames, Pooling, Trunk, centred
+from models.pyannote.file import PyannoteFile, frame_clock, voice_vectors
+from models.pyannote.live import live_analysis, on_grid
 from models.pyannote.networks import build_embedding, build_segmentation, exact_kernels
 from models.pyannote.shared_trunk import EDGE_MELS, TrunkMemory, plan_window, run_plans
 from models.pyannote.speech import Powerset, voice_masks
 from models.ring import Ring
 from models.seams import DueWindow, SlotKind, VoiceSample
-from runtime.errors import Unavailable
 
 # What is fastest: on a CPU a window's maps have to stay in its cache, a GPU wants many windows at once.
 CPU_SEGMENTATION_BATCH, CPU_TRUNK_BATCH = 8, 1
 CUDA_SEGMENTATION_BATCH, CUDA_TRUNK_BATCH = 256, 32
+# A stream of which less is there is not listened to yet.
+LIVE_SAMPLES_MIN = 4_000
 
 
 @dataclass(slots=True)
@@ -65,6 +69,7 @@ class PyannoteDevice:
         on_gpu = self._device.type == "cuda"
         self._segmentation_batch = CUDA_SEGMENTATION_BATCH if on_gpu else CPU_SEGMENTATION_BATCH
         self._trunk_batch = CUDA_TRUNK_BATCH if on_gpu else CPU_TRUNK_BATCH
+        self._field_samples = frame_clock(bundle).field_samples
         self._slots: dict[int, Slot] = {}
 
     def __repr__(self) -> str:
@@ -109,16 +114,29 @@ class PyannoteDevice:
         for at in range(0, len(whole), self._segmentation_batch):
             some = whole[at : at + self._segmentation_batch]
             found |= zip(some, self._analyze_whole([windows[index] for index in some]), strict=True)
+        by_length: dict[int, list[int]] = {}
+        for index, window in enumerate(windows):
+            if self._slots[window.slot].kind is SlotKind.LIVE:
+                by_length.setdefault(min(window.end_samples, self.grid.window_samples), []).append(index)
+        for length, indices in by_length.items():
+            for at in range(0, len(indices), self._segmentation_batch):
+                some = indices[at : at + self._segmentation_batch]
+                found |= zip(some, self._analyze_live([windows[index] for index in some], length), strict=True)
         return [found[index] for index in range(len(windows))]
 
     def analyze_voice(self, samples: FloatArray) -> VoiceSample:
         """What an enrolment clip (N,) float32 at 16 kHz holds."""
-        raise Unavailable("voices cannot be enrolled with this bundle yet")
+        return hear_voice(
+            self,
+            samples,
+            PyannoteFile(self._bundle),
+            lambda vectors: voice_vectors(vectors, self._bundle.voice_mean),
+        )
 
     def _analyze_whole(self, windows: Sequence[DueWindow]) -> list[WindowAnalysis]:
         """A file's windows, at most one batch: hard speech, embeddings as the network gives them."""
         grid = self._bundle.file_grid
-        speech = self._powerset.hard(self._log_probabilities(windows))  # (B, F, S)
+        speech = self._powerset.hard(self._log_probabilities(windows, grid.window_samples))  # (B, F, S)
         masks = voice_masks(
             speech,
             exclude_overlap=self._bundle.pipeline.embedding_exclude_overlap,
@@ -143,9 +161,34 @@ class PyannoteDevice:
             for index, window in enumerate(windows)
         ]
 
-    def _log_probabilities(self, windows: Sequence[DueWindow]) -> Tensor:
-        """Of the powerset classes in windows that are all there: (B, F, K)."""
-        length = self._bundle.file_grid.window_samples
+    def _analyze_live(self, windows: Sequence[DueWindow], length: int) -> list[WindowAnalysis]:
+        """Live windows of which `length` samples are there, at most one batch."""
+        grid, file_grid, live = self._bundle.grid, self._bundle.file_grid, self._bundle.live
+        starts = [window.end_samples - grid.window_samples for window in windows]
+        activity = np.zeros((len(windows), grid.num_frames, grid.num_local_speakers), np.float32)
+        embeddings = np.zeros((len(windows), grid.num_local_speakers, grid.embedding_dim), np.float32)
+        alone = np.zeros((len(windows), grid.num_local_speakers), np.float32)
+        if length >= LIVE_SAMPLES_MIN:
+            log_probabilities = self._log_probabilities(windows, length)
+            speech = self._powerset.hard(log_probabilities)  # (B, F', S)
+            single = speech * (speech.sum(dim=2, keepdim=True) == 1)
+            alone = single.sum(dim=1).cpu().numpy() * np.float32(file_grid.step_samples / grid.step_samples)
+            soft = self._powerset.soft(log_probabilities)
+            placed = [on_grid(frames, grid, file_grid.step_samples, self._field_samples) for frames in soft]
+            activity = torch.stack(placed).clamp_(0.0, 1.0).cpu().numpy()
+            masks = voice_masks(speech, exclude_overlap=True, num_frames_min=self._frames_min)
+            heard = np.flatnonzero((alone >= live.clean_frames_min).any(axis=1)).tolist()
+            for at in range(0, len(heard), self._trunk_batch):
+                some = heard[at : at + self._trunk_batch]
+                frames = self._shared_frames([windows[index] for index in some])
+                embeddings[some] = self._pooling(frames, masks[some]).cpu().numpy()
+        return [
+            live_analysis(starts[index], activity[index], embeddings[index], alone[index], self._bundle)
+            for index in range(len(windows))
+        ]
+
+    def _log_probabilities(self, windows: Sequence[DueWindow], length: int) -> Tensor:
+        """Of the powerset classes in windows of which the last `length` samples are there: (B, F, K)."""
         sound = [
             self._slots[window.slot].samples.read(window.end_samples - length, window.end_samples) for window in windows
         ]
@@ -176,7 +219,7 @@ class PyannoteDevice:
             raise
 
     def _mel_range(self, window: DueWindow) -> tuple[int, int]:
-        """First mel frame of a window, and the one after its last."""
+        """First mel frame of a window, negative where a stream has just begun, and the one after its last."""
         length = self._bundle.file_grid.window_samples
         first, rest = divmod(window.end_samples - length, self._mels.step_samples)
         assert rest == 0, "windows begin on the grid of mel frames"
