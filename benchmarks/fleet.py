@@ -325,6 +325,22 @@ async def stream(to: Callers, number: int, stopping: asyncio.Event) -> int:
     return final
 
 
+async def labels_of(placed: streams_pb2.PlaceStreamResponse, sound: bytes) -> set[str]:
+    """The labels that a stream ends with, on the node where it was placed."""
+
+    async def requests() -> AsyncIterator[node_pb2.DiarizeRequest]:
+        yield node_pb2.DiarizeRequest(open=node_pb2.StreamOpen(ticket=placed.ticket, stream_id=placed.stream_id))
+        for at in range(0, len(sound), 32_000):
+            yield node_pb2.DiarizeRequest(audio=sound[at : at + 32_000])
+        yield node_pb2.DiarizeRequest(finish=node_pb2.StreamFinish())
+
+    async with open_channel(placed.address) as channel:
+        call = node_pb2_grpc.NodeStub(channel).Diarize(requests(), timeout=60)
+        return {
+            speaker.label async for answer in call if answer.HasField("closed") for speaker in answer.closed.speakers
+        }
+
+
 def spread_ms(seconds: Sequence[float]) -> dict[str, float]:
     """Median, 90th, 99th percentile and worst, milliseconds."""
     if not seconds:

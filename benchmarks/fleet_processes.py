@@ -56,12 +56,12 @@ class Fleet:
 
 @asynccontextmanager
 async def running_fleet(
-    *, planes: int, nodes: int, streams_max: int = 400, log: Path | None = None
+    *, planes: int, nodes: int, streams_max: int = 400, bundles: Sequence[str] = ("null@1",)
 ) -> AsyncIterator[Fleet]:
-    """Start everything, each node at one of the control planes in turn; yield once all nodes serve."""
+    """Start everything, nodes at the control planes and with the bundles in turn; yield once all serve."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="speakerd-fleet-")))
-        logs = log or folder / "logs"
+        logs = folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         database_url = await stack.enter_async_context(_postgresql())
         redis_url = await stack.enter_async_context(_redis(folder / "redis"))
@@ -78,6 +78,7 @@ async def running_fleet(
                 _daemon(
                     [
                         *("node", "--device", "null", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"),
+                        *("--bundle", bundles[number % len(bundles)]),
                         *("--node-id", f"node-{number}", "--streams-max", str(streams_max), "--drain-s", "1"),
                         *("--controlplane", controlplanes[number % planes].grpc),
                         *("--fleet-key-file", str(data / "fleet.key")),

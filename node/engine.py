@@ -16,7 +16,9 @@ from models.diarize import FileCollector
 from models.naming import NamingParameters
 from models.online import OnlineParams
 from models.seams import AnalysisDevice, DueWindow, Gallery, SlotKind
+from runtime.errors import InvalidRequest
 
+NULL_BUNDLE = "null@"
 PROBE_SLOT = -2
 """A ring of its own, with which the device is warmed, and asked whether it still answers."""
 
@@ -41,7 +43,7 @@ class Engine:
 
 def engine_loader(bundle: str, device: str, calibration: Path | None = None) -> Callable[[], Engine]:
     """What loads the engine named, when called on the device's thread. calibration: of `speakerd calibrate`."""
-    return _load_null if device == "null" else lambda: _load_torch(bundle, device, calibration)
+    return (lambda: _load_null(bundle)) if device == "null" else lambda: _load_torch(bundle, device, calibration)
 
 
 def probe(device: AnalysisDevice) -> None:
@@ -52,15 +54,19 @@ def probe(device: AnalysisDevice) -> None:
     device.analyze([DueWindow(PROBE_SLOT, grid.window_samples)])
 
 
-def _load_null() -> Engine:
+def _load_null(bundle: str) -> Engine:
+    """A bundle called `null@N` is another model than `null@M`: what one makes of a voice means nothing to the other."""
     from node.null_engine import CLUSTERING, NAMING, NullDevice, NullGallery, collector
 
-    device = NullDevice()
+    revision = bundle.removeprefix(NULL_BUNDLE) if bundle.startswith(NULL_BUNDLE) else "1"
+    if not revision.isdigit():
+        raise InvalidRequest(f"bundle {bundle!r}: with the device null, write {NULL_BUNDLE}NUMBER or leave it out")
+    device = NullDevice(int(revision))
     return Engine(
         device=device,
         gallery=NullGallery(device.grid.embedding_dim),
         bundle="null",
-        model="null@1",
+        model=f"{NULL_BUNDLE}{revision}",
         device_name="null",
         online=OnlineParams(evidence=CLUSTERING),
         naming=NAMING,

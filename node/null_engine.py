@@ -67,10 +67,11 @@ def collector(kind: SlotKind) -> FileCollector:
 
 
 class NullDevice:
-    """AnalysisDevice that groups frames by spectrum."""
+    """AnalysisDevice that groups frames by spectrum. revision: of its model, which orders the bands in its own way."""
 
-    def __init__(self) -> None:
+    def __init__(self, revision: int = 1) -> None:
         self._rings: dict[int, _Ring] = {}
+        self._bands = np.random.default_rng(revision).permutation(GRID.embedding_dim)
 
     def __repr__(self) -> str:
         return f"NullDevice({len(self._rings)} slots)"
@@ -107,7 +108,7 @@ class NullDevice:
         dominant = int(lengths.argmax())
         embedding = _unit(spectra[groups == dominant].sum(axis=0))
         return VoiceSample(
-            embedding=embedding,
+            embedding=embedding[self._bands],
             net_speech_samples=int(lengths[dominant]) * GRID.step_samples,
             num_speakers=int((lengths >= CLEAN_FRAMES_MIN).sum()),
             cohesion=float((spectra[groups == dominant] @ embedding).mean()),
@@ -124,7 +125,7 @@ class NullDevice:
             activity[mine, speaker] = 1.0
             if mine.sum() >= CLEAN_FRAMES_MIN:
                 clean[speaker] = mine.sum()
-                embeddings[speaker] = _unit(spectra[mine].sum(axis=0))
+                embeddings[speaker] = _unit(spectra[mine].sum(axis=0))[self._bands]
         return WindowAnalysis(start, activity, embeddings, clean)
 
 

@@ -238,6 +238,21 @@ class Client:
         call = keep_status(self._jobs.DiarizeFile(_file_requests(content, options), metadata=self._metadata))
         return await _file_result(call, options, on_progress, peer=self._address)
 
+    async def nodes(self) -> streams_pb2.ListNodesResponse:
+        """The fleet as placement sees it. For keys with the scope platform:admin."""
+        request = streams_pb2.ListNodesRequest()
+        return await self._ask(self._streams.ListNodes(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+
+    async def warmth(self, voice_id: str) -> people_pb2.WarmStatus:
+        """Where a voice is warm, and why a node that could hold it does not."""
+        request = people_pb2.GetWarmRequest(voice_id=voice_id)
+        return await self._ask(self._people.GetWarm(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+
+    async def warm(self, voice_id: str, node_ids: Sequence[str] = ()) -> people_pb2.WarmStatus:
+        """Send a voice to nodes again: those named, or all; `outcomes` says what became of it, node by node."""
+        request = people_pb2.WarmVoiceRequest(voice_id=voice_id, node_ids=node_ids)
+        return await self._ask(self._people.WarmVoice(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+
     async def open_stream(self, options: StreamOptions | None = None) -> LiveStream:
         """Place a stream and open it on its node. A node that cannot take it after all is avoided, twice at most.
 

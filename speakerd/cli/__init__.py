@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from speakerd import __version__
+from speakerd.cli import fleet_view
 from speakerd.cli.audit import audit_commands, fleet_commands
 from speakerd.cli.connection import trust_servers_of
 from speakerd.cli.demo import demo
@@ -65,6 +66,7 @@ app.add_typer(tenants_commands, name="tenants")
 app.add_typer(users_commands, name="users")
 app.add_typer(keys_commands, name="keys")
 app.add_typer(audit_commands, name="audit")
+fleet_view.register(fleet_commands)
 app.add_typer(fleet_commands, name="fleet")
 
 

@@ -1012,7 +1012,7 @@ class WarmStatus(_message.Message):
 
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeOutcome]:
-        """Of a WarmVoice call: what became of it, node by node."""
+        """Of a WarmVoice call: what became of it, node by node. Of GetWarm: the candidates that do not hold it, and why."""
 
     def __init__(
         self,
