@@ -1,4 +1,4 @@
-"""Nodes and relays of a simulated fleet: the daemons' own objects, with a gallery of nothing and a network of chance."""
+"""Nodes of a simulated fleet: the daemons' own objects, with a gallery of nothing and a network of chance."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Process:
         if not self.frozen:
             return
         self.frozen = False
-        self.undisturbed_since_s = self.loop.now_s
+        self.undisturbed_since_s = max(self.undisturbed_since_s, self.loop.now_s)
         waiting, self.waiting = self.waiting, []
         if random.random() < 0.5:
             waiting.sort(key=lambda item: item[1])

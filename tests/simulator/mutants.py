@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from controlplane.erasure_rules import ErasureRules, IsSilent, Settlement
 from controlplane.lease_rules import NODE, Lease, LeaseRules, LeaseTimes, LeaseWatch, NodeReport
+from controlplane.relay_guard import RelayGuard
 from runtime.clock import Clock
 from runtime.lease import Asked, Judgement, LeaseState, Next, Renewal
 from runtime.lease import Lease as HeldLease
@@ -104,6 +105,13 @@ class _ServesBeforeItReconciles(HeldLease):
         return todo
 
 
+class _RelayWithoutLease(RelayGuard):
+    """It withholds whom it knows to be erased, and does not ask whether it still would know."""
+
+    def names_under(self, incarnation: int) -> bool:
+        return incarnation != 0 and self._lease.state is LeaseState.SERVING
+
+
 class _RelaysAreNotWaitedFor(ErasureRules):
     def waited_for(self, holders: Sequence[Lease], revision: int) -> list[Lease]:
         return [lease for lease in super().waited_for(holders, revision) if lease.kind == NODE]
@@ -140,7 +148,7 @@ MUTANTS: dict[str, Rules] = {
     "no-hold-rule": Rules(leases=_HoldsNothing),
     "serve-before-reconcile": Rules(lease=_ServesBeforeItReconciles),
     "superseded-is-gone": Rules(leases=_SupersededIsGone),
-    "relay-without-lease": Rules(relay_guard=lambda lease: lease.state is LeaseState.SERVING),
+    "relay-without-lease": Rules(guard=_RelayWithoutLease),
     "relays-not-waited-for": Rules(erasures=lambda _redis: _RelaysAreNotWaitedFor()),
     "relay-begins-at-the-head": Rules(leases=_RelayBeginsAtTheHead),
     "database-clock-decides": Rules(watch=_watch_by_database),

@@ -20,14 +20,16 @@ T = TypeVar("T")
 KEEPALIVE_S = 7.0
 LATE_S = 40.0
 STALL_S = 20.0
+KINDS = ("renew", "sync", "heartbeat", "push", "probe", "result")
 
 
 class Network:
-    """kinds of message: renew, sync, heartbeat, push, probe, result."""
+    """Everything that is sent."""
 
-    def __init__(self, loop: SimulatedLoop, random: Random) -> None:
+    def __init__(self, loop: SimulatedLoop, seed: int) -> None:
         self._loop = loop
-        self._random = random
+        # Dice of their own for each kind: one heartbeat more does not change what becomes of every renewal after it.
+        self._dice = {kind: Random(f"{seed} {kind}") for kind in KINDS}
         self.faulty = True
         self.loss = 0.0
         self.doubled = 0.0
@@ -48,19 +50,20 @@ class Network:
         keys = [(process.name, what) for process in (one, other) for what in ("*", kind)]
         return not any(self._blocked.get(key, 0.0) > now_s for key in keys)
 
-    def delay_s(self) -> float:
-        if self.faulty and self._random.random() < self.late:
-            return self._random.uniform(0.1, self._random.choice((3.0, LATE_S)))
-        return 0.001 + self._random.expovariate(1 / 0.02)
+    def delay_s(self, kind: str) -> float:
+        dice = self._dice[kind]
+        if self.faulty and dice.random() < self.late:
+            return dice.uniform(0.1, dice.choice((3.0, LATE_S)))
+        return 0.001 + dice.expovariate(1 / 0.02)
 
     def send(self, source: Process, target: Process, kind: str, act: Callable[[], None]) -> None:
         """One message; it may be lost, or come more than once."""
-        if not self.passes(source, target, kind) or (self.faulty and self._random.random() < self.loss):
+        if not self.passes(source, target, kind) or (self.faulty and self._dice[kind].random() < self.loss):
             return
-        copies = 2 if self.faulty and self._random.random() < self.doubled else 1
+        copies = 2 if self.faulty and self._dice[kind].random() < self.doubled else 1
         for _ in range(copies):
             delivery = Delivery(act)
-            self._loop.call_later(self.delay_s(), delivery, context=target.context())
+            self._loop.call_later(self.delay_s(kind), delivery, context=target.context())
 
     async def call(
         self, source: Process, target: Process, kind: str, serve: Callable[[], Awaitable[T]], *, timeout_s: float
@@ -102,9 +105,9 @@ class Network:
         def post(what: str, value: Any) -> bool:
             """Whether the bytes are on their way; the server does not learn whether they arrive."""
             nonlocal arrives_s
-            if not self.passes(source, target, kind) or (self.faulty and self._random.random() < self.loss):
+            if not self.passes(source, target, kind) or (self.faulty and self._dice[kind].random() < self.loss):
                 return False
-            arrives_s = max(arrives_s, self._loop.now_s + self.delay_s())
+            arrives_s = max(arrives_s, self._loop.now_s + self.delay_s(kind))
             delivery = Delivery(lambda: arrived.put_nowait((what, value)))
             self._loop.call_at(arrives_s, delivery, context=source.context())
             return True
@@ -115,8 +118,8 @@ class Network:
                     async for answer in answers:
                         if gone or not post("answer", answer):
                             return
-                        if self.faulty and self._random.random() < self.late:
-                            await asyncio.sleep(self._random.uniform(0.0, STALL_S))
+                        if self.faulty and self._dice[kind].random() < self.late:
+                            await asyncio.sleep(self._dice[kind].uniform(0.0, STALL_S))
             except SpeakerdError as error:
                 post("error", error)
             else:

@@ -1,9 +1,9 @@
-"""Control planes of a simulated fleet: the daemons' own Fleet and Proving over tables in memory, and what tenants ask."""
+"""Control planes of a simulated fleet: the daemons' own Fleet and Proving over tables in memory, and their tenants."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
@@ -23,7 +23,7 @@ from tests.simulator.holders import SimulatedNode, Spawner
 from tests.simulator.loop import Process
 from tests.simulator.network import Network
 from tests.simulator.quiet import Unmeasured
-from tests.simulator.tables import ErasureRow, MemoryTables
+from tests.simulator.tables import ErasureRow, Reached
 
 PUSH_TIMEOUT_S = 1.5
 PROBE_TIMEOUT_S = 1.0
@@ -63,7 +63,7 @@ class Plane:
         self,
         process: Process,
         *,
-        tables: MemoryTables,
+        tables: Reached,
         redis: Redis,
         network: Network,
         random: Random,
@@ -91,7 +91,7 @@ class Plane:
             clock=process,
             metrics=METRICS,
             probe=self._probe,
-            keep_only=_nothing,
+            keep_only=nobody_kept,
             reconcile_s=RECONCILE_S,
         )
         self.fleet.watch = watch
@@ -105,6 +105,17 @@ class Plane:
 
         Spawner(self.process).spawn(f"{self.process.name}.begin", begin())
 
+    def ask(self, what: Callable[[VoiceAddress], Awaitable[None]], voice: VoiceAddress) -> None:
+        """A tenant asks for something, which may be refused while the database is away."""
+
+        async def answer() -> None:
+            try:
+                await what(voice)
+            except Unavailable:
+                return
+
+        Spawner(self.process).spawn(f"{self.process.name}.ask", answer())
+
     async def enrol(self, voice: VoiceAddress) -> None:
         """Enrol, answer, and send it to all that serve; whoever sends may be slow."""
         async with self.tables.write() as rows:
@@ -116,11 +127,7 @@ class Plane:
 
     async def warm(self, voice: VoiceAddress) -> None:
         """Send a voice to all that serve, as it is now."""
-        try:
-            serving = await self.fleet.serving()
-        except Unavailable:
-            return
-        for lease in serving:
+        for lease in await self.fleet.serving():
             async with self.tables.read() as rows:
                 head = (await rows.head()).revision
                 living = await rows.held_after("m@1", None, 1_000)
@@ -175,10 +182,13 @@ class Plane:
         """The rhythm of the daemon's worker."""
         while True:
             woken, asked = self.fleet.changed.next(), self._asked.next()
-            async with self.tables.read() as rows:
-                state = rows.state  # type: ignore[attr-defined]
-            erasing = [row for row in state.erasures.values() if row.state == "erasing"]
-            await self._proving.turn(erasing, self._finish)
+            erasing: list[ErasureRow] = []
+            try:
+                async with self.tables.read() as rows:
+                    erasing = [row for row in rows.state.erasures.values() if row.state == "erasing"]
+                await self._proving.turn(erasing, self._finish)
+            except Unavailable:
+                await asyncio.sleep(LOOK_AGAIN_S)
             if erasing:
                 await wait_s(woken, LOOK_AGAIN_S)
             else:
@@ -195,5 +205,5 @@ class Plane:
         self._on_erased(erasure, settlement.applied)
 
 
-async def _nothing(_addresses: Any) -> None:
+async def nobody_kept(_addresses: Any) -> None:
     return

@@ -1,121 +1,71 @@
-"""A relay of a simulated fleet: results pass through it on their way out, and it withholds names of the erased."""
+"""A relay of a simulated fleet: a control plane's own guard over what leaves through it, in a process of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import asyncio
 from random import Random
-from typing import Any
 
-from controlplane.fleet import SnapshotBegins, SnapshotEnds
-from controlplane.fleet_log import Change
-from controlplane.lease_rules import RELAY, NodeReport
-from node.fleet_wire import Answer
+from controlplane.fleet import Fleet
+from controlplane.lease_rules import LeaseRules
+from controlplane.relay_guard import RelayGuard, Relaying
 from runtime.errors import Unavailable
-from runtime.lease import HolderState, Lease, Next
-from runtime.membership import LeaseKeeper, Report
-from tests.simulator.holders import Link, Spawner
+from tests.simulator.holders import Spawner
 from tests.simulator.loop import Process
-from tests.simulator.network import Network
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A stream through the relay. incarnation: the relay's when it was opened; 0: nobody is named in it."""
-
-    incarnation: int
+from tests.simulator.planes import METRICS, RECONCILE_S, Redis, nobody_kept
+from tests.simulator.tables import Reached
 
 
 class SimulatedRelay:
-    """One process of a relay."""
+    """One process of a relay. opened: the streams that run through it."""
 
     def __init__(
         self,
         process: Process,
         *,
-        node_id: str,
-        process_id: str,
-        network: Network,
-        planes: list[Any],
+        tables: Reached,
+        redis: Redis,
+        rules: LeaseRules,
+        guard: type[RelayGuard],
         random: Random,
-        make_lease: Callable[[Process], Lease],
-        guard: Callable[[Lease], bool] = Lease.allows,
     ) -> None:
         self.process = process
-        self.lease = make_lease(process)
-        self._guard = guard
-        self.denied: dict[str, int] = {}
-
-        def make(report: Report) -> NodeReport:
-            return NodeReport(
-                node_id,
-                process_id,
-                report.incarnation,
-                report.cursor,
-                0,
-                bytes(32),
-                "",
-                "",
-                report.state.name.lower(),
-                RELAY,
-                report.epoch,
-            )
-
-        self._link = Link(process, network, planes, random, make)
+        self.opened: list[Relaying] = []
+        self._random = random
+        self._fleet = Fleet(
+            rules=rules,
+            tables=tables,
+            keys=None,  # type: ignore[arg-type]
+            registry=redis,
+            clock=process,
+            metrics=METRICS,
+            probe=_nobody,
+            keep_only=nobody_kept,
+            reconcile_s=RECONCILE_S,
+        )
+        self.guard = guard(fleet=self._fleet, clock=process, metrics=METRICS)
 
     def start(self) -> None:
-        async def begin() -> None:
-            keeper = LeaseKeeper[Answer](
-                name=self.process.name, link=self._link, lease=self.lease, holder=self, clock=self.process
-            )
-            keeper.start(Spawner(self.process))  # type: ignore[arg-type]
+        tasks = Spawner(self.process)
+        self.guard.start(tasks)  # type: ignore[arg-type]
+        tasks.spawn(f"{self.process.name}.streams", self._streams())
 
-        Spawner(self.process).spawn(f"{self.process.name}.begin", begin())
+    async def _streams(self) -> None:
+        """Streams come and go, some of which last longer than leases."""
+        while True:
+            self.process.start(self._stream(self._random.choice((1.0, 5.0, 40.0))))
+            await asyncio.sleep(self._random.uniform(0.5, 3.0))
 
-    def open(self) -> Opened:
-        return Opened(self.lease.incarnation if self.lease.allows() else 0)
+    async def _stream(self, lasts_s: float) -> None:
+        try:
+            async with self.guard.relaying() as relaying:
+                self.opened.append(relaying)
+                try:
+                    await asyncio.sleep(lasts_s)
+                finally:
+                    self.opened.remove(relaying)
+        except Unavailable:
+            return
 
-    def emits(self, opened: Opened, voice_id: str, generation: int) -> bool:
-        """Whether a name leaves. In one step: nothing comes between this and the sending."""
-        if not self._guard(self.lease) or opened.incarnation != self.lease.incarnation:
-            return False
-        return self.denied.get(voice_id, 0) <= generation
 
-    # runtime.membership.Holder
-
-    def report(self) -> Report:
-        state = HolderState.SERVING if self.lease.allows() else HolderState.JOINING
-        return Report(self.lease.incarnation, self.lease.cursor, 0, bytes(32), state, self.lease.epoch)
-
-    async def sync(self, todo: Next) -> None:
-        lease = self.lease
-        if todo is Next.WIPE_AND_SYNC:
-            self.denied.clear()
-            lease.restart()
-        incarnation = lease.incarnation
-        whole = True
-        async for step in self._link.steps(incarnation, lease.cursor, ""):
-            lease.require(incarnation)
-            if isinstance(step, SnapshotBegins):
-                whole = False
-            elif isinstance(step, SnapshotEnds):
-                whole = True
-                lease.applied(incarnation, step.revision)
-            else:
-                for item in step:
-                    lease.require_next(incarnation, item.revision)
-                    if item.change is Change.EVICT:
-                        self.denied[item.voice.voice_id] = item.generation
-                    lease.applied(incarnation, item.revision)
-        if not whole:
-            raise Unavailable("the snapshot broke off")
-        lease.reconciled(incarnation)
-
-    async def wipe(self, reason: str) -> None:
-        self.denied.clear()
-
-    def answered(self, answer: Answer) -> None:
-        return
-
-    async def looked(self, told: HolderState | None) -> None:
-        return
+async def _nobody(_address: str) -> int | None:
+    return None

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from controlplane.fleet_log import Change
-from controlplane.fleet_rows import FleetRows, Head
+from controlplane.fleet_rows import Head
 from controlplane.holdings import Holding, Print
 from controlplane.keys import VoiceAddress
 from controlplane.lease_rules import Lease
+from runtime.errors import Unavailable
 from runtime.voice_digest import VoiceDigest
 
 FENCED_KEPT = 1_000
@@ -103,7 +104,7 @@ class MemoryTables:
         self.history: dict[VoiceAddress, list[Entry]] = {}
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[FleetRows]:
+    async def read(self) -> AsyncIterator[MemoryRows]:
         yield MemoryRows(self, self.state)
 
     @asynccontextmanager
@@ -111,6 +112,30 @@ class MemoryTables:
         draft = self.state.copy()
         yield MemoryRows(self, draft)
         self.state = draft
+
+
+class Reached:
+    """The same tables, as a process reaches them: or not, for a while."""
+
+    def __init__(self, tables: MemoryTables, is_away: Callable[[], bool]) -> None:
+        self._tables = tables
+        self._is_away = is_away
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[MemoryRows]:
+        self._require()
+        async with self._tables.read() as rows:
+            yield rows
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[MemoryRows]:
+        self._require()
+        async with self._tables.write() as rows:
+            yield rows
+
+    def _require(self) -> None:
+        if self._is_away():
+            raise Unavailable("the database is away")
 
 
 class MemoryRows:

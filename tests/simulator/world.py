@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 from controlplane.erasure_rules import ErasureRules
@@ -13,13 +14,14 @@ from controlplane.fleet_log import Change
 from controlplane.keys import VoiceAddress
 from controlplane.lease_rules import Lease as LeaseRow
 from controlplane.lease_rules import LeaseRules, LeaseTimes, LeaseWatch
+from controlplane.relay_guard import RelayGuard, Relaying
 from runtime.lease import Lease, LeaseState
 from tests.simulator.holders import SimulatedNode
 from tests.simulator.loop import Process, SimulatedLoop
 from tests.simulator.network import Network
 from tests.simulator.planes import Plane, Redis
 from tests.simulator.relays import SimulatedRelay
-from tests.simulator.tables import Entry, ErasureRow, MemoryTables
+from tests.simulator.tables import Entry, ErasureRow, MemoryTables, Reached
 
 TIMES = LeaseTimes(node_lease_s=9.0, lease_s=10.0, renew_s=2.0, hold_s=4.0)
 FAULTS_S = 30.0
@@ -34,7 +36,7 @@ class Rules:
     """The decisions that a run is made of. A mutant is this with one of them broken."""
 
     lease: Callable[[Process], Lease] = Lease
-    relay_guard: Callable[[Lease], bool] = Lease.allows
+    guard: type[RelayGuard] = RelayGuard
     leases: Callable[[LeaseTimes], LeaseRules] = LeaseRules
     erasures: Callable[[Redis], ErasureRules] = lambda _redis: ErasureRules()
     watch: Callable[[Process, Callable[[], float], LeaseTimes], LeaseWatch] = lambda process, _database_s, times: (
@@ -69,13 +71,13 @@ class World:
     """One run."""
 
     def __init__(self, seed: int, rules: Rules = SOUND, *, traced: bool = False) -> None:
-        self.random = Random(seed)
+        self.random, self.asking, self.carried = (Random(f"{seed} {what}") for what in ("faults", "asks", "work"))
         self.rules = rules
         self.outcome = Outcome(seed)
         self.traced = traced
         self.loop = SimulatedLoop()
         self.began_s = self.loop.now_s
-        self.network = Network(self.loop, self.random)
+        self.network = Network(self.loop, seed)
         self.database_offset_s = 0.0
         self.tables = MemoryTables(lambda: self.loop.now_s + self.database_offset_s)
         self.redis = Redis(lambda: self.loop.now_s)
@@ -140,10 +142,10 @@ class World:
         process = self._process(f"cp{index}")
         plane = Plane(
             process,
-            tables=self.tables,
+            tables=self._reached(process),
             redis=self.redis,
             network=self.network,
-            random=self.random,
+            random=self.carried,
             at=self._node_at,
             lease_rules=self.rules.leases(TIMES),
             erasure_rules=self.rules.erasures(self.redis),
@@ -166,23 +168,26 @@ class World:
             process_id=f"p{self.born}",
             network=self.network,
             planes=self.planes,
-            random=self.random,
+            random=self.carried,
             make_lease=self.rules.lease,
         )
         self.nodes[process.name] = node
         node.start()
 
+    def _reached(self, process: Process) -> Reached:
+        """The database, as one process reaches it."""
+        return Reached(self.tables, lambda: not self.network.passes(process, process, "sql"))
+
     def _start_relay(self) -> None:
         self.born += 1
+        process = self._process("relay")
         self.relay = SimulatedRelay(
-            self._process("relay"),
-            node_id=f"relay{self.born}",
-            process_id=f"p{self.born}",
-            network=self.network,
-            planes=self.planes,
-            random=self.random,
-            make_lease=self.rules.lease,
-            guard=self.rules.relay_guard,
+            process,
+            tables=self._reached(process),
+            redis=self.redis,
+            rules=self.rules.leases(TIMES),
+            guard=self.rules.guard,
+            random=self.carried,
         )
         self.relay.start()
 
@@ -195,22 +200,22 @@ class World:
     def _ask(self) -> None:
         if self.loop.now_s >= self.began_s + FAULTS_S + 3.0:
             return
-        plane = self.random.choice(self.planes)
-        voice = self.random.choice(self.voices)
+        plane = self.asking.choice(self.planes)
+        voice = self.asking.choice(self.voices)
         if plane.process.runs:
-            kind = self.random.random()
+            kind = self.asking.random()
             if kind < 0.55:
                 self.say("ask", "enrol", voice.voice_id)
-                plane.process.start(plane.enrol(voice))
+                plane.ask(plane.enrol, voice)
             elif kind < 0.65:
-                plane.process.start(plane.warm(voice))
+                plane.ask(plane.warm, voice)
             elif kind < 0.75:
                 self.say("ask", "withdraw", voice.voice_id)
-                plane.process.start(plane.withdraw(voice))
+                plane.ask(plane.withdraw, voice)
             else:
                 self.say("ask", "erase", voice.voice_id)
-                plane.process.start(self._erase(plane, voice))
-        self._after(self.random.expovariate(1 / 0.9), self._ask)
+                plane.ask(partial(self._erase, plane), voice)
+        self._after(self.asking.expovariate(1 / 0.9), self._ask)
 
     async def _erase(self, plane: Plane, voice: VoiceAddress) -> None:
         await plane.erase(voice)
@@ -226,18 +231,17 @@ class World:
         """Nodes send results through the relay, some of which arrive long after they were sent."""
         relay = self.relay
         assert relay is not None
-        if relay.process.runs:
-            opened = relay.open()
+        if relay.opened and not relay.process.dead:
             for node in self.nodes.values():
                 if node.process.runs:
-                    self._send_results(relay, opened, node)
-        self._after(self.random.uniform(0.3, 0.9), self._stream)
+                    self._send_results(relay, self.asking.choice(relay.opened), node)
+        self._after(self.asking.uniform(0.3, 0.9), self._stream)
 
-    def _send_results(self, relay: SimulatedRelay, opened: object, node: SimulatedNode) -> None:
+    def _send_results(self, relay: SimulatedRelay, stream: Relaying, node: SimulatedNode) -> None:
         for voice in node.sayable():
 
-            def arrive(voice_id: str = voice.voice_id, generation: int = voice.generation) -> None:
-                if relay.emits(opened, voice_id, generation) and voice_id in self.erased:  # type: ignore[arg-type]
+            def arrive(voice_id: str = voice.voice_id) -> None:
+                if stream.may_name(voice_id) and voice_id in self.erased:
                     self._violated("nobody erased is named", f"{voice_id} through the relay")
 
             self.network.send(node.process, relay.process, "result", arrive)
@@ -251,6 +255,7 @@ class World:
         lasts_s = random.choice((random.uniform(0.3, 3.0), random.uniform(3.0, 30.0)))
         kind = random.random()
         node = random.choice(list(self.nodes.values()))
+        assert self.relay is not None
         if kind < 0.25:
             self.say("fault", "partition", node.process.name, f"{lasts_s:.1f}")
             self.network.block(node.process.name, "*", now_s + lasts_s)
@@ -268,15 +273,19 @@ class World:
         elif kind < 0.68:
             self._crash_node(node)
         elif kind < 0.76:
-            assert self.relay is not None
             if random.random() < 0.6:
                 self._freeze(self.relay.process, lasts_s)
             elif not self.relay.process.dead:
                 self.say("fault", "crash", "relay")
                 self.relay.process.crash()
                 self._after(random.uniform(0.2, 4.0), self._start_relay)
-        elif kind < 0.82:
+        elif kind < 0.79:
             self.network.block("relay", "*", now_s + lasts_s)
+        elif kind < 0.82:
+            process = random.choice([plane.process for plane in self.planes] + [self.relay.process])
+            self.say("fault", "no database for", process.name, f"{lasts_s:.1f}")
+            self.network.block(process.name, "sql", now_s + lasts_s)
+            process.undisturbed_since_s = now_s + lasts_s
         elif kind < 0.88:
             plane = random.choice(self.planes)
             self._freeze(plane.process, lasts_s)
@@ -463,8 +472,6 @@ class World:
                 self._end("nodes come back", f"{node.process.name}: {node.lease!r}")
             if held != living:
                 self._end("nodes hold what they should", f"{node.process.name}: {held}, not {living}")
-        if self.relay is not None and not self.relay.lease.allows():
-            self._end("nodes come back", f"the relay: {self.relay.lease!r}")
 
     def _end(self, promise: str, where: str) -> None:
         self.outcome.violations.append(Violation(promise, END_S, where))
