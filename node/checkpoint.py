@@ -19,9 +19,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from models.analysis import FrameGrid
 from runtime.clock import Clock
 from runtime.errors import InvalidRequest
+from runtime.units import SAMPLE_RATE_HZ
 
 CHECKPOINT_S = 600
 CHECKPOINT_BYTES_MAX = 4 << 20
+RESUME_SAMPLES = 4 * SAMPLE_RATE_HZ
+"""A common multiple of a hop (0.5 s), a chunk of voice activity (512 samples) and an embedding's hop (0.1 s)."""
+RESUME_LEAD_SAMPLES = SAMPLE_RATE_HZ
+"""Voice activity has a memory: after so much sound it has forgotten that it had to begin anew."""
 _HEADER = struct.Struct(">BQ12s")  # version, expiry (Unix seconds), nonce
 _VERSION = 1
 
@@ -42,8 +47,13 @@ class StreamState:
     naming: dict[str, Any] = field(default_factory=dict)
 
     def resume_samples(self, grid: FrameGrid) -> int:
-        """Where the sound has to begin on resumption: the next window needs what lies before it."""
-        return max(0, self.analysed_samples - grid.window_samples)
+        """Where the sound has to begin on resumption: the next window needs what lies before it, the engine a start.
+
+        Engines count frames, chunks and partials from a slot's first sample. From a multiple of RESUME_SAMPLES on they
+        fall where they fell before, so that what is analysed again comes out as it did.
+        """
+        needed = self.analysed_samples - grid.window_samples - RESUME_LEAD_SAMPLES
+        return max(0, needed // RESUME_SAMPLES * RESUME_SAMPLES)
 
     def to_bytes(self, snapshot: bytes) -> bytes:
         """This state and the snapshot that belongs to it."""

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from speakerd.client import Client, StreamOptions
 from speakerd.v1 import people_pb2
 from tests.faults.processes import Daemon, Processes, node_arguments, pcm, plane_arguments, tones, until, voice
-from tests.faults.streaming import Told, stream
+from tests.faults.streaming import Told, outside, stream
 
 NAMED = (0, 1, 2)
 
@@ -147,3 +148,35 @@ async def test_nodes_killed_and_frozen_in_mid_stream_cost_no_label_and_no_final_
                 await asyncio.sleep(1.5)
         assert all(one.resumed for one in told if len(one.nodes) > 1) and len(told[0].resumed) == 2
         await require_same(client, sounds, told, options)
+
+
+async def test_a_node_killed_under_real_voices_costs_no_label_and_no_final_turn(
+    daemons: Processes, audio: Path
+) -> None:
+    """With the builtin engine: outside the moments around the loss, every turn is that of an undisturbed stream."""
+    options = StreamOptions(latency_ms=2_000)
+    members = sorted((audio / "librispeech" / "members").iterdir())[:2]
+    guest = min((audio / "librispeech" / "guests").iterdir())
+    recordings = [[soundfile.read(file, dtype="float32")[0] for file in sorted(who.iterdir())] for who in members]
+    stranger = soundfile.read(next(guest.iterdir()), dtype="float32")[0]
+    parts = [recordings[0][4], recordings[1][4], stranger, recordings[0][5], recordings[1][5], recordings[0][6]]
+    pause = np.zeros(8_000, np.float32)
+    sound = pcm(np.concatenate([piece for part in parts for piece in (part[: 7 * 16_000], pause)]))
+    async with fleet(daemons, "n1", "n2", device="cpu") as made, made.client() as client:
+        for number, spoken in enumerate(recordings):
+            await client.enroll(f"Member {number}", [wav(np.concatenate(spoken[:3])[: 20 * 16_000])])
+        told = Told()
+        running = asyncio.create_task(stream(client, sound, options, pace=4, told=told))
+        await until(lambda: told.sent >= 16 * 32_000, 60)
+        made.nodes[told.nodes[0]].send(signal.SIGKILL)
+        killed_ms = told.sent / 32
+        await running
+        undisturbed = await stream(client, sound, options, pace=0)
+    told.require_in_order()
+    assert len(told.nodes) == 2 and told.resumed[0].away_s < 10
+    around = killed_ms - 2_000, killed_ms + options.latency_ms + 2_000
+    assert outside(told.whole(), *around) == outside(undisturbed.whole(), *around)
+    assert {turn.label for turn in told.timeline.turns()} >= {"Member 0", "Member 1"}
+    assert {(turn.speaker, turn.label) for turn in told.closed.speakers} == {
+        (turn.speaker, turn.label) for turn in undisturbed.closed.speakers
+    }

@@ -142,4 +142,9 @@ def test_a_streams_state_comes_back_as_it_was_and_resumes_a_window_earlier() -> 
     state = StreamState(160_000, 7, {0: 5, 2: 9}, {2: 0}, {4: 0}, {"voices": []})
     restored, snapshot = StreamState.from_bytes(state.to_bytes(b"\x00snapshot"))
     assert (restored, snapshot) == (state, b"\x00snapshot")
-    assert state.resume_samples(GRID) == 80_000 and StreamState().resume_samples(GRID) == 0
+    assert state.resume_samples(GRID) == 64_000 and StreamState().resume_samples(GRID) == 0
+    for analysed in range(0, 1_000_000, 8_000):
+        resume = StreamState(analysed).resume_samples(GRID)
+        # There is a whole window before the next, and a second before that; engines begin where their grids do.
+        assert resume % 8_000 == resume % 512 == resume % 1_600 == 0
+        assert resume == 0 or 96_000 <= analysed - resume < 160_000
