@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from models.analysis import FrameGrid
 from models.backend import Backend, load_backend
 from models.clustering import ClusteringParameters
+from models.confidence import ConfidenceParameters
 from models.local_speakers import LocalParameters
 from models.naming import NamingParameters
 from models.online import OnlineParams
@@ -71,6 +72,7 @@ class Bundle:
     clustering: ClusteringParameters
     online: OnlineParams
     naming: NamingParameters
+    confidence: ConfidenceParameters
 
 
 def list_bundles() -> list[str]:
@@ -155,6 +157,7 @@ def _bundle_from_table(table: dict[str, Any], folder: Path) -> Bundle:
         clustering=clustering,
         online=OnlineParams(evidence=clustering, clustering=online_clustering, timeline=timeline, **live),
         naming=NamingParameters(**table["naming"]),
+        confidence=ConfidenceParameters(**{name: tuple(said) for name, said in table["confidence"].items()}),
     )
 
 

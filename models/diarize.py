@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.clustering import ClusteringParameters, SpeakerBounds, TightClusters, merge_clusters, tight_clusters
+from models.confidence import ConfidenceParameters
 from models.file_turns import Diarization, FileSpeaker, SpeakerTurn, turns_of_activity
 from models.file_windows import FileWindows
 from models.seams import AnalysisDevice, DueWindow, SlotKind
@@ -65,9 +66,13 @@ class FileCollector(Protocol):
 class FileDiarization:
     """Collects the windows of one file and clusters them at the end. Windows are `hop_samples` apart or nearer."""
 
-    def __init__(self, grid: FrameGrid, clustering: ClusteringParameters) -> None:
+    def __init__(
+        self, grid: FrameGrid, clustering: ClusteringParameters, confidence: ConfidenceParameters | None = None
+    ) -> None:
+        """confidence: how sure a result is, and how that is found out; without, a result says nothing of it."""
         self._grid = grid
         self._clustering = clustering
+        self._confidence = confidence
         self._windows = FileWindows(grid)
         self._tight_of: tuple[SpeakerBounds, TightClusters | None] | None = None
 
@@ -109,6 +114,7 @@ class FileDiarization:
             self._clustering,
             step_samples=self._grid.step_samples,
             total_samples=total_samples,
+            confidence=self._confidence,
         )
 
     def _tight(self, bounds: SpeakerBounds) -> TightClusters | None:

@@ -33,8 +33,8 @@ def open_device(bundle: AnyBundle, device: str = "cpu") -> AnalysisDevice:
 def collecting(bundle: AnyBundle, device: AnalysisDevice) -> Collecting:
     """What makes turns of a recording's windows, given the kind of slot that they were analysed in."""
     if isinstance(bundle, Bundle):
-        evidence = bundle.clustering
-        return lambda kind: FileDiarization(device.grid_of(kind), evidence)
+        evidence, confidence = bundle.clustering, bundle.confidence
+        return lambda kind: FileDiarization(device.grid_of(kind), evidence, confidence)
     from models.pyannote.file import PyannoteFile
 
     return lambda kind: PyannoteFile(bundle)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from models.analysis import FloatArray
 from models.clustering import ClusteringParameters
+from models.confidence import ConfidenceParameters, frame_confidence, speaker_confidence
 from models.frames import FAINT, begin_and_go_on, fill_gaps, latest_true, runs
 
 BoolArray = npt.NDArray[np.bool_]
@@ -17,11 +18,15 @@ BLOCK_FRAMES = 65_536
 
 @dataclass(frozen=True, slots=True)
 class SpeakerTurn:
-    """A speaker's speech in `[start_samples, end_samples)`; `speaker` indexes Diarization.speakers."""
+    """A speaker's speech in `[start_samples, end_samples)`; `speaker` indexes Diarization.speakers.
+
+    confidence: the share of it in which he is expected to be speaking indeed; None where that is not known.
+    """
 
     start_samples: int
     end_samples: int
     speaker: int
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,23 +34,38 @@ class FileSpeaker:
     """A speaker of a file.
 
     embedding: (D,) unit centroid; zeros where no clean speech was long enough for one. net_speech_samples: speech in
-    which nobody else spoke.
+    which nobody else spoke. confidence: as of a turn, over all of this speaker's.
     """
 
     embedding: FloatArray
     net_speech_samples: int
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameConfidence:
+    """How sure a diarization is of each frame.
+
+    values: (F,) uint8, 255ths of the probability that all that the turns say of the frame is right, silence included.
+    step_samples: how long a frame is.
+    """
+
+    values: npt.NDArray[np.uint8]
+    step_samples: int
 
 
 @dataclass(frozen=True, slots=True)
 class Diarization:
     """Who spoke when. Speakers are numbered by their first turn.
 
-    turns: ordered by start, overlaps included. exclusive: the same with at most one speaker at a time.
+    turns: ordered by start, overlaps included. exclusive: the same with at most one speaker at a time. confidence: None
+    where it is not known.
     """
 
     turns: tuple[SpeakerTurn, ...]
     exclusive: tuple[SpeakerTurn, ...]
     speakers: tuple[FileSpeaker, ...]
+    confidence: FrameConfidence | None = None
 
 
 def turns_of_activity(
@@ -56,8 +76,12 @@ def turns_of_activity(
     *,
     step_samples: int,
     total_samples: int,
+    confidence: ConfidenceParameters | None = None,
 ) -> Diarization:
-    """Turns from the activity (F, K) of speakers with unit centroids (K, D), and the probability of speech (F,)."""
+    """Turns from the activity (F, K) of speakers with unit centroids (K, D), and the probability of speech (F,).
+
+    confidence: how it is found out; without, nothing is said of it.
+    """
     voiced = begin_and_go_on(speech, settings.onset, settings.offset)
     voiced = fill_gaps(voiced, settings.gap_samples // step_samples)
     voiced = ~fill_gaps(~voiced, settings.speech_samples_min // step_samples, edges=True)
@@ -75,11 +99,59 @@ def turns_of_activity(
     alone = spoken & (spoken.sum(axis=1, keepdims=True, dtype=np.int32) == 1)
     present = np.flatnonzero(spoken.any(axis=0))
     present = present[np.argsort(spoken[:, present].argmax(axis=0), kind="stable")]
-    speakers = tuple(FileSpeaker(centroids[k], int(alone[:, k].sum()) * step_samples) for k in present)
-    return Diarization(
+    found = Diarization(
         _as_turns(spoken[:, present], step_samples, total_samples),
         _as_turns(exclusive[:, present], step_samples, total_samples),
-        speakers,
+        tuple(FileSpeaker(centroids[k], int(alone[:, k].sum()) * step_samples) for k in present),
+    )
+    if confidence is None:
+        return found
+    return _with_confidence(
+        found,
+        activity,
+        speech,
+        spoken=spoken[:, present],
+        exclusive=exclusive[:, present],
+        columns=present,
+        step_samples=step_samples,
+        parameters=confidence,
+    )
+
+
+def _with_confidence(
+    found: Diarization,
+    activity: npt.NDArray[np.floating],
+    speech: FloatArray,
+    *,
+    spoken: BoolArray,
+    exclusive: BoolArray,
+    columns: npt.NDArray[np.int64],
+    step_samples: int,
+    parameters: ConfidenceParameters,
+) -> Diarization:
+    """The same, saying how sure it is. spoken, exclusive: (F, S), with the columns of activity that they are of."""
+    frames = frame_confidence(activity, speech, spoken, parameters)
+    turns, exclusive_turns = list(found.turns), list(found.exclusive)
+    speakers = list(found.speakers)
+    for speaker, column in enumerate(columns):
+        for mask, said in ((spoken, turns), (exclusive, exclusive_turns)):
+            sure = np.zeros(len(mask) + 1)
+            own = speaker_confidence(activity, speech, mask, column=int(column), speaker=speaker, parameters=parameters)
+            sure[1:][mask[:, speaker]] = own
+            if mask is spoken and len(own):
+                speakers[speaker] = replace(speakers[speaker], confidence=float(own.mean()))
+            summed = np.cumsum(sure)
+            for index, turn in enumerate(said):
+                if turn.speaker == speaker:
+                    begin, end = turn.start_samples // step_samples, -(-turn.end_samples // step_samples)
+                    mean = (summed[end] - summed[begin]) / (end - begin)
+                    said[index] = replace(turn, confidence=float(np.clip(mean, 0.0, 1.0)))
+    return replace(
+        found,
+        turns=tuple(turns),
+        exclusive=tuple(exclusive_turns),
+        speakers=tuple(speakers),
+        confidence=FrameConfidence(frames, step_samples),
     )
 
 

@@ -25,7 +25,7 @@ from runtime.errors import BadAudio, InvalidRequest, SpeakerdError
 from runtime.media import SourceFormat, decode, decode_stream
 from runtime.units import SAMPLE_RATE_HZ, ms_from_samples, seconds_from_samples
 from speakerd.cli.diarize import DiarizeOptions
-from speakerd.cli.diarized import Diarized, HeardSpeaker, MatchSummary
+from speakerd.cli.diarized import Diarized, HeardSpeaker, MatchSummary, percent
 from speakerd.timeline import SpokenTurn
 
 NET_SPEECH_MIN = SAMPLE_RATE_HZ
@@ -111,6 +111,8 @@ class InProcessDiarizer:
             duration_ms=ms_from_samples(reading.num_samples),
             warnings=() if found.turns else ("nobody speaks in it",),
             speakers=speakers,
+            frame_ms=0 if found.confidence is None else ms_from_samples(found.confidence.step_samples),
+            frame_confidence=b"" if found.confidence is None else percent(found.confidence.values.tobytes()),
         )
 
     def close(self) -> None:
@@ -145,7 +147,7 @@ class InProcessDiarizer:
             speech_ms=ms_from_samples(spoken),
             net_speech_ms=ms_from_samples(heard.net_speech_samples),
             match=_match_summary(verdict, names, heard.net_speech_samples),
-            confidence=None,
+            confidence=heard.confidence,
             embedding=heard.embedding.tolist() if heard.embedding.any() else (),
         )
 
@@ -174,6 +176,7 @@ def _spoken(turns: Sequence[SpeakerTurn], speakers: Sequence[HeardSpeaker]) -> l
             label=speakers[turn.speaker].label,
             voice_id=speakers[turn.speaker].voice_id,
             probability=speakers[turn.speaker].probability,
+            confidence=turn.confidence,
         )
         for turn in turns
     ]

@@ -94,7 +94,7 @@ def heard_speaker(speaker: common_pb2.Speaker) -> HeardSpeaker:
 
 def percent(values: bytes) -> bytes:
     """Shares of 255 as percent, a byte each."""
-    return bytes(round(value * 100 / 255) for value in values)
+    return values.translate(bytes(round(value * 100 / 255) for value in range(256)))
 
 
 def diarized_as_json(heard: Diarized) -> dict[str, Any]:
