@@ -231,13 +231,15 @@ class Fleet:
         settled: dict[str, int] = {}
         async with self._tables.write() as rows:
             head = (await rows.head()).revision
-            # In one order everywhere, so that no two control planes wait for each other's rows.
-            for incarnation, cursor in sorted(acknowledged):
-                row = await rows.find(incarnation)
-                told = self._rules.acknowledgement(row, incarnation=incarnation, cursor=cursor, head=head)
-                if told is not None:
-                    await rows.put(told)
-                    settled[told.model] = max(told.cursor, settled.get(told.model, 0))
+            said = dict(acknowledged)
+            moved = [
+                self._rules.acknowledgement(row, incarnation=row.incarnation, cursor=said[row.incarnation], head=head)
+                for row in await rows.find_all(said)
+            ]
+            told = [row for row in moved if row is not None]
+            await rows.put_all(told)
+            for row in told:
+                settled[row.model] = max(row.cursor, settled.get(row.model, 0))
             for model, cursor in settled.items():
                 await rows.settle_pending(model, cursor, self._clock.wall_s())
         if settled:

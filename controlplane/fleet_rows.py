@@ -7,6 +7,7 @@ when it ends, or never.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -46,6 +47,14 @@ class LeaseRows(Protocol):
 
     async def put(self, lease: Lease) -> None:
         """Write a row that is there."""
+        ...
+
+    async def find_all(self, incarnations: Collection[int]) -> list[Lease]:
+        """Those of some incarnations that are not fenced, oldest first, locked as by `find`."""
+        ...
+
+    async def put_all(self, leases: Sequence[Lease]) -> None:
+        """Write rows that are there."""
         ...
 
 

@@ -6,11 +6,11 @@ erasure waits for every holder, because a process that is silent is not a proces
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Row, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Row, bindparam, delete, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane import fleet_log, holdings
@@ -93,6 +93,32 @@ class SqlRows:
         """Write a row."""
         await self._connection.execute(
             update(node_leases).where(node_leases.c.incarnation == lease.incarnation).values(**_values(lease))
+        )
+
+    async def find_all(self, incarnations: Collection[int]) -> list[Lease]:
+        """Those of some incarnations that are not fenced."""
+        query = (
+            select(node_leases)
+            .where(node_leases.c.incarnation.in_(incarnations), node_leases.c.fenced.is_(False))
+            .order_by(node_leases.c.incarnation)
+        )
+        return [
+            _lease(row) for row in await self._connection.execute(query.with_for_update() if self._writes else query)
+        ]
+
+    async def put_all(self, leases: Sequence[Lease]) -> None:
+        """Write rows, with one statement."""
+        if not leases:
+            return
+        rows = [_values(lease) for lease in leases]
+        one = update(node_leases).where(node_leases.c.incarnation == bindparam("of_incarnation"))
+        statement = one.values({name: bindparam(f"its_{name}") for name in rows[0]})
+        await self._connection.execute(
+            statement,
+            [
+                {"of_incarnation": lease.incarnation, **{f"its_{name}": value for name, value in row.items()}}
+                for lease, row in zip(leases, rows, strict=True)
+            ],
         )
 
     async def now_s(self) -> float:

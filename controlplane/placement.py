@@ -22,6 +22,8 @@ from runtime.tickets import Ticket, sign_ticket
 
 RETRY_AFTER_S = 1.0
 CANDIDATES_MAX = 32
+RANKED_MAX = 64
+"""Of so many nodes all are looked at; of more, as many at random, unless none of those will do."""
 FAULTS_MAX = 3
 """A node that so many streams left as failed within seconds goes last, until it is quiet again."""
 LAG_MS_MAX = 1_000
@@ -44,6 +46,20 @@ def is_warm(node: NodeView, wanted: Wanted) -> bool:
     """Whether a node holds all that is wanted."""
     fits = wanted.models is None or node.model in wanted.models
     return fits and node.cursor >= wanted.revision and not node.doubted
+
+
+def some_of(
+    nodes: Sequence[NodeView], wanted: Wanted, avoid: Collection[str], zone: str, draw: Callable[[int], list[NodeView]]
+) -> list[NodeView]:
+    """The nodes that may take streams, best first; of a large fleet some drawn at random, if the best of those will do.
+
+    draw: takes so many of the nodes at random.
+    """
+    if len(nodes) > RANKED_MAX:
+        few = ranked(draw(RANKED_MAX), wanted, avoid, zone)
+        if few and few[0].load < 1.0 and is_warm(few[0], wanted) and (not zone or few[0].zone == zone):
+            return few
+    return ranked(nodes, wanted, avoid, zone)
 
 
 def ranked(nodes: Sequence[NodeView], wanted: Wanted, avoid: Collection[str], zone: str = "") -> list[NodeView]:
@@ -148,7 +164,13 @@ class Placing:
         # The first look may be a moment old; what fails on it is decided on a look of now.
         for fresh in (False, True):
             nodes = await self._registry.known(fresh=fresh)
-            best_first = ranked(nodes, wanted, avoid, zone)
+            best_first = some_of(
+                nodes,
+                wanted,
+                avoid,
+                zone,
+                lambda number, nodes=nodes: self._random.sample(nodes, number),  # type: ignore[misc]
+            )
             if not best_first:
                 continue
             order = two_choices(best_first, wanted, zone, lambda alike: self._random.sample(alike, 2))

@@ -33,7 +33,10 @@ TIMEOUT_S = 0.5
 REST_S = 0.5
 """After a failed call Redis is left alone for so long: nobody waits for it, one call at a time finds out."""
 VIEW_S = 0.1
-"""How old the view may be that candidates are taken from; the reservation looks for itself."""
+VIEW_DUTY = 20.0
+"""How old the view may be that candidates are taken from, at least, and as a multiple of what it took to read: of a
+large fleet it is read less often. The reservation looks for itself."""
+VIEW_TOOK_S_MAX = 0.05
 RECALL_ROWS = 500
 
 Held = Callable[[], Awaitable[Collection[NodeView]]]
@@ -83,6 +86,7 @@ class Registry:
         self._recall_placed = self._redis.register_script(schema.RECALL_PLACED)
         self._view: dict[str, NodeView] = {}
         self._view_s = float("-inf")
+        self._view_took_s = 0.0
         self._viewing: asyncio.Task[None] | None = None
         self._epoch = ""
         self._is_up = True
@@ -146,7 +150,7 @@ class Registry:
         """
         if fresh:
             await self._look()
-        elif self._clock.monotonic_s() - self._view_s > VIEW_S:
+        elif self._clock.monotonic_s() - self._view_s > max(VIEW_S, VIEW_DUTY * self._view_took_s):
             # Whoever comes meanwhile waits for the same answer.
             if self._viewing is None or self._viewing.done():
                 self._viewing = asyncio.create_task(self._look(), name="registry.view")
@@ -238,7 +242,9 @@ class Registry:
             self._view = {}
         else:
             self._learn(reply[0])
+            began_s = self._clock.monotonic_s()
             found = [_view(fields) for fields in reply[1:]]
+            self._view_took_s = min(self._clock.monotonic_s() - began_s, VIEW_TOOK_S_MAX)
             self._memory.see(found, now_s)
             self._view = {node.node_id: node for node in found}
         self._view_s = self._clock.monotonic_s()

@@ -5,7 +5,7 @@ A transaction here never waits, so that it is atomic as the database's are; one 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -165,6 +165,14 @@ class MemoryRows:
     async def put(self, lease: Lease) -> None:
         assert lease.incarnation in self.state.leases
         self.state.leases[lease.incarnation] = lease
+
+    async def find_all(self, incarnations: Collection[int]) -> list[Lease]:
+        found = [await self.find(incarnation) for incarnation in sorted(incarnations)]
+        return [lease for lease in found if lease is not None]
+
+    async def put_all(self, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            await self.put(lease)
 
     # the log
 
