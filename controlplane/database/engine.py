@@ -29,6 +29,8 @@ from runtime.errors import InvalidRequest, Unavailable
 
 BUSY_TIMEOUT_MS = 5_000
 POOL_SIZE = 8
+IDLE_IN_TRANSACTION_S = 5.0
+"""A control plane that freezes within a transaction holds up the others, and their erasures, no longer than this."""
 UNSTORABLE = ("22001", "22021", "22P05")
 """What PostgreSQL says of text that is too long or holds NUL: a caller's mistake, where SQLite would take it."""
 # Any number, the same in all control planes: one of them at a time migrates a PostgreSQL.
@@ -124,7 +126,14 @@ async def open_database(url: str, clock: Clock, *, lease_s: float) -> Database:
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
     else:
-        engine = create_async_engine(parsed, pool_size=POOL_SIZE, pool_pre_ping=True, hide_parameters=True)
+        settings = {"idle_in_transaction_session_timeout": str(round(IDLE_IN_TRANSACTION_S * 1000))}
+        engine = create_async_engine(
+            parsed,
+            pool_size=POOL_SIZE,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            connect_args={"server_settings": settings},
+        )
     database = Database(engine, clock, lock_file)
     try:
         async with database.write() as connection:

@@ -11,8 +11,10 @@ from grpc import aio
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from controlplane.database.engine import Database
+from controlplane.database.engine import Database, locked_head, open_database
 from controlplane.leases import SqlTables
+from runtime.clock import SystemClock
+from runtime.errors import Unavailable
 from speakerd.v1 import fleet_pb2, node_pb2, people_pb2
 from tests.controlplane.conftest import World, until
 
@@ -150,7 +152,7 @@ async def test_a_node_that_holds_something_else_is_told_to_start_over(any_world:
 
 
 async def test_a_node_that_leaves_an_eviction_unapplied_is_not_prolonged(any_world: World) -> None:
-    plane = await any_world.plane(node_lease_s=4.0, lease_s=5.0)  # nobody renews here but the test
+    plane = await any_world.plane(node_lease_s=4.0, lease_s=5.0, hold_s=2.0)  # nobody renews here but the test
     client = await any_world.client(plane)
     node = await any_world.node(plane, renew=False)
     await node.renew_once()
@@ -160,7 +162,7 @@ async def test_a_node_that_leaves_an_eviction_unapplied_is_not_prolonged(any_wor
     node.freeze()
     await client.erase(voice_id)
     assert (await node.renew_once()).lease_ms == 4_000  # a moment is given
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(2.0)
     assert (await node.renew_once()).lease_ms == 0
     node.thaw()
     await node.sync()
@@ -266,6 +268,23 @@ async def test_a_databases_clock_that_is_set_fences_nobody_and_keeps_nobody(
     erasure = await client.erase(voice_id, wait_ms=5_000)
     assert erasure.state == people_pb2.Erasure.STATE_ERASED
     assert {(outcome.node_id, outcome.ok) for outcome in erasure.nodes} == {("node-1", True), ("node-2", False)}
+
+
+async def test_a_control_plane_that_freezes_within_a_transaction_holds_up_the_others_only_for_a_moment(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.database.engine.IDLE_IN_TRANSACTION_S", 0.5)
+    frozen, other = [await open_database(postgresql_url, SystemClock(), lease_s=1.2) for _ in range(2)]
+    try:
+        with pytest.raises(Unavailable):
+            async with frozen.write() as connection:
+                await locked_head(connection)
+                async with asyncio.timeout(5), other.write() as at_work:
+                    await locked_head(at_work)
+                await connection.execute(text("SELECT 1"))  # it thaws, and its transaction is gone
+    finally:
+        await frozen.close()
+        await other.close()
 
 
 async def test_channels_to_addresses_that_nobody_holds_are_let_go_past_their_bound(
