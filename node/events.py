@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.file_turns import FrameConfidence
 from node.naming import Match, Name
 
 
@@ -58,7 +59,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class TurnPiece:
-    """A piece of a turn. sequence: from 1 for final pieces, 0 for provisional ones. name: None for strangers."""
+    """A piece of a turn. sequence: from 1 for final pieces, 0 for provisional ones. name: None for strangers.
+
+    confidence: the share of it in which the speaker is expected to be speaking indeed; None where it is not known.
+    """
 
     start_samples: int
     end_samples: int
@@ -66,6 +70,7 @@ class TurnPiece:
     name: Name | None
     final: bool
     sequence: int
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +125,30 @@ class Degraded:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeakerPrint:
+    """What a speaker of a file sounds like to a model. embedding: little-endian float32, as it travels."""
+
+    model: str
+    embedding: bytes
+
+    def __repr__(self) -> str:
+        return f"SpeakerPrint({self.model})"
+
+
+@dataclass(frozen=True, slots=True)
 class SpeakerSummary:
-    """A speaker of a stream or file, summed up."""
+    """A speaker of a stream or file, summed up.
+
+    confidence: as of a turn, over all of this speaker's. voiceprint: where it was asked for and enough was heard.
+    """
 
     speaker: int
     name: Name | None
     speech_samples: int
     net_speech_samples: int
     match: Match | None
+    confidence: float | None = None
+    voiceprint: SpeakerPrint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +177,8 @@ class FileRequest:
     voice_ids: frozenset[str]
     fast: bool = False
     audiences: tuple[str, ...] = ()
+    embeddings: bool = False
+    frame_confidence: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +191,11 @@ class FileProgress:
 
 @dataclass(frozen=True, slots=True)
 class FileResult:
-    """Who spoke when in a file."""
+    """Who spoke when in a file. confidence: of each frame, where it was asked for and is known."""
 
     turns: tuple[TurnPiece, ...]
     exclusive_turns: tuple[TurnPiece, ...]
     speakers: tuple[SpeakerSummary, ...]
     duration_samples: int
     warnings: tuple[str, ...]
+    confidence: FrameConfidence | None = None

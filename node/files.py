@@ -204,12 +204,20 @@ class FileRuns:
                     speech.get(speaker.index, 0),
                     speaker.clean_samples,
                     decided[speaker.index],
+                    found.speakers[speaker.index].confidence,
+                    self._voiceprint(speaker.centroid) if request.embeddings else None,
                 )
                 for speaker in speakers
             ),
             duration_samples=duration,
             warnings=() if found.turns else ("no speech was heard in the recording",),
+            confidence=found.confidence if request.frame_confidence else None,
         )
+
+    def _voiceprint(self, embedding: FloatArray) -> events.SpeakerPrint | None:
+        if not embedding.any():
+            return None
+        return events.SpeakerPrint(self._engine.model, embedding.astype("<f4").tobytes())
 
     def _name(self, match: Match) -> Name | None:
         voice = match.best
@@ -223,7 +231,13 @@ class FileRuns:
 def _pieces(turns: Sequence[SpeakerTurn], names: dict[int, Name | None]) -> tuple[events.TurnPiece, ...]:
     return tuple(
         events.TurnPiece(
-            turn.start_samples, turn.end_samples, turn.speaker, names[turn.speaker], final=True, sequence=number
+            turn.start_samples,
+            turn.end_samples,
+            turn.speaker,
+            names[turn.speaker],
+            final=True,
+            sequence=number,
+            confidence=turn.confidence,
         )
         for number, turn in enumerate(turns, start=1)
     )

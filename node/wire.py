@@ -15,6 +15,7 @@ from grpc import aio
 
 from models.analysis import FloatArray
 from models.enrolment import CombinedVoice
+from models.file_turns import FrameConfidence
 from models.naming import Reason
 from models.seams import VoiceSample
 from node import events
@@ -34,6 +35,7 @@ LABEL_CHARACTERS_MAX = 200
 VOICE_IDS_MAX = 10_000
 RESULT_TURNS_MAX = 10_000
 """Turns of a result in one message, which stays below the 4 MiB that gRPC's clients take unless they ask for more."""
+CONFIDENCE_FRAMES_MAX = 262_144
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 _OUTCOMES = {
@@ -171,6 +173,8 @@ def file_request(message: node_pb2.FileOpen) -> events.FileRequest:
         voice_ids=voice_ids(message.voice_ids),
         fast=message.mode == node_pb2.FileOpen.MODE_FAST,
         audiences=audiences(message.audiences, message.tenant_id or "default"),
+        embeddings=message.embeddings,
+        frame_confidence=message.frame_confidence,
     )
 
 
@@ -183,6 +187,8 @@ def file_responses(event: events.FileProgress | events.FileResult) -> Iterator[n
         )
         yield node_pb2.DiarizeFileResponse(progress=progress)
         return
+    if event.confidence is not None:
+        yield from _confidences(event.confidence)
     for at in range(0, max(len(event.turns), len(event.exclusive_turns), 1), RESULT_TURNS_MAX):
         piece = slice(at, at + RESULT_TURNS_MAX)
         result = node_pb2.FileResult(
@@ -194,6 +200,16 @@ def file_responses(event: events.FileProgress | events.FileResult) -> Iterator[n
             result.duration_ms = ms_from_samples(event.duration_samples)
             result.warnings.extend(event.warnings)
         yield node_pb2.DiarizeFileResponse(result=result)
+
+
+def _confidences(confidence: FrameConfidence) -> Iterator[node_pb2.DiarizeFileResponse]:
+    for at in range(0, len(confidence.values), CONFIDENCE_FRAMES_MAX):
+        piece = node_pb2.FileConfidence(
+            start_ms=ms_from_samples(at * confidence.step_samples),
+            frame_ms=ms_from_samples(confidence.step_samples),
+            values=confidence.values[at : at + CONFIDENCE_FRAMES_MAX].tobytes(),
+        )
+        yield node_pb2.DiarizeFileResponse(confidence=piece)
 
 
 def voice_ids(values: Any) -> frozenset[str]:
@@ -271,6 +287,7 @@ def turn(piece: events.TurnPiece) -> common_pb2.Turn:
         speaker=speaker_id(piece.speaker),
         state=common_pb2.Turn.STATE_FINAL if piece.final else common_pb2.Turn.STATE_PROVISIONAL,
         sequence=piece.sequence,
+        confidence=piece.confidence,
         **named(piece.name, speaker_id(piece.speaker)),
     )
 
@@ -282,7 +299,19 @@ def speaker(summary: events.SpeakerSummary) -> common_pb2.Speaker:
         speech_ms=ms_from_samples(summary.speech_samples),
         net_speech_ms=ms_from_samples(summary.net_speech_samples),
         match=match_report(summary.match),
+        confidence=summary.confidence,
+        voiceprint=_speaker_print(summary),
         **named(summary.name, speaker_id(summary.speaker)),
+    )
+
+
+def _speaker_print(summary: events.SpeakerSummary) -> common_pb2.Voiceprint | None:
+    if summary.voiceprint is None:
+        return None
+    return common_pb2.Voiceprint(
+        model=summary.voiceprint.model,
+        embedding=summary.voiceprint.embedding,
+        net_speech_ms=ms_from_samples(summary.net_speech_samples),
     )
 
 
