@@ -7,6 +7,7 @@ chore is a few transactions that may be done again.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from runtime.logs import get_logger
 
 LEAD_INTERVALS = 3.0
 """How many intervals the lead of a chore lasts: one that takes longer than its interval keeps it."""
+
+
+STOP_S = 5.0
+"""How long a stop waits for the chore that is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class Chores:
             for chore in self._chores:
                 if due_s[chore.name] <= now_s:
                     due_s[chore.name] = now_s + chore.interval_s
-                    await self.run_once(chore)
+                    await self._to_its_end(chore)
             left_s = min(due_s.values()) - self._clock.monotonic_s() if due_s else 3600.0
             await wait_s(self._soon.next(), left_s)
 
@@ -76,6 +81,15 @@ class Chores:
         if done:
             get_logger().info("chore.done", chore=chore.name, count=done)
         return done
+
+    async def _to_its_end(self, chore: Chore) -> None:
+        """A chore, which a stop waits for: cut off inside the database's driver it would leave a connection behind."""
+        running = asyncio.create_task(self.run_once(chore), name=f"chore.{chore.name}")
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait((running,), timeout=STOP_S)
+            raise
 
     async def _leads(self, chore: Chore) -> bool:
         """Take or keep the lead of a chore."""
