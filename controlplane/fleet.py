@@ -110,10 +110,8 @@ class Fleet:
         self._probe = probe
         self._keep_only = keep_only
         self._reconcile_s = reconcile_s
-        # Absent (the simulator): digests are computed here, whole, at the rhythm of reconciling.
+        # Given once it is there; until then nobody is told that he holds the wrong voices.
         self.drift: DriftWatch | None = None
-        # What a node of a model should hold at a revision: (revision, digest).
-        self._desired: dict[str, tuple[int, bytes]] = {}
         self.watch = LeaseWatch(clock, rules.times)
         self.changed = Pulse()
 
@@ -151,7 +149,7 @@ class Fleet:
             self.changed.beat()
         times = self._rules.times
         lease_s = 0.0 if verdict.is_held else times.node_lease_s
-        resync = self.drift.must_resync(report) if self.drift else self._differs(report, head.revision)
+        resync = self.drift is not None and self.drift.must_resync(report)
         return Renewal(report.incarnation, lease_s, times.renew_s, head.revision, resync, head.epoch)
 
     async def heartbeat(self, view: NodeView) -> int:
@@ -270,7 +268,7 @@ class Fleet:
         return [lease for lease in found if lease.serves(now_s)]
 
     async def reconcile(self) -> None:
-        """Compare desired with observed, at its own rhythm: fence who is silent, and know each model's digest."""
+        """At its own rhythm: fence who is silent, and let go of what is kept for those who are gone."""
         while True:
             try:
                 await self._reconcile_once()
@@ -279,14 +277,7 @@ class Fleet:
             await asyncio.sleep(self._reconcile_s)
 
     async def _reconcile_once(self) -> None:
-        found, _ = await self.holders()
-        async with self._tables.read() as rows:
-            head = (await rows.head()).revision
-            for model in sorted({lease.model for lease in found}) if self.drift is None else ():
-                if self._desired.get(model, (-1, b""))[0] != head:
-                    self._desired[model] = (head, await rows.desired_digest(model))
-        models = {lease.model for lease in found}
-        self._desired = {model: known for model, known in self._desired.items() if model in models}
+        head, found, _ = await self.look()
         if any(self.watch.is_silent(lease) for lease in found):
             await self._fence_silent()
         await self._keep_only({lease.address for lease in found})
@@ -347,11 +338,3 @@ class Fleet:
         return Renewal(
             lease.incarnation, times.node_lease_s, times.renew_s, lease.joined_revision, resync=False, epoch=head.epoch
         )
-
-    def _differs(self, report: NodeReport, head: int) -> bool:
-        revision, digest = self._desired.get(report.model, (-1, b""))
-        if not self._rules.differs(report, head=head, desired_revision=revision, desired_digest=digest):
-            return False
-        self._metrics.reconcile_drift.labels("wrong_digest").inc()
-        get_logger().warning("fleet.drift", node_id=report.node_id, revision=head)
-        return True

@@ -93,10 +93,6 @@ class HeldRows(Protocol):
         """The next entries of the log."""
         ...
 
-    async def desired_digest(self, model: str) -> bytes:
-        """The digest that a node reports when it holds all of it."""
-        ...
-
     async def oldest_unproven(self) -> int | None:
         """The first revision whose erasure is not proven yet; None: there is none."""
         ...

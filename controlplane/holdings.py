@@ -18,7 +18,6 @@ from controlplane.database.schema import data_keys, fleet_log, voiceprints, voic
 from controlplane.fleet_log import SEPARATOR, Change
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.policy import VoiceFacts, VoiceScope, audience_of
-from runtime.voice_digest import VoiceDigest
 
 LIVE_STATES = ("pending", "ready")
 DESIRED_ROWS = 5_000
@@ -151,16 +150,6 @@ async def changes_after(connection: AsyncConnection, cursor: int, model: str, li
     return found
 
 
-async def desired_digest(connection: AsyncConnection, model: str) -> bytes:
-    """The digest that a node of a model reports when it holds what it should."""
-    digest = VoiceDigest()
-    async for page in desired(connection):
-        mine = [(told.voice, told.generation) for told in page if model in told.models]
-        # Thousands of hashes take longer than the event loop may stand still.
-        await asyncio.to_thread(_add, digest, mine)
-    return digest.value()
-
-
 @dataclass(frozen=True, slots=True)
 class Told:
     """What the log told nodes of a voice: hold this generation, nodes of these models."""
@@ -214,11 +203,6 @@ def _told(rows: Sequence[Any]) -> list[Told]:
 
 def _models(text: str) -> tuple[str, ...]:
     return tuple(text.split(SEPARATOR)) if text else ()
-
-
-def _add(digest: VoiceDigest, held: Sequence[tuple[VoiceAddress, int]]) -> None:
-    for voice, generation in held:
-        digest.add(voice.tenant_id, voice.voice_id, generation)
 
 
 def _sealed(model: str) -> Select[Any]:

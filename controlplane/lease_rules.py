@@ -226,12 +226,6 @@ class LeaseRules:
             return None  # of a log that was cut back since, or known already
         return replace(lease, cursor=cursor)
 
-    def differs(self, report: NodeReport, *, head: int, desired_revision: int, desired_digest: bytes) -> bool:
-        """Whether a holder that is up to date holds something else than it should."""
-        if report.state != "serving" or not report.cursor == desired_revision == head:
-            return False
-        return report.voices_digest != desired_digest
-
     def reads_whole(self, cursor: int, *, floor: int, head: int, far_behind: int) -> bool:
         """Whether a reader gets a snapshot rather than the log after its cursor.
 

@@ -151,10 +151,6 @@ class SqlRows:
         """The next entries of the log."""
         return await holdings.changes_after(self._connection, cursor, model, limit)
 
-    async def desired_digest(self, model: str) -> bytes:
-        """The digest of what a node of a model should hold."""
-        return await holdings.desired_digest(self._connection, model)
-
     async def oldest_unproven(self) -> int | None:
         """The first revision whose erasure is not proven yet."""
         query = select(func.min(erasures.c.revision)).where(erasures.c.state == "erasing")

@@ -92,7 +92,6 @@ class Side:
             while page := await rows.held_after(MODEL, after, 2):
                 seen.append([_shape(sealed) for sealed in page])
                 after = page[-1].voice
-            seen.append(await rows.desired_digest(MODEL))
             seen.append(await rows.holders())
             for node_id in ("n0", "n1", "relay"):
                 seen.append(await rows.of_node(node_id))

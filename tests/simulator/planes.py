@@ -12,7 +12,7 @@ from controlplane.erasure_rules import ErasureRules
 from controlplane.fleet import Fleet
 from controlplane.holdings import Holding
 from controlplane.keys import VoiceAddress
-from controlplane.lease_rules import Lease, LeaseRules, LeaseWatch
+from controlplane.lease_rules import NODE, Lease, LeaseRules, LeaseWatch, NodeReport
 from controlplane.metrics import Metrics
 from controlplane.node_view import NodeView
 from controlplane.proving import LOOK_AGAIN_S, Proving, settle
@@ -56,6 +56,16 @@ class Redis:
         self.heard[node.incarnation] = self._now_s()
 
 
+class Suspicion:
+    """Finds that a node holds the wrong voices, now and then and for no reason."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def must_resync(self, report: NodeReport) -> bool:
+        return report.state == "serving" and report.kind == NODE and self._random.random() < 0.01
+
+
 class Plane:
     """One process of a control plane, from its start."""
 
@@ -95,6 +105,7 @@ class Plane:
             reconcile_s=RECONCILE_S,
         )
         self.fleet.watch = watch
+        self.fleet.drift = Suspicion(random)
         self._proving = Proving(fleet=self.fleet, nodes=self, rules=erasure_rules)
 
     def start(self) -> None:

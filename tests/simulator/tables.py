@@ -16,7 +16,6 @@ from controlplane.holdings import Holding, Print
 from controlplane.keys import VoiceAddress
 from controlplane.lease_rules import Lease
 from runtime.errors import Unavailable
-from runtime.voice_digest import VoiceDigest
 
 FENCED_KEPT = 1_000
 
@@ -220,12 +219,6 @@ class MemoryRows:
             else:
                 found.append(_empty(entry))
         return found
-
-    async def desired_digest(self, model: str) -> bytes:
-        digest = VoiceDigest()
-        for row in self._living() if model == self._tables.model else ():
-            digest.add(row.voice.tenant_id, row.voice.voice_id, row.generation)
-        return digest.value()
 
     async def oldest_unproven(self) -> int | None:
         return min((row.revision for row in self.state.erasures.values() if row.state == "erasing"), default=None)
