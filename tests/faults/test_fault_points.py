@@ -5,25 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+import zlib
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 from grpc import aio
 
 from controlplane import fault_points
 from speakerd.v1 import audit_pb2, audit_pb2_grpc, people_pb2
 from tests.controlplane.conftest import Client, until
-from tests.controlplane.test_daemon import ADA, ROOT, Daemon, tones
+from tests.controlplane.test_daemon import ROOT, Daemon
 
+RATE_HZ = 16_000
 READY = people_pb2.Voice.STATE_READY
-TIMES = {"renew_s": 0.3, "node_lease_s": 4.0, "lease_s": 5.0, "hold_s": 2.0, "reconcile_s": 0.3}
+# Leases that outlast a restart on a busy machine: the node that acknowledges is to be the one that held the voice.
+TIMES = {"renew_s": 0.3, "node_lease_s": 40.0, "lease_s": 44.0, "hold_s": 20.0, "reconcile_s": 0.3}
 BEFORE_COMMIT = ("erase.logged", "erase.destroyed", "erase.recorded", "erase.audited")
+
+
+def voice_of(label: str) -> bytes:
+    """A voice to the null engine, another one for each label: a chord with pauses, in a quiet room; 16-bit samples."""
+    generator = np.random.default_rng(zlib.crc32(label.encode()))
+    at = np.arange(3 * RATE_HZ) / RATE_HZ
+    bands = generator.choice(np.arange(1, 60), 6, replace=False)
+    weights = generator.uniform(0.4, 1.0, 6)
+    parts = [
+        weight * np.sin(2 * np.pi * (125.0 * band + 62.5) * at) for band, weight in zip(bands, weights, strict=True)
+    ]
+    sound = 0.05 * np.sum(parts, axis=0) * (at % 1.0 < 0.7) + 2e-4 * generator.standard_normal(len(at))
+    return (sound * 32767).astype("<i2").tobytes()
 
 
 def free_port() -> int:
@@ -50,8 +65,6 @@ class Fleet:
         daemon = await self._start("plane", (*arguments, "--drain-s", "1"), more)
         client = Client(daemon, (self.data / "admin.key").read_text().strip())  # type: ignore[arg-type]
         try:
-            if self.node is None:
-                self.node = await self._start_node()
             yield daemon, client
         finally:
             await client.channel.close()
@@ -59,11 +72,22 @@ class Fleet:
                 daemon.process.send_signal(signal.SIGTERM)
                 await asyncio.wait_for(daemon.process.wait(), 20)
 
+    async def without_node(self) -> None:
+        """Let the node end, having said so."""
+        if self.node is not None:
+            self.node.process.send_signal(signal.SIGTERM)
+            await asyncio.wait_for(self.node.process.wait(), 30)
+            self.node = None
+
     async def close(self) -> None:
         if self.node is not None and self.node.process.returncode is None:
-            self.node.process.send_signal(signal.SIGCONT)
             self.node.process.kill()
             await self.node.process.wait()
+
+    async def with_node(self) -> None:
+        """See that the node runs."""
+        if self.node is None:
+            self.node = await self._start_node()
 
     async def _start_node(self) -> Daemon:
         key = ("--fleet-key-file", str(self.data / "fleet.key"))
@@ -99,7 +123,7 @@ async def fleet(folder: Path) -> AsyncIterator[Fleet]:
 async def died(daemon: Daemon, point: str) -> None:
     """The control plane was killed where it was armed."""
     try:
-        await asyncio.wait_for(daemon.process.wait(), 20)
+        await asyncio.wait_for(daemon.process.wait(), 40)
     except TimeoutError:
         raise AssertionError(f"{point} was not reached") from None
     assert daemon.process.returncode == -signal.SIGKILL, point
@@ -121,126 +145,127 @@ async def whole(client: Client) -> audit_pb2.AuditVerdict:
     return found
 
 
-async def attempt(call: Callable[[], Any]) -> None:
-    """A call that the kill may break off."""
-    with contextlib.suppress(aio.AioRpcError):
-        await call()
+async def warm(client: Client, voice_id: str) -> None:
+    """Wait until the node holds a voice and is sent streams for it."""
+
+    async def held() -> bool:
+        return (await client.get(voice_id)).state == READY and await is_warm(client, voice_id)
+
+    await until(held, 60)
 
 
-async def serving(client: Client, label: str) -> str:
-    """A voice that is enrolled and held by the node."""
+async def enrolled(client: Client, label: str) -> str:
+    """Enrol, again if need be: the same request gives the same voice."""
 
-    async def ready() -> bool:
+    async def answered() -> bool:
         try:
-            answer = await client.enrol(label, data=tones(3, *ADA), key=f"{label}-key")
+            answer = await client.enrol(label, data=voice_of(label), key=label)
         except aio.AioRpcError:
             return False
         found.append(answer.voice.voice_id)
         return True
 
     found: list[str] = []
-    await until(ready, 20)
-
-    async def warm() -> bool:
-        return await is_warm(client, found[-1])
-
-    await until(warm, 30)
+    await until(answered, 60)
     return found[-1]
 
 
-async def enrolment_survives(world: Fleet, point: str) -> None:
+class Scenario:
+    """What happens before a control plane is killed, how it comes to be, and what has to hold after a restart."""
+
+    def __init__(self, world: Fleet, point: str) -> None:
+        self.world = world
+        self.point = point
+        self.label = f"At {point}"
+        self.rows = 0
+
+    async def before(self, client: Client) -> None:
+        await self.world.with_node()
+        await warm(client, await enrolled(client, "Somebody"))
+        self.rows = (await whole(client)).num_rows
+
+    async def during(self, client: Client) -> None:
+        raise NotImplementedError
+
+    async def after(self, client: Client) -> None:
+        raise NotImplementedError
+
+
+class Enrolling(Scenario):
     """Killed there, an enrolment that is asked for again is there once, and the node holds it."""
-    label = f"At {point} {secrets.token_hex(2)}"
-    async with world.plane() as (_, client):
-        await serving(client, "Somebody")
-        rows = (await whole(client)).num_rows
-    async with world.plane(point) as (daemon, client):
-        await attempt(lambda: client.enrol(label, data=tones(3, *ADA), key=label))
-        await died(daemon, point)
-    async with world.plane() as (_, client):
-        voice_id = await again(client, label)
-        (voice,) = await voice_called(client, label)
+
+    async def during(self, client: Client) -> None:
+        await client.enrol(self.label, data=voice_of(self.label), key=self.label)
+
+    async def after(self, client: Client) -> None:
+        voice_id = await enrolled(client, self.label)
+        (voice,) = await voice_called(client, self.label)
         assert (voice.voice_id, voice.generation) == (voice_id, 1)
-
-        async def held() -> bool:
-            return (await client.get(voice_id)).state == READY and await is_warm(client, voice_id)
-
-        await until(held, 20)
-        assert (await whole(client)).num_rows == rows + 1
+        await warm(client, voice_id)
+        assert (await whole(client)).num_rows == self.rows + 1
 
 
-async def again(client: Client, label: str) -> str:
-    answer = await client.enrol(label, data=tones(3, *ADA), key=label)
-    return str(answer.voice.voice_id)
-
-
-async def replacement_survives(world: Fleet, point: str) -> None:
+class Replacing(Scenario):
     """Killed while the recordings of before are deleted, the voice is the new one, and stays so."""
-    async with world.plane() as (_, client):
-        voice_id = await serving(client, f"At {point}")
-        before = (await client.get(voice_id)).generation
-    async with world.plane(point) as (daemon, client):
-        await until(lambda: is_warm(client, voice_id), 20)
-        await attempt(lambda: client.enrol("", data=tones(3, *ADA), voice_id=voice_id))
-        await died(daemon, point)
-    async with world.plane() as (_, client):
-        assert (await client.get(voice_id)).generation == before + 1
-        await until(lambda: is_warm(client, voice_id), 20)
+
+    async def before(self, client: Client) -> None:
+        await super().before(client)
+        self.voice_id = await enrolled(client, self.label)
+        await warm(client, self.voice_id)
+
+    async def during(self, client: Client) -> None:
+        await client.enrol("", data=voice_of(self.label), voice_id=self.voice_id)
+
+    async def after(self, client: Client) -> None:
+        assert (await client.get(self.voice_id)).generation == 2
+        await warm(client, self.voice_id)
         await whole(client)
 
 
-async def completion_survives(world: Fleet, point: str) -> None:
+class Completing(Scenario):
     """Killed while a voice that waited for a node gets its voiceprint, it gets it all the same."""
-    label = f"At {point}"
-    async with world.plane() as (_, client):
-        await serving(client, "Somebody")
-        assert world.node is not None
-        world.node.process.send_signal(signal.SIGSTOP)
 
-        async def pending() -> bool:
-            try:
-                answer = await client.enrol(label, data=tones(3, *ADA), key=label)
-            except aio.AioRpcError:
-                return False
-            return answer.voice.state == people_pb2.Voice.STATE_PENDING
+    async def before(self, client: Client) -> None:
+        await self.world.without_node()
+        self.voice_id = await enrolled(client, self.label)
+        assert (await client.get(self.voice_id)).state == people_pb2.Voice.STATE_PENDING
 
-        await until(pending, 20)
-    async with world.plane(point) as (daemon, _):
-        world.node.process.send_signal(signal.SIGCONT)
-        await died(daemon, point)
-    async with world.plane() as (_, client):
-        (voice,) = await voice_called(client, label)
+    async def during(self, client: Client) -> None:
+        await self.world.with_node()
 
-        async def ready() -> bool:
-            return (await client.get(voice.voice_id)).state == READY and await is_warm(client, voice.voice_id)
-
-        await until(ready, 30)
+    async def after(self, client: Client) -> None:
+        await warm(client, self.voice_id)
+        assert len(await voice_called(client, self.label)) == 1
         await whole(client)
 
 
-async def erasure_survives(world: Fleet, point: str) -> None:
+class Erasing(Scenario):
     """Killed there, an erasure that was committed finishes by itself; one that was not has left the voice whole."""
-    async with world.plane() as (_, client):
-        voice_id = await serving(client, f"At {point}")
-        rows = (await whole(client)).num_rows
-    async with world.plane(point) as (daemon, client):
-        await until(lambda: is_warm(client, voice_id), 20)
-        await attempt(lambda: client.erase(voice_id))
-        await died(daemon, point)
-    async with world.plane() as (_, client):
-        if point in BEFORE_COMMIT:
-            assert (await client.get(voice_id)).label == f"At {point}"
-            await client.erase(voice_id)
+
+    async def before(self, client: Client) -> None:
+        await self.world.with_node()
+        self.voice_id = await enrolled(client, self.label)
+        await warm(client, self.voice_id)
+        self.rows = (await whole(client)).num_rows
+
+    async def during(self, client: Client) -> None:
+        await warm(client, self.voice_id)
+        await client.erase(self.voice_id)
+
+    async def after(self, client: Client) -> None:
+        if self.point in BEFORE_COMMIT:
+            assert (await client.get(self.voice_id)).label == self.label
+            await client.erase(self.voice_id)
 
         async def erased() -> bool:
-            return (await client.get(voice_id)).state == people_pb2.Voice.STATE_ERASED
+            return (await client.get(self.voice_id)).state == people_pb2.Voice.STATE_ERASED
 
-        await until(erased, 20)
+        await until(erased, 60)
         listed = await audit_pb2_grpc.AuditStub(client.channel).ListErasures(
             audit_pb2.ListErasuresRequest(page_size=1), metadata=client.metadata
         )
         (erasure,) = listed.erasures
-        assert erasure.voice_id == voice_id
+        assert erasure.voice_id == self.voice_id
         assert [(node.node_id, node.ok) for node in erasure.nodes] == [("n1", True)]
 
         async def closed() -> bool:
@@ -248,18 +273,38 @@ async def erasure_survives(world: Fleet, point: str) -> None:
             answer = await client.people.GetErasure(request, metadata=client.metadata)
             return not answer.blobs_pending and answer.blob_bytes_deleted > 0
 
-        await until(closed, 20)
+        await until(closed, 60)
         # Requested and completed, each once; recordings that were late have a row of their own.
-        assert (await whole(client)).num_rows - rows in (2, 3)
+        assert (await whole(client)).num_rows - self.rows in (2, 3)
+
+
+async def sweep(world: Fleet, points: Sequence[tuple[type[Scenario], str]]) -> None:
+    """Kill at each point in turn; what is looked at after one kill is done where the next is prepared."""
+    last: Scenario | None = None
+    for kind, point in points:
+        print(point)
+        scenario = kind(world, point)
+        async with world.plane() as (_, client):
+            if last is not None:
+                await last.after(client)
+            await scenario.before(client)
+        async with world.plane(point) as (daemon, client):
+            with contextlib.suppress(aio.AioRpcError):
+                await scenario.during(client)
+            await died(daemon, point)
+        last = scenario
+    assert last is not None
+    async with world.plane() as (_, client):
+        await last.after(client)
 
 
 SWEEP = [
-    *((enrolment_survives, point) for point in fault_points.ENROLMENT),
-    *((replacement_survives, point) for point in fault_points.REPLACEMENT),
-    *((completion_survives, point) for point in fault_points.COMPLETION),
-    *((erasure_survives, point) for point in fault_points.ERASURE),
+    *((Completing, point) for point in fault_points.COMPLETION),
+    *((Enrolling, point) for point in fault_points.ENROLMENT),
+    *((Replacing, point) for point in fault_points.REPLACEMENT),
+    *((Erasing, point) for point in fault_points.ERASURE),
 ]
-QUICK = ("enrol.audited", "enrol.committed", "erase.audited", "erase.journaled", "erase.finishing")
+QUICK = ("enrol.audited", "enrol.committed", "erase.journaled", "erase.finishing")
 
 
 def test_every_point_is_in_the_sweep_and_in_the_code() -> None:
@@ -271,15 +316,11 @@ def test_every_point_is_in_the_sweep_and_in_the_code() -> None:
 
 async def test_a_control_plane_that_is_killed_in_the_middle_finishes_after_a_restart(tmp_path: Path) -> None:
     async with fleet(tmp_path) as world:
-        for survives, point in SWEEP:
-            if point in QUICK:
-                await survives(world, point)
+        await sweep(world, [(kind, point) for kind, point in SWEEP if point in QUICK])
 
 
 @pytest.mark.deep
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 async def test_a_control_plane_that_is_killed_at_any_step_finishes_after_a_restart(tmp_path: Path) -> None:
     async with fleet(tmp_path) as world:
-        for survives, point in SWEEP:
-            print(point)
-            await survives(world, point)
+        await sweep(world, SWEEP)
