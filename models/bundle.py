@@ -57,6 +57,21 @@ class Weights:
         return self.path
 
 
+@dataclass(frozen=True, slots=True)
+class FastParameters:
+    """What a recording is spared in `fast` mode.
+
+    hop_samples: from window to window. partial_hop_samples: from one embedded partial to the next. silent_voice: a
+    window in which voice activity stays below this is not segmented, nobody speaks in it. bfloat16: networks multiply
+    in bfloat16 where the processor does so natively.
+    """
+
+    hop_samples: int
+    partial_hop_samples: int
+    silent_voice: float
+    bfloat16: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Bundle:
     """A bundle's manifest, read and checked."""
@@ -68,6 +83,7 @@ class Bundle:
     weights: Mapping[str, Weights]
     grid: FrameGrid
     local: LocalParameters
+    fast: FastParameters
     backend: Backend
     clustering: ClusteringParameters
     online: OnlineParams
@@ -153,6 +169,7 @@ def _bundle_from_table(table: dict[str, Any], folder: Path) -> Bundle:
             **grid,
         ),
         local=LocalParameters(repair=RepairParameters(**table["repair"]), **table["local"]),
+        fast=FastParameters(**table["fast"]),
         backend=backend,
         clustering=clustering,
         online=OnlineParams(evidence=clustering, clustering=online_clustering, timeline=timeline, **live),

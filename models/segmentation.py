@@ -17,6 +17,8 @@ from torch.nn import functional
 
 SINC_TAPS = 251
 SINC_STRIDE = 10
+SCALED_AT_ONCE = 2
+"""Windows whose filtered sound is handled together on a CPU: as many as its caches hold."""
 FRAME_STEP_SAMPLES = 270
 FRAME_FIELD_SAMPLES = 991
 NUM_CLASSES = 7  # nobody, one of three, two of three: models.local_speakers.POWERSET
@@ -44,14 +46,41 @@ class PyanNet(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """Log probabilities (B, F, 7) of windows (B, N); frame f is centred on sample 495 + 270 f."""
-        x = functional.conv1d(self.wav_norm(windows.unsqueeze(1)), self.sinc, stride=SINC_STRIDE).abs()
-        x = functional.leaky_relu(self.norms[0](functional.max_pool1d(x, 3)))
+        filtered = functional.conv1d(self.wav_norm(windows.unsqueeze(1)), self.sinc, stride=SINC_STRIDE)
+        return self._classes(_pooled(filtered))
+
+    def overlapping(self, sound: Tensor, window_samples: int, hop_samples: int) -> Tensor:
+        """Log probabilities (B, F, 7) of the windows of (N,) samples that begin every `hop_samples`.
+
+        The same as `forward` of the windows, up to rounding. Half of the network's work is its first filters. Scaling a
+        window before them is scaling and shifting what comes of them, so that sound is filtered once, however many
+        windows it is in. hop_samples is a multiple of SINC_STRIDE.
+        """
+        windows = sound.unfold(0, window_samples, hop_samples)  # (B, N)
+        variance, mean = torch.var_mean(windows, dim=1, correction=0)
+        scale = self.wav_norm.weight / (variance + self.wav_norm.eps).sqrt()  # (B,)
+        shift = (self.wav_norm.bias - mean * scale)[:, None] * self.sinc.sum(dim=(1, 2))  # (B, 80)
+        filtered = functional.conv1d(sound[None, None], self.sinc, stride=SINC_STRIDE)[0]  # (80, T)
+        length = (window_samples - SINC_TAPS) // SINC_STRIDE + 1
+        each = filtered.unfold(1, length, hop_samples // SINC_STRIDE).transpose(0, 1)  # (B, 80, T')
+        at_once = len(windows) if sound.is_cuda else SCALED_AT_ONCE
+        groups = [slice(at, at + at_once) for at in range(0, len(windows), at_once)]
+        pooled = [_pooled(torch.addcmul(shift[g, :, None], each[g], scale[g, None, None])) for g in groups]
+        return self._classes(torch.cat(pooled))
+
+    def _classes(self, pooled: Tensor) -> Tensor:
+        """Log probabilities (B, F, 7) of windows after the first layer's pooling, (B, 80, T)."""
+        x = functional.leaky_relu(self.norms[0](pooled))
         for conv, norm in zip(self.convs, list(self.norms)[1:], strict=True):
             x = functional.leaky_relu(norm(functional.max_pool1d(conv(x), 3)))
         x, _ = self.lstm(x.transpose(1, 2))  # (B, F, 2H)
         for linear in self.linear:
             x = functional.leaky_relu(linear(x))
         return functional.log_softmax(self.classifier(x), dim=-1)
+
+
+def _pooled(filtered: Tensor) -> Tensor:
+    return functional.max_pool1d(filtered.abs(), 3)
 
 
 def frame_positions(num_grid_frames: int, step_samples: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:

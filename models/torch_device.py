@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.bundle import Bundle
 from models.diarize import FileDiarization
 from models.enrolment import hear_voice
-from models.local_speakers import find_local_speakers
+from models.local_speakers import LocalParameters, find_local_speakers
 from models.ring import Ring
 from models.seams import DueWindow, SlotKind, VoiceSample
 from runtime.errors import Unavailable
@@ -36,10 +37,21 @@ MAX_WINDOWS_A_BATCH = 64
 EARLY_PARTIAL_SAMPLES_MIN = 4_800
 
 
+@dataclass(frozen=True, slots=True)
+class _Care:
+    """How much care a slot's windows get. silent_voice: a window with no more voice activity is not segmented."""
+
+    grid: FrameGrid
+    local: LocalParameters
+    silent_voice: float = 0.0
+    bfloat16: bool = False
+
+
 @dataclass(slots=True)
 class _Slot:
     """What a slot holds: its samples, and the features made of them so far."""
 
+    care: _Care
     samples: Ring  # (N,)
     mels: Ring  # (T, 40); frame t ends at sample 160 (t + 1)
     voice: Ring  # (C,) speech probability of each 512 samples
@@ -54,6 +66,13 @@ class TorchDevice:
         self._device = torch.device(device)
         self._bundle = bundle
         self._grid = bundle.grid
+        self._care = _Care(bundle.grid, bundle.local)
+        self._less_care = _Care(
+            replace(bundle.grid, hop_samples=bundle.fast.hop_samples),
+            replace(bundle.local, partial_hop_samples=bundle.fast.partial_hop_samples),
+            bundle.fast.silent_voice,
+            bundle.fast.bfloat16 and _multiplies_bfloat16(self._device),
+        )
         weights = {name: bundle.weights[name].verified_path() for name in bundle.weights}
         self._segmentation = seg.PyanNet(load_file(weights["segmentation"])).to(self._device)
         checkpoint = torch.load(weights["embedding"], map_location="cpu", weights_only=True)
@@ -81,18 +100,20 @@ class TorchDevice:
 
     def grid_of(self, kind: SlotKind) -> FrameGrid:
         """The geometry of the windows of such slots."""
-        return self._grid
+        return self._care_of(kind).grid
 
     def open(self, slot: int, ring_samples: int, kind: SlotKind = SlotKind.LIVE) -> None:
         """Give a slot an empty ring whose first sample is stream position 0. Forgets what the slot held."""
         assert ring_samples >= self._grid.window_samples
+        care = self._care_of(kind)
         self._slots[slot] = _Slot(
+            care=care,
             samples=Ring(ring_samples + ge2e.FRAME_SAMPLES, (), self._device),
             mels=Ring(ge2e.PARTIAL_FRAMES + ring_samples // ge2e.FRAME_STEP_SAMPLES, (ge2e.NUM_BANDS,), self._device),
             voice=Ring(2 + ring_samples // vad.CHUNK_SAMPLES, (), self._device),
             voice_state=self._vad.initial_state(1, self._device),
             partials=Ring(
-                2 + ring_samples // self._bundle.local.partial_hop_samples, (self._grid.embedding_dim,), self._device
+                2 + ring_samples // care.local.partial_hop_samples, (self._grid.embedding_dim,), self._device
             ),
         )
 
@@ -133,15 +154,20 @@ class TorchDevice:
         vectors: Tensor = self._encoder(mels * (self._bundle.local.partial_mel_power / level))
         return vectors
 
+    def _care_of(self, kind: SlotKind) -> _Care:
+        return self._less_care if kind is SlotKind.FAST_FILE else self._care
+
     def _project(self, vectors: Tensor) -> Tensor:
         return functional.normalize((vectors - self._backend_mean) @ self._backend_projection, dim=-1, eps=1e-6)
 
     def _analyze_batch(self, windows: Sequence[DueWindow]) -> list[WindowAnalysis]:
-        grid, hop = self._grid, self._bundle.local.partial_hop_samples
-        posteriors = self._posteriors(windows)
+        grid = self._grid
+        voices = [self._voice(window) for window in windows]
+        posteriors = self._posteriors(windows, [float(voice.max()) for voice in voices])
         found = []
-        for window, posterior in zip(windows, posteriors, strict=True):
+        for window, posterior, voice in zip(windows, posteriors, voices, strict=True):
             held, start = self._slots[window.slot], window.end_samples - grid.window_samples
+            hop = held.care.local.partial_hop_samples
             last = window.end_samples // hop
             # Only partials that lie in the window whole: older ones may have fallen out of the ring. Where there is
             # none yet, in the first seconds of a stream, those that begin in the silence before it.
@@ -149,74 +175,122 @@ class TorchDevice:
             if first >= last:
                 first = max(0, -(-EARLY_PARTIAL_SAMPLES_MIN // hop) - 1)
             first = min(first, last)
-            chunks = window.end_samples // vad.CHUNK_SAMPLES
-            centres = start + (np.arange(grid.num_frames) + 0.5) * grid.step_samples
-            index = np.minimum(centres // vad.CHUNK_SAMPLES, chunks - 1).astype(np.int64)
-            oldest = max(0, int(index[0]))
-            voice = held.voice.read(oldest, chunks).cpu().numpy()
-            probability = voice[np.maximum(index - oldest, 0)] if chunks > oldest else np.zeros(len(index), np.float32)
-            speech = np.where(index >= 0, probability, 0.0).astype(np.float32)  # (F,)
             found.append(
                 find_local_speakers(
                     start_samples=start,
                     posteriors=posterior,
-                    voice=speech,
+                    voice=voice,
                     partials=held.partials.read(first, last).cpu().numpy(),
                     partial_spans=_spans(np.arange(first, last), hop) - start,
                     grid=grid,
-                    local=self._bundle.local,
+                    local=held.care.local,
                 )
             )
         return found
 
-    def _posteriors(self, windows: Sequence[DueWindow]) -> FloatArray:
+    def _voice(self, window: DueWindow) -> FloatArray:
+        """Voice activity in each frame of a window: (F,) in [0, 1]."""
+        grid, held = self._grid, self._slots[window.slot]
+        chunks = window.end_samples // vad.CHUNK_SAMPLES
+        start = window.end_samples - grid.window_samples
+        centres = start + (np.arange(grid.num_frames) + 0.5) * grid.step_samples
+        index = np.minimum(centres // vad.CHUNK_SAMPLES, chunks - 1).astype(np.int64)
+        oldest = max(0, int(index[0]))
+        voice = held.voice.read(oldest, chunks).cpu().numpy()
+        probability = voice[np.maximum(index - oldest, 0)] if chunks > oldest else np.zeros(len(index), np.float32)
+        heard: FloatArray = np.where(index >= 0, probability, 0.0).astype(np.float32)
+        return heard
+
+    def _posteriors(self, windows: Sequence[DueWindow], voices: Sequence[float]) -> FloatArray:
         """Probabilities (B, F, K) of the powerset classes; nobody speaks before position 0.
 
-        The network hears only sound that is there: it scales its input by what is in it, and silence put in front of a
-        stream's first seconds would shift all it says of them. So windows are batched by how much of them there is.
+        voices: the highest voice activity in each window. The network hears only sound that is there: it scales its
+        input by what is in it, and silence put in front of a stream's first seconds would shift all it says of them.
+        So windows are taken together that are of one length, and neighbours of one slot share their first filters.
         """
         grid = self._grid
         found = np.zeros((len(windows), grid.num_frames, seg.NUM_CLASSES), np.float32)
         found[:, :, 0] = 1.0
-        by_length: dict[int, list[int]] = {}
-        for index, window in enumerate(windows):
-            length = min(grid.window_samples, window.end_samples // grid.step_samples * grid.step_samples)
-            by_length.setdefault(length, []).append(index)
-        for length, indices in by_length.items():
-            if length < seg.FRAME_FIELD_SAMPLES:
+        lengths = [min(grid.window_samples, w.end_samples // grid.step_samples * grid.step_samples) for w in windows]
+        heard = [
+            index
+            for index, (window, voice) in enumerate(zip(windows, voices, strict=True))
+            if voice >= self._slots[window.slot].care.silent_voice and lengths[index] >= seg.FRAME_FIELD_SAMPLES
+        ]
+        lone: dict[tuple[int, bool], list[int]] = {}
+        for run in _neighbours(
+            heard, windows, {slot: held.care.grid.hop_samples for slot, held in self._slots.items()}
+        ):
+            held = self._slots[windows[run[0]].slot]
+            if len(run) == 1 or lengths[run[0]] < grid.window_samples:
+                for index in run:
+                    lone.setdefault((lengths[index], held.care.bfloat16), []).append(index)
                 continue
+            sound = held.samples.read(windows[run[0]].end_samples - grid.window_samples, windows[run[-1]].end_samples)
+            with self._precision(low=held.care.bfloat16):
+                classes = self._segmentation.overlapping(sound, grid.window_samples, held.care.grid.hop_samples)
+            found[run] = self._on_grid(classes, grid.num_frames)
+        for (length, low), indices in lone.items():
             ends = [(self._slots[windows[i].slot].samples, windows[i].end_samples) for i in indices]
-            sound = torch.stack([samples.read(end - length, end) for samples, end in ends])  # (B, N)
-            classes = self._segmentation(sound).exp()  # (B, F', K)
+            sounds = torch.stack([samples.read(end - length, end) for samples, end in ends])  # (B, N)
+            with self._precision(low=low):
+                classes = self._segmentation(sounds)
             num_frames = length // grid.step_samples
-            before, weight = seg.frame_positions(num_frames, grid.step_samples, classes.shape[1])
-            after = np.minimum(before + 1, classes.shape[1] - 1)
-            mix = torch.from_numpy(weight).to(self._device)[:, None]
-            on_grid = classes[:, before] * (1 - mix) + classes[:, after] * mix  # (B, F, K)
-            found[indices, grid.num_frames - num_frames :] = on_grid.cpu().numpy()
+            found[indices, grid.num_frames - num_frames :] = self._on_grid(classes, num_frames)
         return found
+
+    def _on_grid(self, classes: Tensor, num_frames: int) -> FloatArray:
+        """Probabilities (B, F, K) on the grid's frames from log probabilities (B, F', K) on the network's."""
+        before, weight = seg.frame_positions(num_frames, self._grid.step_samples, classes.shape[1])
+        after = np.minimum(before + 1, classes.shape[1] - 1)
+        mix = torch.from_numpy(weight).to(self._device)[:, None]
+        probabilities = classes.float().exp()
+        on_grid: FloatArray = (probabilities[:, before] * (1 - mix) + probabilities[:, after] * mix).cpu().numpy()
+        return on_grid
+
+    def _precision(self, *, low: bool) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=low)
 
     @torch.inference_mode()
     def _advance(self, ends: dict[int, int]) -> None:
         """Make the features of each slot up to a stream position, partials of all slots in one batch."""
-        fresh: list[Tensor] = []
-        owners: list[_Slot] = []
-        hop = self._bundle.local.partial_hop_samples
+        fresh: dict[bool, list[tuple[_Slot, Tensor | None]]] = {}
         for slot, end in ends.items():
             held = self._slots[slot]
             assert end <= held.samples.end, f"slot {slot} holds {held.samples.end} samples, {end} asked"
             self._advance_voice(held, end)
             self._advance_mels(held, end)
-            for partial in range(held.partials.end + len([o for o in owners if o is held]), end // hop):
+            hop = held.care.local.partial_hop_samples
+            voiced = self._voiced_partials(held, held.partials.end, end // hop)
+            for partial in range(held.partials.end, end // hop):
                 last = (partial + 1) * hop // ge2e.FRAME_STEP_SAMPLES
-                mels = held.mels.read(last - ge2e.PARTIAL_FRAMES, last)
-                fresh.append(mels)
-                owners.append(held)
-        for at in range(0, len(fresh), MAX_PARTIALS_A_BATCH):
-            batch = torch.stack(fresh[at : at + MAX_PARTIALS_A_BATCH])
-            vectors = self._project(self.encode_partials(batch))  # (P, D)
-            for held, vector in zip(owners[at:], vectors, strict=False):
-                held.partials.append(vector[None])
+                mels = held.mels.read(last - ge2e.PARTIAL_FRAMES, last) if partial in voiced else None
+                fresh.setdefault(held.care.bfloat16, []).append((held, mels))
+        for low, partials in fresh.items():
+            for at in range(0, len(partials), MAX_PARTIALS_A_BATCH):
+                batch = partials[at : at + MAX_PARTIALS_A_BATCH]
+                vectors = torch.zeros(len(batch), self._grid.embedding_dim, device=self._device)  # (P, D)
+                heard = [(index, mels) for index, (_, mels) in enumerate(batch) if mels is not None]
+                if heard:
+                    with self._precision(low=low):
+                        encoded = self.encode_partials(torch.stack([mels for _, mels in heard]))
+                    vectors[[index for index, _ in heard]] = self._project(encoded.float())
+                for (held, _), vector in zip(batch, vectors, strict=True):
+                    held.partials.append(vector[None])
+
+    def _voiced_partials(self, held: _Slot, first: int, last: int) -> set[int]:
+        """Which of the partials [first, last) hold any voice activity that the slot's care minds."""
+        if not held.care.silent_voice or first >= last:
+            return set(range(first, last))
+        spans = _spans(np.arange(first, last), held.care.local.partial_hop_samples)
+        chunks = np.clip(spans // vad.CHUNK_SAMPLES, held.voice.end - held.voice.capacity, held.voice.end - 1)
+        oldest = max(0, int(chunks[0, 0]))
+        voice = held.voice.read(oldest, held.voice.end).cpu().numpy()
+        return {
+            partial
+            for partial, (begin, end) in enumerate(np.maximum(chunks - oldest, 0), start=first)
+            if not len(voice) or voice[begin : end + 1].max() >= held.care.silent_voice
+        }
 
     def _advance_voice(self, held: _Slot, end: int) -> None:
         done, count = held.voice.end, end // vad.CHUNK_SAMPLES - held.voice.end
@@ -233,6 +307,20 @@ class TorchDevice:
             overlap = ge2e.FRAME_SAMPLES - ge2e.FRAME_STEP_SAMPLES
             start = done * ge2e.FRAME_STEP_SAMPLES
             held.mels.append(self._mels(held.samples.read(start - overlap, start + count * ge2e.FRAME_STEP_SAMPLES)))
+
+
+def _neighbours(indices: Sequence[int], windows: Sequence[DueWindow], hops: dict[int, int]) -> list[list[int]]:
+    """The windows of these indices in runs of one slot whose windows follow each other a hop apart."""
+    # In such a run, position in the list and end grow together.
+    keyed = groupby(
+        enumerate(indices),
+        key=lambda item: (windows[item[1]].slot, windows[item[1]].end_samples - item[0] * hops[windows[item[1]].slot]),
+    )
+    return [[index for _, index in run] for _, run in keyed]
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
 
 
 def _spans(partials: np.ndarray, hop_samples: int) -> np.ndarray:
