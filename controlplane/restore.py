@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import insert, update
+from sqlalchemy import delete, insert, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -132,6 +132,9 @@ async def _erased(settings: ControlPlaneSettings, keys: KeyRing, journal_id: str
 
 async def _put(url: str, manifest: dict[str, Any], kept: list[dict[str, Any]], secrets: list[dict[str, Any]]) -> None:
     async with _writing(url) as connection:
+        # A dump of PostgreSQL brings the tenants' secrets along; what the backup kept of them is the same or newer.
+        names = [row["name"] for row in secrets]
+        await connection.execute(delete(wrapped_secrets).where(wrapped_secrets.c.name.in_(names)))
         for table, rows in ((data_keys, kept), (wrapped_secrets, secrets)):
             values = [{**row, "wrapped": base64.b64decode(row["wrapped"])} for row in rows]
             if values:
