@@ -33,6 +33,7 @@ from models.seams import DueWindow, SlotKind, VoiceSample
 # What is fastest: on a CPU a window's maps have to stay in its cache, a GPU wants many windows at once.
 CPU_SEGMENTATION_BATCH, CPU_TRUNK_BATCH = 8, 1
 CUDA_SEGMENTATION_BATCH, CUDA_TRUNK_BATCH = 256, 32
+CUDA_SHAPE_STEP = 32  # batches on a GPU are filled up to a multiple of this
 # A stream of which less is there is not listened to yet.
 LIVE_SAMPLES_MIN = 4_000
 
@@ -192,7 +193,7 @@ class PyannoteDevice:
         sound = [
             self._slots[window.slot].samples.read(window.end_samples - length, window.end_samples) for window in windows
         ]
-        batch = _padded(torch.stack(sound)[:, None], self._segmentation_batch if self._device.type == "cuda" else 1)
+        batch = _padded(torch.stack(sound)[:, None], CUDA_SHAPE_STEP if self._device.type == "cuda" else 1)
         found: Tensor = self._segmentation(batch)[: len(windows)]
         return found
 
@@ -236,6 +237,6 @@ class PyannoteDevice:
 
 
 def _padded(batch: Tensor, size: int) -> Tensor:
-    """A batch filled up to `size` with silence: one shape for every batch, so one set of kernels."""
-    missing = size - len(batch)
-    return batch if missing <= 0 else torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])])
+    """A batch filled up with silence to a multiple of `size`: few shapes, so one set of kernels."""
+    missing = -len(batch) % size
+    return batch if not missing else torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])])

@@ -119,10 +119,15 @@ def ours(
     folder: Path, samples: FloatArray, bounds: SpeakerBounds, change: Callable[[Any], Any] = lambda bundle: bundle
 ) -> Answer:
     """What our engine answers with the same checkpoint, its bundle changed by `change`."""
+    bundle = change(ours_loaded(folder))
+    return answer(collected(PyannoteDevice(bundle), bundle, samples).finish_frames(bounds))
+
+
+def ours_loaded(folder: Path) -> PyannoteBundle:
+    """A bundle of this family."""
     bundle = load_bundle(folder)
     assert isinstance(bundle, PyannoteBundle)
-    bundle = change(bundle)
-    return answer(collected(PyannoteDevice(bundle), bundle, samples).finish_frames(bounds))
+    return bundle
 
 
 def collected(

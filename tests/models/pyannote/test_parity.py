@@ -17,10 +17,10 @@ from tests.models.pyannote.reference import Answer, Case, conversation, meeting,
 
 AGGLOMERATIVE = "AgglomerativeClustering"
 THREE_PEOPLE = Case("three people", conversation(3, 45, seed=3))
-CROWD = Case("crowd", conversation(6, 75, seed=7))
+CROWD = Case("crowd", conversation(6, 52, seed=7))
 CASES = (
     Case("sample", sample),
-    Case("three people", conversation(3, 45, seed=3), "other", AGGLOMERATIVE),
+    Case("three people", conversation(3, 31, seed=3), "other", AGGLOMERATIVE),
     Case("sample", sample, "other", AGGLOMERATIVE, (3, None, None)),
     Case("meeting", meeting("dev00", 21.3), "other"),
     THREE_PEOPLE,
