@@ -176,16 +176,17 @@ async def test_nobody_speaks_for_a_node_or_a_control_plane_whose_certificate_he_
     # A ticket is taken there and not at the fleet's port, once, and not after the node has started anew.
     async with aio.secure_channel(fleet.plane.grpc, trust) as channel:
         place = streams_pb2_grpc.StreamsStub(channel).PlaceStream
-        placed = await place(
-            streams_pb2.PlaceStreamRequest(avoid_node_ids=["n2"]), metadata=(("authorization", f"Bearer {fleet.key}"),)
-        )
-    assert (placed.address, placed.tls_name) == (streams, f"n1.node.{DOMAIN}")
+        key = (("authorization", f"Bearer {fleet.key}"),)
+        placed = await place(streams_pb2.PlaceStreamRequest(), metadata=key)
+    there = fleet.nodes[placed.node_id]
+    assert (placed.address, placed.tls_name) == (there.ready["streams"], f"{placed.node_id}.node.{DOMAIN}")
+    named = (("grpc.ssl_target_name_override", placed.tls_name),)
     opening = node_pb2.DiarizeRequest(open=node_pb2.StreamOpen(ticket=placed.ticket))
-    async with open_channel(address, plane, name=placed.tls_name) as channel:
+    async with open_channel(there.grpc, plane, name=placed.tls_name) as channel:
         call = node_pb2_grpc.NodeStub(channel).Diarize()
         await call.write(opening)
         assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
-    async with aio.secure_channel(streams, trust, options=named) as channel:
+    async with aio.secure_channel(placed.address, trust, options=named) as channel:
         first = node_pb2_grpc.NodeStub(channel).Diarize()
         await first.write(opening)
         assert (await first.read()).HasField("opened")
@@ -193,9 +194,9 @@ async def test_nobody_speaks_for_a_node_or_a_control_plane_whose_certificate_he_
         await again.write(opening)
         assert await again.code() is grpc.StatusCode.UNAUTHENTICATED
         first.cancel()
-    await fleet.nodes["n1"].kill()
-    await fleet.add("n1")
-    async with aio.secure_channel(fleet.nodes["n1"].ready["streams"], trust, options=named) as channel:
+    await there.kill()
+    await fleet.add(placed.node_id)
+    async with aio.secure_channel(fleet.nodes[placed.node_id].ready["streams"], trust, options=named) as channel:
         replayed = node_pb2_grpc.NodeStub(channel).Diarize()
         await replayed.write(opening)
         assert await replayed.code() is grpc.StatusCode.FAILED_PRECONDITION
