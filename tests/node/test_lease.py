@@ -114,3 +114,45 @@ def test_a_standalone_node_always_may_name() -> None:
     standing = Standing(None)
     standing.require_serving()
     assert standing.allows() and standing.state is NodeState.SERVING
+
+
+def test_an_enrolment_is_held_again_only_if_it_is_as_new_as_all_that_was_applied() -> None:
+    clock = SteppedClock()
+    lease = joined(clock, head=5)
+    assert lease.judge(7, 3, as_of=5) is Judgement.RESTATE
+    assert lease.judge(7, 3, as_of=9) is Judgement.RESTATE
+    assert lease.judge(7, 3, as_of=4) is Judgement.KNOWN  # entry 5 may be its eviction
+    assert lease.judge(7, 6, as_of=9) is Judgement.APPLY
+    lease.restart()
+    assert lease.judge(7, 3, as_of=9) is Judgement.SYNC_FIRST
+
+
+def test_an_entry_after_a_gap_is_not_taken() -> None:
+    lease = joined(SteppedClock(), head=5)
+    lease.require_next(7, 6)
+    with pytest.raises(Unavailable):
+        lease.require_next(7, 7)
+    with pytest.raises(Stale):
+        lease.require_next(8, 6)
+
+
+def test_a_store_that_is_being_refilled_serves_nobody() -> None:
+    lease = joined(SteppedClock(), head=5)
+    lease.restart()
+    assert (lease.state, lease.cursor) == (LeaseState.JOINING, 0) and not lease.allows()
+    lease.applied(7, 5)
+    lease.reconciled(7)
+    assert lease.allows()
+
+
+def test_an_answer_counts_only_for_the_incarnation_that_asked_and_while_its_lease_lasts() -> None:
+    clock = SteppedClock()
+    lease = joined(clock)
+    asked = lease.ask()
+    clock.step(9.0)
+    assert lease.answered(asked, renewal()) is None  # it lapsed on the way
+    lease.fence()
+    assert lease.answered(asked, renewal()) is None
+    assert not lease.refused(asked)
+    anew = lease.ask()
+    assert lease.answered(anew, renewal(8)) is Next.WIPE_AND_SYNC and lease.incarnation == 8
