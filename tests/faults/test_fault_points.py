@@ -22,6 +22,7 @@ from tests.controlplane.conftest import Client, until
 from tests.controlplane.test_daemon import ROOT, Daemon
 
 RATE_HZ = 16_000
+HEARTBEAT_S = 1.0
 READY = people_pb2.Voice.STATE_READY
 # Leases that outlast a restart on a busy machine: the node that acknowledges is to be the one that held the voice.
 TIMES = {"renew_s": 0.3, "node_lease_s": 40.0, "lease_s": 44.0, "hold_s": 20.0, "reconcile_s": 0.3}
@@ -178,10 +179,12 @@ class Scenario:
         self.point = point
         self.label = f"At {point}"
         self.rows = 0
+        self.known_id = self.voice_id = ""
 
     async def before(self, client: Client) -> None:
         await self.world.with_node()
-        await warm(client, await enrolled(client, "Somebody"))
+        self.known_id = await enrolled(client, "Somebody")
+        await warm(client, self.known_id)
         self.rows = (await whole(client)).num_rows
 
     async def during(self, client: Client) -> None:
@@ -195,6 +198,9 @@ class Enrolling(Scenario):
     """Killed there, an enrolment that is asked for again is there once, and the node holds it."""
 
     async def during(self, client: Client) -> None:
+        await warm(client, self.known_id)
+        # Pushes go to nodes whose heartbeats, one a second, are heard; others read the log by themselves.
+        await asyncio.sleep(2 * HEARTBEAT_S)
         await client.enrol(self.label, data=voice_of(self.label), key=self.label)
 
     async def after(self, client: Client) -> None:
