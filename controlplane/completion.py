@@ -35,6 +35,7 @@ PAGE_VOICES = 100
 IDLE_S = 30.0
 CONSENT = "consent"
 RETRY_S = 5.0
+LOOK_GAP_S = 0.25
 UNFIT = (Cause.BAD_AUDIO, Cause.TOO_LARGE, Cause.UNSUPPORTED_MEDIA, Cause.INVALID)
 
 
@@ -96,6 +97,8 @@ class Completion:
             if await self._models() != models:
                 return
             await wait_for_any((woken, news), left_s)
+            # A fleet that is enrolled into beats at every acknowledgement, and models come and go rarely.
+            await asyncio.sleep(LOOK_GAP_S)
 
     async def _models(self) -> frozenset[str]:
         return frozenset(lease.model for lease in await self._fleet.serving())

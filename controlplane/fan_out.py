@@ -38,7 +38,11 @@ from runtime.logs import get_logger
 LOOK_S = 1.0
 """How often the log is looked at when nobody says that it has grown."""
 GAP_S = 0.01
+GATHER_S = 0.004
+"""How long acknowledgements are gathered before they are written down."""
 """Looks are at least so far apart: beats that come closer together are answered by one."""
+GROWN, MOVED = "grown", "moved"
+"""What control planes tell each other: the log has grown, or nodes have got further."""
 AGAIN_S = 1.0
 """A node that did not take a push is left to its own reading for so long."""
 FIRST_HOLDER_S = 1.5
@@ -80,8 +84,12 @@ class FanOut:
         self._pushing: dict[int, asyncio.Task[None]] = {}
         self._again_s: dict[int, float] = {}
         self._acks: dict[int, tuple[Lease, int]] = {}
+        # What nodes answered, written down yet or not: nobody is told twice while a transaction runs.
+        self._answered: dict[int, int] = {}
         self._flushing: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
+        self._untold = ""
+        self._num_waiting = 0
 
     def __repr__(self) -> str:
         return f"FanOut(head={self._view.head}, pushing={len(self._pushing)})"
@@ -98,7 +106,7 @@ class FanOut:
     def grown(self) -> None:
         """The log has grown by this process's doing: push, and let the other control planes know."""
         self.look()
-        self._tell()
+        self._tell(GROWN)
 
     def look(self) -> None:
         """Something has changed: look soon."""
@@ -106,13 +114,23 @@ class FanOut:
         self._beat.set()
 
     def hear(self, message: str) -> None:
-        """Another control plane says that the log has grown or that nodes have got further."""
-        if not message.startswith(self._name):
+        """Another control plane says that the log has grown or that nodes have got further. Empty: something, maybe."""
+        if message.startswith(self._name):
+            return
+        # That nodes of others have got further matters to whoever waits for them, and to nobody else.
+        if MOVED not in message or self._num_waiting:
             self.look()
-            self._fleet.changed.beat()
+        self._fleet.changed.beat()
 
     async def held(self, revision: int, models: frozenset[str] | None = None) -> list[Lease]:
         """Wait until all that serve, of some models or of all, have applied a revision, within a bound: who has."""
+        self._num_waiting += 1
+        try:
+            return await self._held(revision, models)
+        finally:
+            self._num_waiting -= 1
+
+    async def _held(self, revision: int, models: frozenset[str] | None) -> list[Lease]:
         began_s = self._clock.monotonic_s()
         first_s: float | None = None
         while True:
@@ -166,6 +184,7 @@ class FanOut:
         # What was acknowledged since the rows were read is not forgotten over them.
         leases = tuple(replace(lease, cursor=max(lease.cursor, known.get(lease.incarnation, 0))) for lease in found)
         self._view = FleetView(head, leases, now_s)
+        self._answered = {lease.incarnation: self._answered.get(lease.incarnation, 0) for lease in leases}
         self._registry.vouch({lease.incarnation for lease in self._view.serving()})
         self._again_s = {key: at_s for key, at_s in self._again_s.items() if at_s > self._clock.monotonic_s()}
         self._moved.beat()
@@ -175,7 +194,7 @@ class FanOut:
         behind = [
             lease
             for lease in view.serving()
-            if lease.cursor < view.head
+            if max(lease.cursor, self._answered.get(lease.incarnation, 0)) < view.head
             and lease.incarnation not in self._pushing
             and lease.incarnation not in self._again_s
             and self._registry.hears(lease.node_id)
@@ -208,14 +227,16 @@ class FanOut:
         else:
             if ack.incarnation == lease.incarnation:
                 self._acks[lease.incarnation] = (lease, ack.cursor)
+                self._answered[lease.incarnation] = ack.cursor
                 if self._flushing is None or self._flushing.done():
                     self._flushing = asyncio.create_task(self._flush(), name="push.acknowledge")
         finally:
             self._pushing.pop(lease.incarnation, None)
 
     async def _flush(self) -> None:
-        """Write down what nodes acknowledged: all that came while the last transaction ran are one."""
+        """Write down what nodes acknowledged: all that come within a moment, or while a transaction runs, are one."""
         while self._acks:
+            await asyncio.sleep(GATHER_S)
             acks, self._acks = list(self._acks.values()), {}
             try:
                 await self._fleet.acknowledged_all([(lease.incarnation, cursor) for lease, cursor in acks])
@@ -237,10 +258,15 @@ class FanOut:
             self._moved.beat()
             if any(lease.cursor < self._view.head for lease in self._view.serving()):
                 self.look()
-            self._tell()
+            self._tell(MOVED)
 
-    def _tell(self) -> None:
-        # One word under way at a time; what happens meanwhile is told by the look that it causes.
+    def _tell(self, what: str) -> None:
+        # One word under way at a time; that the log has grown is not lost over one that nodes have got further.
+        self._untold = GROWN if GROWN in (what, self._untold) else what
         if self._telling is None or self._telling.done():
-            message = f"{self._name} {self._view.head}"
-            self._telling = asyncio.create_task(self._registry.publish(message), name="wake.publish")
+            self._telling = asyncio.create_task(self._publish(), name="wake.publish")
+
+    async def _publish(self) -> None:
+        while self._untold:
+            what, self._untold = self._untold, ""
+            await self._registry.publish(f"{self._name} {what} {self._view.head}")

@@ -15,7 +15,7 @@ All keys begin with `speakerd:2:`. Ids only: never a name, never an embedding. `
     placed:{stream}   string, PLACED_S; written by `place`, `recall`, read by `place`. The stream's last node.
     faults:{node}     zset, FAULTS_S; written by `place`, read by `view`. stream that left the node as failed -> when.
     wake              channel; published to when the log has grown or nodes have got further, heard by every control
-                      plane. "{process} {revision}".
+                      plane. "{process} grown|moved {revision}".
 
 A voice has no key. All nodes hold all voices, so the warm set of a voice is who has applied the log up to the voice's
 revision with a model that has its voiceprint, and is not doubted: one comparison a node with what `nodes` answers

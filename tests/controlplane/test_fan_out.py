@@ -1,0 +1,86 @@
+"""How nodes come to know of an enrolment, with several control planes and without waiting for the slow."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from controlplane.app import ControlPlane
+from speakerd.v1 import people_pb2
+from tests.controlplane.conftest import World, until
+
+
+@pytest.fixture
+async def shared_world(tmp_path: Path, postgresql_url: str) -> AsyncIterator[World]:
+    """Where several control planes meet: over PostgreSQL, for SQLite belongs to one process."""
+    async with AsyncExitStack() as stack:
+        yield World(tmp_path / "data", stack, postgresql_url)
+
+
+async def two_planes(world: World) -> tuple[ControlPlane, ControlPlane]:
+    first = await world.plane()
+    assert first._redis is not None
+    return first, await world.plane(redis_url=first._redis.url)
+
+
+async def test_each_control_plane_tells_the_nodes_that_talk_to_it_and_nobody_twice(shared_world: World) -> None:
+    first, second = await two_planes(shared_world)
+    near, far = await shared_world.node(first, "near"), await shared_world.node(second, "far")
+    client = await shared_world.client(first)
+
+    async def known() -> bool:
+        return {view.node_id for view in await second.core.registry.nodes()} == {"near", "far"}
+
+    await until(known)
+    for number in range(3):
+        answer = await client.enrol(f"P{number}", seed=number)
+        assert list(answer.enrolled_on) == ["far", "near"]
+        assert answer.voice.state == people_pb2.Voice.STATE_READY
+    assert (near.enrolments, far.enrolments) == (3, 3)
+
+
+async def test_without_redis_the_nodes_of_other_control_planes_hear_of_it_all_the_same(shared_world: World) -> None:
+    first, second = await two_planes(shared_world)
+    await shared_world.node(first, "near")
+    far = await shared_world.node(second, "far")
+    assert first._redis is not None and first._redis.pid is not None
+    os.kill(first._redis.pid, signal.SIGSTOP)
+    try:
+        answer = await (await shared_world.client(first)).enrol("Ada")
+        assert "near" in answer.enrolled_on
+        await until(lambda: ("default", answer.voice.voice_id) in far.voices)
+    finally:
+        os.kill(first._redis.pid, signal.SIGCONT)
+
+
+async def test_an_enrolment_waits_but_a_moment_for_a_node_that_is_frozen(world: World) -> None:
+    plane = await world.plane(node_lease_s=8.0, lease_s=9.0)
+    client = await world.client(plane)
+    await world.node(plane, "a")
+    frozen = await world.node(plane, "b")
+    await client.enrol("warm-up", seed=9)
+    frozen.freeze()
+    answer = await client.enrol("Ada")
+    assert list(answer.enrolled_on) == ["a"]
+    assert answer.voice.state == people_pb2.Voice.STATE_READY
+    frozen.thaw()
+    await until(lambda: ("default", answer.voice.voice_id) in frozen.voices)
+
+
+async def test_a_node_that_fell_behind_reads_the_rest_in_one_go(world: World) -> None:
+    plane = await world.plane(node_lease_s=18.0, lease_s=19.0)
+    client = await world.client(plane)
+    await world.node(plane, "a")
+    behind = await world.node(plane, "b")
+    behind.freeze()
+    await asyncio.gather(*(client.enrol(f"P{number}", seed=number) for number in range(8)))
+    pushed_before = behind.enrolments
+    behind.thaw()
+    await until(lambda: len(behind.voices) == 8)
+    assert behind.enrolments - pushed_before <= 3
