@@ -255,7 +255,12 @@ def analyze_samples(
 
 
 def analyze_blocks(
-    device: AnalysisDevice, blocks: Iterable[FloatArray], slot: int, kind: SlotKind
+    device: AnalysisDevice,
+    blocks: Iterable[FloatArray],
+    slot: int,
+    kind: SlotKind,
+    *,
+    windows_a_batch: int = WINDOWS_A_BATCH,
 ) -> Iterator[tuple[list[WindowAnalysis], int]]:
     """Write blocks of samples into a slot and analyse all of their windows: batches of them, and the samples done.
 
@@ -263,7 +268,7 @@ def analyze_blocks(
     hop.
     """
     grid = device.grid_of(kind)
-    device.open(slot, grid.window_samples + WINDOWS_A_BATCH * grid.hop_samples, kind)
+    device.open(slot, grid.window_samples + windows_a_batch * grid.hop_samples, kind)
     waiting, received, written, next_end = deque[FloatArray](), 0, 0, grid.window_samples
 
     def analyze(ends: Sequence[int]) -> list[WindowAnalysis]:
@@ -275,8 +280,8 @@ def analyze_blocks(
     for block in blocks:
         waiting.append(block)
         received += len(block)
-        while received >= next_end + (WINDOWS_A_BATCH - 1) * grid.hop_samples:
-            yield analyze([next_end + index * grid.hop_samples for index in range(WINDOWS_A_BATCH)]), written
+        while received >= next_end + (windows_a_batch - 1) * grid.hop_samples:
+            yield analyze([next_end + index * grid.hop_samples for index in range(windows_a_batch)]), written
     if not received:
         return
     last_end = received + -received % grid.hop_samples
