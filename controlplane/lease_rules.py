@@ -238,6 +238,10 @@ class LeaseRules:
         return head if oldest_unproven is None else min(head, oldest_unproven - 1)
 
 
+_Seen = tuple[str, int]
+"""Whose lease it was, and how often prolonged: after a failover that lost a moment, a number may come again."""
+
+
 class LeaseWatch:
     """Which leases this process has seen unchanged, and since when, on its own clock that counts suspension.
 
@@ -247,7 +251,7 @@ class LeaseWatch:
     def __init__(self, clock: Clock, times: LeaseTimes) -> None:
         self._clock = clock
         self._times = times
-        self._since: dict[int, tuple[int, float]] = {}
+        self._since: dict[int, tuple[_Seen, float]] = {}
 
     def __repr__(self) -> str:
         return f"LeaseWatch({len(self._since)} leases)"
@@ -258,12 +262,13 @@ class LeaseWatch:
         known = self._since
         self._since = {}
         for lease in holders:
-            renewals, since_s = known.get(lease.incarnation, (-1, now_s))
-            self._since[lease.incarnation] = (lease.renewals, since_s if renewals == lease.renewals else now_s)
+            seen = (lease.process_id, lease.renewals)
+            before, since_s = known.get(lease.incarnation, (None, now_s))
+            self._since[lease.incarnation] = (seen, since_s if before == seen else now_s)
 
     def is_silent(self, lease: Lease) -> bool:
         """Whether nobody can rely on this lease any more."""
-        renewals, since_s = self._since.get(lease.incarnation, (-1, 0.0))
-        if renewals != lease.renewals:
+        seen, since_s = self._since.get(lease.incarnation, (None, 0.0))
+        if seen != (lease.process_id, lease.renewals):
             return False
         return self._clock.lease_now_s() - since_s >= self._times.silent_s(lease.relied_s)
