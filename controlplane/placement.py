@@ -171,28 +171,37 @@ class Placing:
                 zone,
                 lambda number, nodes=nodes: self._random.sample(nodes, number),  # type: ignore[misc]
             )
-            if not best_first:
-                continue
-            order = two_choices(best_first, wanted, zone, lambda alike: self._random.sample(alike, 2))
-            reserved = await self._registry.reserve(
-                Wish(
-                    stream=f"{tenant_id}/{stream_id}",
-                    candidates=order,
-                    avoid=frozenset(avoid),
-                    revision=wanted.revision if any(is_warm(node, wanted) for node in best_first) else None,
-                    models=wanted.models,
-                    hold_s=self._settings.slot_s,
-                )
-            )
-            if reserved is not None:
-                chosen = next((node for node in nodes if node.node_id == reserved.node_id), None)
-                warm = chosen is not None and is_warm(chosen, wanted)
-                # A ticket outlives neither a restart of its node nor the loss of its lease.
-                incarnation = chosen.incarnation if chosen is not None else 0
-                return self._ticketed(principal, stream_id, reserved, incarnation, warm=warm)
+            others = [node for node in best_first if node.node_id not in avoid]
+            # Who is to be avoided is asked only once nobody else takes the stream, on a look of now.
+            for some in (others, best_first) if fresh and len(others) < len(best_first) else (others,):
+                reserved = await self._reserve(f"{tenant_id}/{stream_id}", some, wanted, avoid, zone)
+                if reserved is not None:
+                    chosen = next((node for node in nodes if node.node_id == reserved.node_id), None)
+                    warm = chosen is not None and is_warm(chosen, wanted)
+                    # A ticket outlives neither a restart of its node nor the loss of its lease.
+                    incarnation = chosen.incarnation if chosen is not None else 0
+                    return self._ticketed(principal, stream_id, reserved, incarnation, warm=warm)
         if not best_first:
             raise Unavailable("no node is serving: start one, or try again", retry_after_s=RETRY_AFTER_S)
         raise Overloaded("every node is full; try again", retry_after_s=RETRY_AFTER_S)
+
+    async def _reserve(
+        self, stream: str, best_first: Sequence[NodeView], wanted: Wanted, avoid: Collection[str], zone: str
+    ) -> Reserved | None:
+        """A slot on one of these nodes; None when none of them takes the stream."""
+        if not best_first:
+            return None
+        order = two_choices(best_first, wanted, zone, lambda alike: self._random.sample(alike, 2))
+        return await self._registry.reserve(
+            Wish(
+                stream=stream,
+                candidates=order,
+                avoid=frozenset(avoid),
+                revision=wanted.revision if any(is_warm(node, wanted) for node in best_first) else None,
+                models=wanted.models,
+                hold_s=self._settings.slot_s,
+            )
+        )
 
     def _ticketed(
         self, principal: Principal, stream_id: str, slot: Reserved, incarnation: int, *, warm: bool

@@ -12,6 +12,7 @@ import pytest
 from grpc import aio
 from redis.asyncio import Redis
 
+from controlplane.app import ControlPlane
 from controlplane.placement import Wanted, ranked
 from controlplane.registry import NodeView
 from runtime.tickets import verify_ticket
@@ -89,6 +90,27 @@ async def test_placements_never_outnumber_slots_however_many_ask_at_once(world: 
     assert sorted(answer.node_id for answer in placed) == ["node-1"] * 4 + ["node-2"] * 4
     assert {error.code() for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert len(refused) == 22
+
+
+async def test_a_node_that_just_failed_a_stream_gets_it_again_only_when_there_is_no_other(world: World) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    for node_id, streams in (("failed", 0), ("other", 2)):
+        (await world.node(plane, node_id)).streams = streams
+    await until(lambda: _loads(plane, {"failed": 0, "other": 2}))
+
+    async def goes_to(stream_id: str, avoid: str) -> str:
+        return (await place(client, stream_id=stream_id, avoid_node_ids=[avoid])).node_id
+
+    # Two have room elsewhere, whatever is less loaded, and wherever they were before.
+    assert [await goes_to(f"s{number}", "failed") for number in range(2)] == ["other", "other"]
+    assert await goes_to("s0", "failed") == "other"
+    assert await goes_to("s2", "failed") == "failed"
+    assert await goes_to("s1", "other") == "failed"
+
+
+async def _loads(plane: ControlPlane, expected: dict[str, int]) -> bool:
+    return {node.node_id: node.streams for node in await plane.core.registry.known(fresh=True)} == expected
 
 
 async def test_a_reservation_ends_when_the_node_counts_the_stream_itself(world: World) -> None:
