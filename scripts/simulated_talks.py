@@ -69,9 +69,14 @@ def enrolment_clip(voice: SplitVoice, rng: np.random.Generator) -> FloatArray:
     return in_condition(voice.enrolment, condition, rng)
 
 
-def make_talk(voices: Mapping[str, SplitVoice], names: Sequence[str], rng: np.random.Generator) -> Talk:
-    """A talk of these people: turns of one to three chunks, pauses, interruptions, each from a place of the room."""
-    queues = {name: _turns(voices[name].chunks, rng) for name in names}
+def make_talk(
+    voices: Mapping[str, SplitVoice], names: Sequence[str], rng: np.random.Generator, *, repeats: int = 1
+) -> Talk:
+    """A talk of these people: turns of one to three chunks, pauses, interruptions, each from a place of the room.
+
+    repeats: how often each chunk may come, so that a little sound makes a long talk.
+    """
+    queues = {name: _turns(voices[name].chunks * repeats, rng) for name in names}
     total = sum(len(chunk) for turns in queues.values() for turn in turns for chunk in turn)
     mix = np.zeros(2 * total + 8 * RATE, np.float32)
     rt60_s, tail = rng.uniform(0.08, 0.6), rng.uniform(0.2, 0.5)
