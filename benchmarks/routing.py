@@ -27,11 +27,12 @@ from controlplane.lease_rules import LeaseRules, LeaseTimes, NodeReport
 from controlplane.leases import SqlTables
 from controlplane.metrics import declare
 from controlplane.node_view import NodeView
-from controlplane.placement import ranked, two_choices
+from controlplane.placement import some_of, two_choices
 from controlplane.registry import Registry, Wish
 from controlplane.wanted import Wanted
 from runtime.clock import SystemClock
 from runtime.lifecycle import Tasks
+from runtime.logs import configure
 
 WANTED = Wanted(5, frozenset({"m@1"}))
 
@@ -77,14 +78,15 @@ async def measure(num_nodes: int, database_url: str | None) -> dict[str, object]
         draw = random.Random(0)
 
         async def choose(_number: int) -> None:
-            two_choices(ranked(known, WANTED, ()), WANTED, "", lambda alike: draw.sample(alike, 2))
+            best = some_of(known, WANTED, (), "", lambda number: draw.sample(known, number))
+            two_choices(best, WANTED, "", lambda alike: draw.sample(alike, 2))
 
         found["choose"] = await timed(50, choose)
-        order = two_choices(ranked(known, WANTED, ()), WANTED, "", lambda alike: draw.sample(alike, 2))
 
         async def reserve(number: int) -> None:
+            few = tuple(view.node_id for view in draw.sample(known, 32))
             assert await registry.reserve(
-                Wish(f"t/s-{number}", order, frozenset(), WANTED.revision, WANTED.models, hold_s=10.0)
+                Wish(f"t/s-{number}", few, frozenset(), WANTED.revision, WANTED.models, hold_s=10.0)
             )
 
         found["reserve"] = await timed(500, reserve)
@@ -131,6 +133,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1_000)
     parser.add_argument("--database-url", default=None)
     options = parser.parse_args()
+    configure("error", service="benchmark")
     print(json.dumps(asyncio.run(measure(options.nodes, options.database_url)), indent=1))
 
 
