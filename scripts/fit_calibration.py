@@ -20,7 +20,6 @@ import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -93,9 +92,9 @@ class _Listening(FileDiarization):
     heard: tuple[FloatArray, FloatArray, FloatArray]
 
     def _assign(
-        self, num_frames: int, centroids: FloatArray, before: npt.NDArray[np.floating] | None
-    ) -> tuple[npt.NDArray[np.floating], FloatArray, FloatArray]:
-        found = super()._assign(num_frames, centroids, cast(FloatArray, before))
+        self, num_frames: int, centroids: FloatArray, before: npt.NDArray[np.float16] | None
+    ) -> tuple[npt.NDArray[np.float16], FloatArray, FloatArray]:
+        found = super()._assign(num_frames, centroids, before)
         activity, speech, renewed = found
         self.heard = (np.array(activity, np.float32), np.array(speech), np.array(renewed))
         return found
@@ -154,10 +153,10 @@ def sessions(heard: HeardTalk, grid: FrameGrid) -> Iterator[KnownVoice]:
     online = OnlineDiarization(grid, heard.online, latency_samples=LATENCY_SAMPLES)
     final: dict[int, BoolArray] = {}
     for number, window in enumerate(heard.windows):
-        for turn in online.step(window, {}).turns:
-            if turn.final:
-                spoken = final.setdefault(turn.speaker, np.zeros(len(truth), bool))
-                spoken[turn.start_samples // grid.step_samples : turn.end_samples // grid.step_samples] = True
+        for piece in online.step(window, {}).turns:
+            if piece.final:
+                spoken = final.setdefault(piece.speaker, np.zeros(len(truth), bool))
+                spoken[piece.start_samples // grid.step_samples : piece.end_samples // grid.step_samples] = True
         if number % SNAPSHOT_WINDOWS == SNAPSHOT_WINDOWS - 1:
             for present in online.session_speakers():
                 if present.index in final:
