@@ -1,6 +1,6 @@
 """What happens to a recording of many hours after its windows were analysed: seconds, and memory, by length.
 
-    python benchmarks/long_files.py --audio FILE… [--bundle builtin] [--hours 1 2 6 24] [--cache FILE] [--json OUT]
+    python -m benchmarks.long_files --audio FILE… [--bundle builtin] [--hours 1 2 6 24] [--cache FILE] [--json OUT]
 
 The windows of some minutes of real conversations are analysed once, kept in a file, and looped: every embedding drifts
 slowly, as voices and rooms do over a day, and gets some noise of its own, so that no two are equal. Each length runs in
@@ -162,7 +162,7 @@ def main() -> None:
         return
     rows = []
     for hours in options.hours:
-        command = [sys.executable, __file__, "--one", "--bundle", options.bundle]
+        command = [sys.executable, "-m", "benchmarks.long_files", "--one", "--bundle", options.bundle]
         command += ["--cache", str(options.cache), "--hours", str(hours)]
         rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.seams import DueWindow
+from models.seams import DueWindow, SlotKind
 from tests.models.builtin_engine import analyze, assert_same, conversation, engine
 
 SPEECH = slice(100_000, 228_000)
@@ -95,3 +95,32 @@ def test_what_a_voice_sample_says_of_one_person_two_people_and_nobody():
     nobody = engine().analyze_voice(np.zeros(48_000, np.float32))
     assert (nobody.num_speakers, nobody.net_speech_samples, nobody.cohesion) == (0, 0, 0.0)
     assert not nobody.embedding.any()
+
+
+def test_neighbouring_windows_share_their_filters_and_are_heard_as_alone():
+    sound, device = conversation()[100_000:300_000], engine()
+    hop, ends = device.grid.hop_samples, range(80_000, 200_001, 8_000)
+    for slot in (10, 11):
+        device.open(slot, len(sound))
+        device.write(slot, sound)
+    together = device.analyze([DueWindow(10, end) for end in ends])
+    alone = [device.analyze([DueWindow(11, end)])[0] for end in ends]
+    assert hop == 8_000
+    assert_same(together, alone)
+
+
+def test_a_fast_slot_has_windows_further_apart_and_leaves_silence_alone(monkeypatch):
+    sound, device = conversation()[SPEECH], engine()
+    grid = device.grid_of(SlotKind.FAST_FILE)
+    assert grid.hop_samples > device.grid.hop_samples == device.grid_of(SlotKind.FILE).hop_samples
+    device.open(12, 320_000, SlotKind.FAST_FILE)
+    device.write(12, np.concatenate([np.zeros(128_000, np.float32), sound]))
+    speaking = device.analyze([DueWindow(12, 256_000)])[0]
+    assert speaking.embeddings.any()
+    assert speaking.activity.max() > 0.5
+    device.open(12, 160_000, SlotKind.FAST_FILE)
+    device.write(12, np.zeros(160_000, np.float32))
+    monkeypatch.setattr(device, "_segmentation", None)
+    monkeypatch.setattr(device, "_encoder", None)
+    silent = device.analyze([DueWindow(12, 80_000), DueWindow(12, 80_000 + grid.hop_samples)])
+    assert max(float(window.activity.max()) for window in silent) < 0.1
