@@ -78,7 +78,7 @@ class Library:
         method = getattr(self.servicer, name)
         request_of = people_pb2.DESCRIPTOR.services_by_name["People"].methods_by_name[name].input_type.name
 
-        async def call(token: str, **fields: Any) -> Any:
+        async def call(token: str, /, **fields: Any) -> Any:
             return await method(getattr(people_pb2, request_of)(**fields), Call(token))
 
         return call
