@@ -147,4 +147,4 @@ def _gathered(
     count = int(owner.max()) + 1
     gathered = np.zeros((count, sums.shape[1]))
     np.add.at(gathered, owner, sums)
-    return owner[leaf], np.bincount(owner, weights, count), gathered
+    return owner[leaf], np.bincount(owner, weights, count).astype(np.float64), gathered
