@@ -82,7 +82,7 @@ class _HoldsNothing(LeaseRules):
         return False
 
 
-class _FencedMayRenew(LeaseRules):
+class _SupersededMayRenew(LeaseRules):
     def may_renew(self, lease: Lease, report: NodeReport) -> bool:
         return True
 
@@ -155,6 +155,6 @@ MUTANTS: dict[str, Rules] = {
 }
 
 REDUNDANT: dict[str, Rules] = {
-    # Defence in depth: a node that was fenced has let go of everything by its own clock before it could renew.
-    "fenced-may-renew": Rules(leases=_FencedMayRenew),
+    # Defence in depth: whoever was superseded goes on being waited for, so that its renewing harms nobody.
+    "superseded-may-renew": Rules(leases=_SupersededMayRenew),
 }

@@ -59,11 +59,13 @@ class Redis:
 class Suspicion:
     """Finds that a node holds the wrong voices, now and then and for no reason."""
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, network: Network) -> None:
         self._random = random
+        self._network = network
 
     def must_resync(self, report: NodeReport) -> bool:
-        return report.state == "serving" and report.kind == NODE and self._random.random() < 0.01
+        is_suspect = report.state == "serving" and report.kind == NODE and self._random.random() < 0.01
+        return is_suspect and self._network.faulty
 
 
 class Plane:
@@ -105,7 +107,7 @@ class Plane:
             reconcile_s=RECONCILE_S,
         )
         self.fleet.watch = watch
-        self.fleet.drift = Suspicion(random)
+        self.fleet.drift = Suspicion(random, network)
         self._proving = Proving(fleet=self.fleet, nodes=self, rules=erasure_rules)
 
     def start(self) -> None:
