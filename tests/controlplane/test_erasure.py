@@ -18,8 +18,9 @@ from controlplane import audit
 from controlplane.completion import _waiting
 from controlplane.database import engine
 from controlplane.holdings import Print
-from controlplane.identity import ADMIN, add_key, new_key
+from controlplane.identity import add_key, new_key
 from controlplane.nodes import Analysis
+from controlplane.scopes import ADMIN
 from runtime.clock import SystemClock
 from runtime.errors import NotFound
 from speakerd.v1 import people_pb2, streams_pb2
@@ -59,6 +60,7 @@ async def test_a_node_that_joins_after_the_erasure_is_not_waited_for(world: Worl
     voice_id = (await client.enrol("Alice")).voice.voice_id
     silent.freeze()
     await client.erase(voice_id)
+    await asyncio.sleep(1.0)  # so that its lease outlasts the other one by more than a moment
     joining = await world.node(plane, "node-2", renew=False)
     await joining.renew_once()
     # It has a lease and has synced nothing, and still counts as clean: it held nothing when it joined.
@@ -190,7 +192,6 @@ async def test_nothing_of_a_voice_lies_in_the_clear_and_nothing_at_all_after_its
             for table, column in (
                 ("voices", "label_ciphertext"),
                 ("voiceprints", "ciphertext"),
-                ("consents", "ciphertext"),
             )
             for row in await connection.execute(text(f"SELECT {column} FROM {table} WHERE voice_id = '{voice_id}'"))
         ]
@@ -247,41 +248,6 @@ async def test_the_audit_tells_of_enrolment_and_erasure_without_naming_anybody(a
         assert not any(hashlib.sha256(text.encode()).hexdigest() in row for text in plain)
         assert "Alice" not in row
         assert voice_id not in row
-
-
-@pytest.mark.parametrize(
-    "tampering",
-    [
-        "UPDATE audit SET body = replace(body, 'voice.enrolled', 'voice.imagined') WHERE sequence = 2",
-        "DELETE FROM audit WHERE sequence = 2",
-        "UPDATE audit SET sequence = 9 WHERE sequence = 3",
-        "INSERT INTO audit (sequence, body, previous_hash, hash)"
-        " SELECT 7, body, previous_hash, hash FROM audit WHERE sequence = 1",
-    ],
-)
-async def test_a_hand_in_the_audit_is_stopped_and_breaks_the_chain_where_it_is_not(
-    any_world: World, tampering: str
-) -> None:
-    plane = await any_world.plane()
-    database = plane.core.database
-    async with database.write() as connection:
-        for index in range(3):
-            await audit.append(connection, "voice.enrolled", at_s=float(index), facts={"tenant_id": "t"})
-    with pytest.raises(Exception, match="the audit only grows"):
-        async with database.write() as connection:
-            await connection.execute(text(tampering))
-    async with database.read() as connection:
-        assert (await audit.verify(connection)).broken_at is None
-    async with database.write() as connection:
-        # Whoever owns the database can take the triggers away; the chain tells.
-        if database.is_sqlite:
-            for name in ("audit_no_update", "audit_no_delete", "audit_no_gap"):
-                await connection.execute(text(f"DROP TRIGGER {name}"))
-        else:
-            await connection.execute(text("DROP TRIGGER audit_only_grows ON audit"))
-        await connection.execute(text(tampering))
-    async with database.read() as connection:
-        assert (await audit.verify(connection)).broken_at in (2, 3, 4)
 
 
 async def test_a_busy_fleet_erases_many_voices_at_once(world: World) -> None:
