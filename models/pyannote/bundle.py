@@ -31,7 +31,8 @@ clustering. Importing this module does not import torch.
     lda_dimension = 128
 
 The PLDA's tensors are mean1, mean2 and lda of pyannote's `xvec_transform.npz`, and mu, tr and psi of its `plda.npz`, as
-they are there. Tables [live], [live.clustering], [live.online…], [naming] and [repair] may override live.toml.
+they are there. Tables [live], [live.clustering], [online], [online.clustering], [online.timeline] and [naming] may say
+what live.toml says otherwise.
 """
 
 from __future__ import annotations

@@ -75,6 +75,15 @@ def test_what_the_engine_has_not_is_refused(old: str, new: str, said: str, check
         load_bundle(changed(checkpoints, tmp_path, old, new))
 
 
+def test_a_manifest_may_say_how_live_streams_are_heard(checkpoints: Path, tmp_path: Path) -> None:
+    said = (
+        "[live]\nhop_samples = 15_360\n[live.clustering]\nwithin_variance = 0.5\n[naming]\nmargin_min = 0.2\n[pipeline]"
+    )
+    bundle = loaded(changed(checkpoints, tmp_path, "[pipeline]", said))
+    assert bundle.grid.hop_samples == 15_360 and bundle.naming.margin_min == 0.2
+    assert np.allclose(bundle.clustering.within_variance.sum(), 0.5) and bundle.clustering.passes == 3
+
+
 def test_weights_that_are_others_are_refused_before_they_are_read(checkpoints: Path, tmp_path: Path) -> None:
     folder = changed(checkpoints, tmp_path, "[pipeline]", "[pipeline]")
     weights = folder / "embedding.safetensors"

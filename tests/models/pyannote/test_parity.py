@@ -59,6 +59,20 @@ def test_turns_and_embeddings_are_those_of_pyannote(
     same(parity(case, audio, checkpoints), reference(case))
 
 
+@pytest.mark.parametrize("cut", [(110_000, 110_991), (0, 159_999), (0, 160_001), (300_000, 480_000)], ids=str)
+def test_recordings_of_any_length_are_cut_into_windows_as_pyannote_does(
+    cut: tuple[int, int], audio: Path, checkpoints: Path, reference: Callable[[Case], Answer]
+) -> None:
+    case = Case(f"cut{cut}", lambda folder: sample(folder)[slice(*cut)], "other", AGGLOMERATIVE)
+    same(parity(case, audio, checkpoints), reference(case))
+
+
+def test_nobody_speaks_in_silence(audio: Path, checkpoints: Path, reference: Callable[[Case], Answer]) -> None:
+    case = Case("silence", lambda _: np.zeros(11 * 16_000, np.float32))
+    same(parity(case, audio, checkpoints), reference(case))
+    assert not reference(case).turns
+
+
 def test_the_cases_are_not_degenerate(reference: Callable[[Case], Answer]) -> None:
     answers = [reference(case) for case in CASES]
     assert max(len(answer.embeddings) for answer in answers) >= 4, "several speakers"
