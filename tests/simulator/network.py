@@ -46,9 +46,13 @@ class Network:
         self._blocked.clear()
 
     def passes(self, one: Process, other: Process, kind: str) -> bool:
-        now_s = self._loop.now_s
-        keys = [(process.name, what) for process in (one, other) for what in ("*", kind)]
-        return not any(self._blocked.get(key, 0.0) > now_s for key in keys)
+        blocked, now_s = self._blocked, self._loop.now_s
+        if not blocked:
+            return True
+        for name in (one.name, other.name):
+            if blocked.get((name, "*"), 0.0) > now_s or blocked.get((name, kind), 0.0) > now_s:
+                return False
+        return True
 
     def delay_s(self, kind: str) -> float:
         dice = self._dice[kind]
