@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from controlplane.database.engine import open_database
 from controlplane.embedded_redis import EmbeddedRedis
-from controlplane.fleet import Fleet
+from controlplane.fleet import Acknowledgement, Fleet
 from controlplane.keys import KeyRing
 from controlplane.lease_rules import LeaseRules, LeaseTimes, NodeReport
 from controlplane.leases import SqlTables
@@ -101,7 +101,7 @@ async def measure(num_nodes: int, database_url: str | None) -> dict[str, object]
         ]
         found["renew"] = await timed(len(renewals), lambda number: fleet.renew(renewals[number]))
         found["look_at_all_leases"] = await timed(20, lambda _: fleet.look())
-        acknowledged = [(lease.incarnation, 0) for lease in holders]
+        acknowledged = [Acknowledgement(lease.incarnation, lease.incarnation, 0) for lease in holders]
         found["acknowledge_all"] = await timed(3, lambda _: fleet.acknowledged_all(acknowledged))
         await registry.close()
         await database.close()

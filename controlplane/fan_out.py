@@ -22,7 +22,7 @@ from controlplane import fleet_log
 from controlplane.database.engine import Database
 from controlplane.database.schema import node_leases
 from controlplane.fault_points import reach
-from controlplane.fleet import Fleet
+from controlplane.fleet import Acknowledgement, Fleet
 from controlplane.fleet_log import Change
 from controlplane.holdings import Holding, SealedHolding, changes_after
 from controlplane.keys import KeyRing
@@ -239,7 +239,9 @@ class FanOut:
             await asyncio.sleep(GATHER_S)
             acks, self._acks = list(self._acks.values()), {}
             try:
-                await self._fleet.acknowledged_all([(lease.incarnation, cursor) for lease, cursor in acks])
+                await self._fleet.acknowledged_all(
+                    [Acknowledgement(lease.incarnation, lease.incarnation, cursor) for lease, cursor in acks]
+                )
             except Unavailable as error:
                 # Nodes say the same again with their next renewal.
                 get_logger().warning("push.not_acknowledged", reason=str(error))

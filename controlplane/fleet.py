@@ -63,6 +63,15 @@ class Renewal:
     epoch: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Acknowledgement:
+    """The node of a lease answered that it is at a cursor, under an incarnation: of that lease, if all is well."""
+
+    lease: int
+    incarnation: int
+    cursor: int
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotBegins:
     """Forget everything; what follows is all there is."""
@@ -114,6 +123,8 @@ class Fleet:
         self.drift: DriftWatch | None = None
         self.watch = LeaseWatch(clock, rules.times)
         self.changed = Pulse()
+        self._acknowledging: list[Acknowledgement] = []
+        self._acknowledging_in_turn = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"Fleet({self.watch!r})"
@@ -213,30 +224,37 @@ class Fleet:
             return await rows.held_after(model, after, PAGE_VOICES)
 
     async def acknowledged(self, lease: Lease, incarnation: int, cursor: int) -> None:
-        """A node answered a command: it is at `cursor` under `incarnation`, which counts only for that incarnation."""
-        async with self._tables.write() as rows:
-            head = (await rows.head()).revision
-            row = await rows.find(lease.incarnation)
-            told = self._rules.acknowledgement(row, incarnation=incarnation, cursor=cursor, head=head)
-            if told is None:
-                return
-            await rows.put(told)
-            await rows.settle_pending(told.model, told.cursor, self._clock.wall_s())
-        self.changed.beat()
+        """A node answered a command: it is at `cursor` under `incarnation`, which counts only for that incarnation.
 
-    async def acknowledged_all(self, acknowledged: Sequence[tuple[int, int]]) -> None:
-        """Many nodes answered commands: (incarnation, cursor), each counting for that incarnation alone."""
+        Answers of other nodes that come while one is being written down are written together by the next in line.
+        """
+        mine = Acknowledgement(lease.incarnation, incarnation, cursor)
+        self._acknowledging.append(mine)
+        async with self._acknowledging_in_turn:
+            if mine not in self._acknowledging:
+                return
+            batch, self._acknowledging = self._acknowledging, []
+            try:
+                await self.acknowledged_all(batch)
+            except BaseException:
+                # The others try again, each for itself, as the next in line.
+                self._acknowledging = [*(other for other in batch if other is not mine), *self._acknowledging]
+                raise
+
+    async def acknowledged_all(self, acknowledged: Sequence[Acknowledgement]) -> None:
+        """Many nodes answered commands."""
         settled: dict[str, int] = {}
         async with self._tables.write() as rows:
             head = (await rows.head()).revision
-            said = dict(acknowledged)
-            moved = [
-                self._rules.acknowledgement(row, incarnation=row.incarnation, cursor=said[row.incarnation], head=head)
-                for row in await rows.find_all(said)
-            ]
-            told = [row for row in moved if row is not None]
-            await rows.put_all(told)
-            for row in told:
+            found = {row.incarnation: row for row in await rows.find_all({said.lease for said in acknowledged})}
+            told: dict[int, Lease] = {}
+            for said in acknowledged:
+                row = told.get(said.lease, found.get(said.lease))
+                moved = self._rules.acknowledgement(row, incarnation=said.incarnation, cursor=said.cursor, head=head)
+                if moved is not None:
+                    told[said.lease] = moved
+            await rows.put_all(list(told.values()))
+            for row in told.values():
                 settled[row.model] = max(row.cursor, settled.get(row.model, 0))
             for model, cursor in settled.items():
                 await rows.settle_pending(model, cursor, self._clock.wall_s())

@@ -18,13 +18,16 @@ async def listen(url: str, heard: Callable[[str], None]) -> None:
     """Call `heard` with every message, for ever. Each time that the connection is made anew, with an empty one."""
     # A client of its own: a call that waits for news must not be cut off by the bound of those that do not.
     client = open_redis(url, timeout_s=2 * LISTEN_S)
+    task = asyncio.current_task()
+    assert task is not None
     try:
-        while True:
+        # redis-py may take a cancellation for the end of its own timeout: it is looked at after every call.
+        while not task.cancelling():
             channel = client.pubsub(ignore_subscribe_messages=True)
             try:
                 await channel.subscribe(WAKE)
                 heard("")  # whatever was said meanwhile
-                while True:
+                while not task.cancelling():
                     message = await channel.get_message(timeout=LISTEN_S)
                     if message is None:
                         await channel.ping()  # a peer that is gone without a word is noticed by this

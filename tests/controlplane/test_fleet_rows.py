@@ -15,7 +15,7 @@ from controlplane import fleet_log
 from controlplane.database.engine import Database, open_database
 from controlplane.database.schema import data_keys, erasures, tenants, voiceprints, voices
 from controlplane.erasure_rules import ErasureRules
-from controlplane.fleet import Fleet, SnapshotBegins, SnapshotEnds, SnapshotPage
+from controlplane.fleet import Acknowledgement, Fleet, SnapshotBegins, SnapshotEnds, SnapshotPage
 from controlplane.fleet_log import Change
 from controlplane.fleet_rows import FleetTables
 from controlplane.keys import VoiceAddress
@@ -285,7 +285,7 @@ class Caller:
                 await self.renew()
             case "acknowledge":
                 incarnation, cursor = self.random.randrange(1, 12), self.random.randrange(12)
-                told = [(incarnation, cursor)]
+                told = [Acknowledgement(incarnation, incarnation, cursor)]
                 await self.same(kind, lambda side: side.fleet.acknowledged_all(told))
             case "sync":
                 node_id, process_id, _ = random.choice(self.holders)

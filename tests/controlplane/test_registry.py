@@ -228,6 +228,15 @@ async def test_a_word_of_one_control_plane_wakes_the_others(fleet: Fleet) -> Non
     await tasks.cancel()
 
 
+async def test_a_listener_that_is_cancelled_at_any_moment_ends(fleet: Fleet) -> None:
+    for number in range(40):
+        listening = asyncio.create_task(listen(fleet.server.url, lambda _: None))
+        await asyncio.sleep(number * 0.0005)
+        listening.cancel()
+        await asyncio.wait((listening,), timeout=10)
+        assert listening.done()
+
+
 async def test_a_failover_of_sentinels_costs_no_placement_and_the_new_master_is_filled(tmp_path: Path) -> None:
     async with sentinels(tmp_path) as servers, AsyncExitStack() as stack:
         fleet = Fleet(servers.master, stack)
