@@ -20,7 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from controlplane.database.engine import locked_head
 from controlplane.database.schema import agreement_events, consents, licences
 from controlplane.keys import DataKey, KeyRing, VoiceAddress
-from runtime.errors import Conflict
+from runtime.errors import Conflict, InvalidRequest
+
+SKEW_S = 300.0
+"""How far a caller's clock may be ahead of ours."""
 
 
 class Event(Enum):
@@ -110,6 +113,8 @@ async def keep_consent(
         }
     )
     voice, generation, signed = dated.voice, dated.generation, dated.signed
+    if consent.given_at_s is not None and consent.given_at_s > signed.at_s + SKEW_S:
+        raise InvalidRequest("consent.given_at: it lies in the future")
     evidence = keys.consent(voice.tenant_id, voice.voice_id, str(generation), said)
     await connection.execute(
         insert(consents).values(

@@ -7,6 +7,7 @@ closes everything in reverse. The HTTP edge is a part of its own, found by the s
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,7 @@ from controlplane.outside import Outside, open_outside
 from controlplane.people import Ground, People, build_people
 from controlplane.placement import Placing
 from controlplane.pulse import Pulse
+from controlplane.quotas import jobs_max
 from controlplane.recent_callers import RecentCallers
 from controlplane.reconciler import Reconciler
 from controlplane.registry import Registry
@@ -67,6 +69,7 @@ from controlplane.warmth import Warming
 from runtime.clock import Clock
 from runtime.lifecycle import Part, Tasks
 from runtime.metrics import registry as metrics_registry
+from runtime.speaker_token import SpeakerSeal
 from runtime.tls import Tls
 from speakerd.v1 import admin_pb2_grpc, audit_pb2_grpc, fleet_pb2_grpc, jobs_pb2_grpc, people_pb2_grpc, streams_pb2_grpc
 
@@ -332,7 +335,14 @@ class ControlPlane:
             metrics=metrics,
         )
         guard = RelayGuard(fleet=fleet, clock=clock, metrics=metrics)
-        relay = Relay(fleet, nodes, library, guard)
+        relay = Relay(
+            fleet,
+            nodes,
+            library,
+            guard,
+            seal=SpeakerSeal(fleet_key, clock),
+            jobs_max=functools.partial(jobs_max, database),
+        )
         ground = Ground(
             settings=settings,
             database=database,

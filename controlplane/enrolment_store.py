@@ -41,6 +41,7 @@ from runtime.clock import Clock
 from runtime.errors import Conflict, Unavailable
 
 IDEMPOTENCY_S = 24 * 3600.0
+FROZEN = "frozen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,8 @@ class EnrolmentStore:
             key, wrapped = self._keys.make(voice)
         else:
             voice, generation, key = place.voice, place.before.generation + 1, place.key
+            if place.before.state == FROZEN and not request.consent.is_whole:
+                raise Conflict("consent was withdrawn: enrol the person anew with the consent that they gave since")
         signed = Signed(principal.key_id, self._clock.wall_s())
         kept: list[Kept] = []
         replaced: list[str] = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from controlplane.database.engine import Database
 from controlplane.database.schema import samples, tenants, voices
 from runtime.errors import Overloaded
 
@@ -41,6 +42,12 @@ async def quotas_of(connection: AsyncConnection, tenant_id: str) -> Quotas:
     )
     row = (await connection.execute(query)).one_or_none()
     return Quotas() if row is None else Quotas(*row)
+
+
+async def jobs_max(database: Database, tenant_id: str) -> int | None:
+    """How many recordings a tenant may have under way; None: no limit."""
+    async with database.read() as connection:
+        return (await quotas_of(connection, tenant_id)).jobs_max
 
 
 async def used_by(connection: AsyncConnection, tenant_id: str) -> Used:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
 import numpy as np
@@ -21,27 +22,43 @@ from controlplane.nodes import Nodes
 from controlplane.policy import Principal, Right, audiences_of
 from controlplane.relay_guard import RelayGuard
 from controlplane.relay_names import strip_result, voices_in
+from controlplane.strangers import seal_strangers
 from controlplane.voices import Voices
 from runtime.errors import BadAudio, InvalidRequest, Overloaded, Unavailable
 from runtime.media import adecode_stream
+from runtime.speaker_token import SpeakerSeal
 from runtime.units import SAMPLE_RATE_HZ
 from speakerd.v1 import common_pb2, node_pb2
 
 RUNNING_MAX = 4 * max(1, os.cpu_count() or 1)
 CHUNK_BYTES_MAX = 1 << 20
 VOICE_IDS_MAX = 1_000
+JobsMax = Callable[[str], Awaitable[int | None]]
+"""How many recordings a tenant may have under way; None: as many as it likes."""
 FIRST_MESSAGE_S = 30.0
 
 
 class Relay:
     """Files on their way to nodes."""
 
-    def __init__(self, fleet: Fleet, nodes: Nodes, library: Voices, guard: RelayGuard) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        nodes: Nodes,
+        library: Voices,
+        guard: RelayGuard,
+        *,
+        seal: SpeakerSeal | None = None,
+        jobs_max: JobsMax | None = None,
+    ) -> None:
         self._fleet = fleet
         self._nodes = nodes
         self._library = library
         self._guard = guard
+        self._seal = seal
+        self._jobs_max = jobs_max
         self._running = 0
+        self._running_of: Counter[str] = Counter()
         self._turn = 0
 
     def __repr__(self) -> str:
@@ -54,7 +71,9 @@ class Relay:
         if self._running >= RUNNING_MAX:
             raise Overloaded("too many recordings are under way; try again", retry_after_s=5.0)
         self._running += 1
+        self._running_of[principal.tenant_id] += 1
         try:
+            await self._require_room(principal.tenant_id)
             opening = await _opening(requests)
             for voice_id in opening.voice_ids:
                 await self._library.find(principal, voice_id, Right.USE)
@@ -69,6 +88,7 @@ class Relay:
             forwarded = node_pb2.FileOpen()
             forwarded.CopyFrom(opening)
             forwarded.tenant_id = principal.tenant_id
+            forwarded.embeddings = opening.embeddings or self._seal is not None
             del forwarded.audiences[:]
             forwarded.audiences.extend(audiences_of(principal))
             if is_container:
@@ -84,12 +104,29 @@ class Relay:
             ):
                 async for answer in answers:
                     if answer.HasField("result"):
+                        if self._seal is not None:
+                            seal_strangers(
+                                answer.result,
+                                self._seal,
+                                tenant_id=principal.tenant_id,
+                                voiceprints_asked=opening.embeddings,
+                            )
                         await self._withhold_erased(principal, answer.result)
                         # Last, and without an await before it is written: whatever happened meanwhile counts.
                         relaying.result(answer.result)
                     yield answer
         finally:
             self._running -= 1
+            self._running_of[principal.tenant_id] -= 1
+            if not self._running_of[principal.tenant_id]:
+                del self._running_of[principal.tenant_id]
+
+    async def _require_room(self, tenant_id: str) -> None:
+        most = None if self._jobs_max is None else await self._jobs_max(tenant_id)
+        if most is not None and self._running_of[tenant_id] > most:
+            raise Overloaded(
+                f"the tenant's quota of {most} recordings at once is used up; try again", retry_after_s=5.0
+            )
 
     async def _withhold_erased(self, principal: Principal, result: node_pb2.FileResult) -> None:
         """Take out who is being erased: a node that froze between its own check and its answer thaws with old names."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import time
 import zipfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,14 @@ from controlplane.identity import token_of
 from controlplane.kek import FileKek, GivenKek, kek_source
 from controlplane.policy import Principal
 from controlplane.scopes import PLATFORM, expand
+from controlplane.strangers import seal_strangers
 from runtime.clock import SteppedClock, SystemClock
-from runtime.errors import Conflict, Denied, InvalidRequest, NotFound, Overloaded
+from runtime.errors import Conflict, Denied, InvalidRequest, NotFound, Overloaded, Unavailable
 from runtime.speaker_token import HeardSpeaker, SpeakerSeal
 from speakerd.administration import Administration, timestamp
 from speakerd.errors import SpeakerdError
-from speakerd.v1 import admin_pb2, people_pb2
-from tests.controlplane.conftest import World, speech
+from speakerd.v1 import admin_pb2, common_pb2, node_pb2, people_pb2
+from tests.controlplane.conftest import World, speech, until
 from tests.controlplane.fake_node import embedding_of
 from tests.controlplane.people import Library, make_key, make_tenant
 
@@ -273,6 +276,50 @@ async def test_a_speaker_who_was_heard_is_enrolled_with_consent_and_without_a_re
     clock.step(24 * 3600.0)
     with pytest.raises(InvalidRequest, match="expired"):
         SpeakerSeal("fk", clock).open(old, tenant_id="t")
+
+
+def test_strangers_in_a_result_get_tokens_and_those_who_were_named_none() -> None:
+    seal = SpeakerSeal("fk", SteppedClock(1_000.0))
+    made = common_pb2.Voiceprint(model="m@1", embedding=embedding_of(b"x"), net_speech_ms=4_000)
+
+    def result() -> node_pb2.FileResult:
+        return node_pb2.FileResult(
+            speakers=[
+                common_pb2.Speaker(speaker="spk_0", voiceprint=made),
+                common_pb2.Speaker(speaker="spk_1", voice_id="v_1", voiceprint=made),
+                common_pb2.Speaker(speaker="spk_2"),
+            ]
+        )
+
+    plain, asked = result(), result()
+    seal_strangers(plain, seal, tenant_id="t", voiceprints_asked=False)
+    seal_strangers(asked, seal, tenant_id="t", voiceprints_asked=True)
+    assert [bool(speaker.token) for speaker in plain.speakers] == [True, False, False]
+    assert not any(speaker.HasField("voiceprint") for speaker in plain.speakers)
+    assert [speaker.HasField("voiceprint") for speaker in asked.speakers] == [True, True, False]
+    assert made.embedding not in plain.speakers[0].token
+    assert seal.open(plain.speakers[0].token, tenant_id="t").embedding == made.embedding
+
+
+async def test_recordings_at_once_are_counted_against_their_quota(world: World) -> None:
+    plane = await world.plane()
+    root = await root_of(world)
+    async with Administration(plane.grpc_address, root) as admin:
+        await admin.set_quotas("default", admin_pb2.Quotas(jobs_max=1))
+    caller = await plane.core.identity.principal(root, "jobs:write")
+    waiting = asyncio.Event()
+
+    async def requests() -> AsyncIterator[node_pb2.DiarizeFileRequest]:
+        await waiting.wait()
+        yield node_pb2.DiarizeFileRequest(open=node_pb2.FileOpen())
+
+    first = asyncio.create_task(anext(plane.core.relay.diarize_file(caller, requests())))
+    await until(lambda: plane.core.relay._running == 1)
+    with pytest.raises(Overloaded, match="quota of 1 recordings"):
+        await anext(plane.core.relay.diarize_file(caller, requests()))
+    waiting.set()
+    with pytest.raises(Unavailable, match="no node"):
+        await first
 
 
 async def test_a_clip_that_is_added_keeps_the_ones_before(any_world: World) -> None:

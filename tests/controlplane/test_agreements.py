@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from controlplane.database.triggers import IMMUTABLE, missing_triggers, postgres
 from controlplane.keys import VoiceAddress
 from controlplane.policy import GLOBAL_TENANT
 from runtime.errors import Conflict, InvalidRequest, NotFound
+from speakerd.administration import timestamp
 from speakerd.v1 import people_pb2
 from tests.controlplane.conftest import World, until
 from tests.controlplane.people import Library, make_key, make_tenant
@@ -226,6 +228,8 @@ async def test_consent_that_is_taken_back_freezes_the_voice_and_a_new_one_brings
     assert (await library.WithdrawConsent(key, voice_id=voice_id)).voice.generation == 2
     with pytest.raises(InvalidRequest, match="full_name"):
         await library.GiveConsent(key, voice_id=voice_id, consent=people_pb2.Consent(full_name="Ada"))
+    with pytest.raises(Conflict, match="withdrawn"):
+        await library.enrol(key, voice_id=voice_id)
     back = await library.GiveConsent(key, voice_id=voice_id, consent=CONSENT)
     assert back.generation == 3
     await until(lambda: ("default", voice_id) in node.voices)
@@ -256,6 +260,9 @@ async def test_a_person_who_opted_out_stays_out_until_they_agree_anew(any_world:
     later = people_pb2.Consent()
     later.CopyFrom(CONSENT)
     later.given_at.FromJsonString("2099-01-01T00:00:00Z")
+    with pytest.raises(InvalidRequest, match="future"):
+        await library.enrol(key, label="Ada", consent=later, subject="emp-1")
+    later.given_at.CopyFrom(timestamp(time.time() + 60))
     again = await library.enrol(key, label="Ada", consent=later, subject="emp-1")
     assert again.voice.voice_id != voice_id
     # Another tenant's person of the same reference is another person.
