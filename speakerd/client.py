@@ -371,6 +371,8 @@ async def _answer(call: Awaitable[AnswerT], *, peer: str) -> AnswerT:
         return await call
     except aio.AioRpcError as error:
         raise error_from_status(error, peer=peer) from None
+    except aio.UsageError:
+        raise SpeakerdError("stale", "the client was closed: open another") from None
 
 
 async def _content(clip: Clip) -> bytes:

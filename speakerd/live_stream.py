@@ -167,8 +167,8 @@ class LiveStream:
             if reading in done:
                 return True
             if not done and loop.time() - began_s < self._patience_s + STALL_S:
-                self._patience_s = min(2 * self._patience_s, WATCHDOG_MAX_S)
-                raise SpeakerdError("unavailable", f"{leg.node_id} has said nothing for {WATCHDOG_S:g} s")
+                silent_s, self._patience_s = self._patience_s, min(2 * self._patience_s, WATCHDOG_MAX_S)
+                raise SpeakerdError("unavailable", f"{leg.node_id} has said nothing for {silent_s:g} s")
             # Either a move has failed, and the stream stays; or it was we who were held up, and not the node.
 
     def _take(self, response: node_pb2.DiarizeResponse) -> None:
