@@ -20,7 +20,7 @@ from tests.simulator.world import BOUND_S, SOUND, Rules, run
 CATCHING_SEEDS = {
     "redis-listed-holders-only": 1,
     "no-self-eviction": 0,
-    "lease-counted-from-receipt": 1,
+    "lease-counted-from-receipt": 319,
     "no-as-of": 4,
     "acknowledgements-with-gaps": 1,
     "without-incarnation": 50,
