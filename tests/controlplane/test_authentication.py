@@ -9,7 +9,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from controlplane.database.schema import api_keys
 from controlplane.identity import add_key, new_key
 from runtime.clock import SystemClock
-from speakerd.v1 import audit_pb2, fleet_pb2, jobs_pb2, people_pb2, streams_pb2
+from speakerd.v1 import admin_pb2, audit_pb2, fleet_pb2, jobs_pb2, people_pb2, streams_pb2
 from tests.controlplane.conftest import World
 from tests.every_method import refusals
 
@@ -17,6 +17,7 @@ TENANTS = [
     people_pb2.DESCRIPTOR.services_by_name["People"],
     streams_pb2.DESCRIPTOR.services_by_name["Streams"],
     jobs_pb2.DESCRIPTOR.services_by_name["Jobs"],
+    admin_pb2.DESCRIPTOR.services_by_name["Admin"],
     audit_pb2.DESCRIPTOR.services_by_name["Audit"],
 ]
 FLEET = fleet_pb2.DESCRIPTOR.services_by_name["Fleet"]
