@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -340,3 +341,31 @@ async def test_sql_and_memory_give_the_same_answers_to_the_same_calls(
             if number % 10 == 9:
                 assert await sides[0].view() == await sides[1].view(), f"after {number + 1} calls"
         assert len(told) > 6
+
+
+async def test_incarnations_that_were_fenced_long_ago_make_room_those_that_never_said_that_they_forgot_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.leases.FENCED_KEPT", 2)
+    monkeypatch.setattr("controlplane.leases.UNWIPED_KEPT", 3)
+    clock = SteppedClock()
+    async with both(f"sqlite+aiosqlite:///{tmp_path / 'speakerd.db'}", clock, monkeypatch) as (sql, _):
+        for number in range(8):
+            joined = NodeReport(f"n{number}", "p", 0, 0, 0, bytes(32), "a:1", MODEL, "joining")
+            incarnation = (await sql.fleet.renew(joined)).incarnation
+            if number % 2:  # every other one says that it has let go; the others fall silent
+                await sql.fleet.renew(replace(joined, incarnation=incarnation, state="fenced"))
+        await sql.fleet.holders()
+        clock.step(11.0)
+        await sql.fleet._reconcile_once()
+        await sql.fleet.renew(NodeReport("n9", "p", 0, 0, 0, bytes(32), "a:1", MODEL, "joining"))
+        async with sql.tables.read() as rows:
+            kept = [lease for number in range(10) for lease in await rows.of_node(f"n{number}")]
+    assert [(lease.incarnation, lease.fenced, lease.wiped) for lease in kept] == [
+        (3, True, False),
+        (5, True, False),
+        (6, True, True),
+        (7, True, False),
+        (8, True, True),
+        (9, False, False),
+    ]
