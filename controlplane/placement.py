@@ -178,9 +178,7 @@ class Placing:
                 if reserved is not None:
                     chosen = next((node for node in nodes if node.node_id == reserved.node_id), None)
                     warm = chosen is not None and is_warm(chosen, wanted)
-                    # A ticket outlives neither a restart of its node nor the loss of its lease.
-                    incarnation = chosen.incarnation if chosen is not None else 0
-                    return self._ticketed(principal, stream_id, reserved, incarnation, warm=warm)
+                    return self._ticketed(principal, stream_id, reserved, warm=warm)
         if not best_first:
             raise Unavailable("no node is serving: start one, or try again", retry_after_s=RETRY_AFTER_S)
         raise Overloaded("every node is full; try again", retry_after_s=RETRY_AFTER_S)
@@ -203,9 +201,7 @@ class Placing:
             )
         )
 
-    def _ticketed(
-        self, principal: Principal, stream_id: str, slot: Reserved, incarnation: int, *, warm: bool
-    ) -> Placement:
+    def _ticketed(self, principal: Principal, stream_id: str, slot: Reserved, *, warm: bool) -> Placement:
         expires_at_s = round(self._clock.wall_s() + self._settings.ticket_s)
         ticket = Ticket(
             principal.tenant_id,
@@ -213,7 +209,8 @@ class Placing:
             slot.node_id,
             expires_at_s,
             secrets.token_hex(16),
-            incarnation,
+            # A ticket outlives neither a restart of its node nor the loss of its lease.
+            slot.incarnation,
             audiences=audiences_of(principal),
         )
         return Placement(

@@ -65,6 +65,7 @@ class Reserved:
 
     node_id: str
     address: str
+    incarnation: int
 
 
 class Registry:
@@ -168,14 +169,14 @@ class Registry:
         if reply is not None:
             self._learn(reply[0])
             if int(reply[1]) == 1:
-                placed = Reserved(reply[2].decode(), reply[3].decode())
+                placed = Reserved(reply[2].decode(), reply[3].decode(), int(reply[4]))
                 self._memory.remember(wish.stream, placed.node_id, now_s + wish.hold_s)
                 self._count(placed.node_id)
                 return placed
             if int(reply[1]) == 0:
                 return None
-        node_id = self._memory.place(wish.stream, wish.candidates, wish.hold_s, now_s)
-        return None if node_id is None else Reserved(node_id, self._memory.address_of(node_id))
+        node = self._memory.place(wish.stream, wish.candidates, wish.hold_s, now_s)
+        return None if node is None else Reserved(node.node_id, node.address, node.incarnation)
 
     async def release(self, stream: str) -> None:
         """Give a slot back that was spoken for and will not be used."""

@@ -144,7 +144,7 @@ return found
 # ARGV: prefix, stream, seconds a node may be silent, seconds the slot is held, seconds the placement is kept, seconds
 # a fault counts, revision to be warm on ('' when no candidate is), number of models, models, number of nodes to avoid,
 # nodes to avoid, then candidates, best first: of the first two the less loaded one is taken, then one after the other.
-# Answers (epoch, 1, node, address), (epoch, 0) when all are full, (epoch, -1) when none of them is known.
+# Answers (epoch, 1, node, address, incarnation), (epoch, 0) when all are full, (epoch, -1) when none is known.
 PLACE = (
     _NOW
     + _EPOCH
@@ -202,7 +202,8 @@ local slots = prefix .. 'slots:' .. chosen
 redis.call('ZADD', slots, now + tonumber(ARGV[4]), stream)
 redis.call('PEXPIRE', slots, math.ceil(tonumber(ARGV[4]) * 1000) + 1000)
 redis.call('SET', prefix .. 'placed:' .. stream, chosen, 'PX', math.ceil(tonumber(ARGV[5]) * 1000))
-return {epoch, 1, chosen, redis.call('HGET', prefix .. 'node:' .. chosen, 'address')}
+local node = redis.call('HMGET', prefix .. 'node:' .. chosen, 'address', 'incarnation')
+return {epoch, 1, chosen, node[1], node[2]}
 """
 )
 

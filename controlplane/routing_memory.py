@@ -120,7 +120,7 @@ class RoutingMemory:
             for stream, node_id in self._placed.items()
         ]
 
-    def place(self, stream: str, candidates: Sequence[str], hold_s: float, now_s: float) -> str | None:
+    def place(self, stream: str, candidates: Sequence[str], hold_s: float, now_s: float) -> NodeView | None:
         """Reserve a slot on the first candidate with room, the stream's last node before others. None: all are full."""
         nodes = {node.node_id: node for node in self.nodes(now_s)}
         before = self._placed.get(stream)
@@ -132,13 +132,8 @@ class RoutingMemory:
             is_own = self._reserved.get(node_id, {}).get(stream, 0.0) > now_s
             if node.streams + node.reserved - is_own < node.streams_max:
                 self.remember(stream, node_id, now_s + hold_s)
-                return node_id
+                return node
         return None
-
-    def address_of(self, node_id: str) -> str:
-        """Where a node is reached; "" when it is unknown."""
-        node = self._nodes.get(node_id)
-        return "" if node is None else node.address
 
     def _num_reserved(self, node_id: str, now_s: float) -> int:
         reserved = self._reserved.get(node_id)
