@@ -8,7 +8,6 @@ waited for as with an erasure.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,7 @@ from controlplane.tenant_keys import TenantKeys
 from controlplane.voice_lookup import NO_SUCH_VOICE, facts_of, find_voice, require
 from controlplane.voices import Voice, Voices
 from runtime.clock import Clock
-from runtime.errors import Conflict, Denied, NotFound
+from runtime.errors import Conflict, NotFound
 
 FROZEN = "frozen"
 WITHDRAWN = "consent was withdrawn"
@@ -49,7 +48,7 @@ class _Now:
 
 
 class VoiceChanges:
-    """The use cases. `moved` is called once a change is committed, so that nodes are told at once."""
+    """The use cases."""
 
     def __init__(
         self, *, database: Database, keys: KeyRing, tenant_keys: TenantKeys, library: Voices, clock: Clock
@@ -210,15 +209,3 @@ class VoiceChanges:
     async def _told(self, voice: VoiceAddress) -> Voice:
         await self._library.spread(voice)
         return await self._library.get(voice)
-
-
-def opened_details(ciphertext: bytes | None, key: DataKey) -> dict[str, Any]:
-    """What `details_ciphertext` holds; empty where there is none."""
-    found: dict[str, Any] = {} if ciphertext is None else json.loads(key.decrypt(ciphertext, "details"))
-    return found
-
-
-def require_super(principal: Principal) -> None:
-    """Raises Denied unless the caller administers the platform."""
-    if not principal.is_super:
-        raise Denied("this is for administrators of the platform (scope platform:admin)")

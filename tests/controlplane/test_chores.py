@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 
+from controlplane import audit_verify
 from controlplane.app import ControlPlane
 from controlplane.chores import Chore, Chores
 from controlplane.database.schema import agreement_events, consents, erasures, idempotency, leaders, samples, voices
@@ -129,6 +130,10 @@ async def test_tombstones_go_when_their_time_is_over_and_consents_stay(any_world
     assert await state_of(plane, voice_id) is None
     async with plane.core.database.read() as connection:
         assert (await connection.execute(select(func.count()).select_from(consents))).scalar_one() == 1
+        found = await audit_verify.verify(
+            connection, checkpoints=(), journal=None, trusted_keys=frozenset(), subject_of=None
+        )
+        assert found.ok, found.problems
 
 
 async def test_a_voice_that_nobody_listens_to_fails_in_the_end_and_its_recordings_go(any_world: World) -> None:
