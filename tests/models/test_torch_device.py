@@ -109,10 +109,10 @@ def test_neighbouring_windows_share_their_filters_and_are_heard_as_alone():
     assert_same(together, alone)
 
 
-def test_a_fast_slot_has_windows_further_apart_and_leaves_silence_alone(monkeypatch):
+def test_a_fast_slot_hears_speech_and_leaves_silence_alone(monkeypatch):
     sound, device = conversation()[SPEECH], engine()
     grid = device.grid_of(SlotKind.FAST_FILE)
-    assert grid.hop_samples > device.grid.hop_samples == device.grid_of(SlotKind.FILE).hop_samples
+    assert grid.hop_samples >= device.grid.hop_samples == device.grid_of(SlotKind.FILE).hop_samples
     device.open(12, 320_000, SlotKind.FAST_FILE)
     device.write(12, np.concatenate([np.zeros(128_000, np.float32), sound]))
     speaking = device.analyze([DueWindow(12, 256_000)])[0]
