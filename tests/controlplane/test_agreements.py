@@ -14,9 +14,11 @@ from controlplane import audit_verify
 from controlplane.app import ControlPlane
 from controlplane.database.schema import agreement_events, consents, data_keys, licences, metadata, voices
 from controlplane.database.triggers import IMMUTABLE, missing_triggers, postgresql_triggers, sqlite_triggers
+from controlplane.holdings import held_after
 from controlplane.keys import VoiceAddress
 from controlplane.policy import GLOBAL_TENANT
 from runtime.errors import Conflict, InvalidRequest, NotFound
+from runtime.tickets import verify_ticket
 from speakerd.administration import timestamp
 from speakerd.v1 import people_pb2
 from tests.controlplane.conftest import World, until
@@ -331,3 +333,38 @@ async def test_a_global_voice_is_seen_by_every_tenant_and_changed_by_none(any_wo
             await getattr(library, name)(admin, voice_id=voice.voice_id, **fields)
     with pytest.raises(NotFound):
         await library.GetVoice(admin, voice_id="v_none")
+
+
+async def test_nodes_are_told_for_whom_each_voice_is_and_tickets_for_whom_each_stream(any_world: World) -> None:
+    plane = await any_world.plane()
+    node = await any_world.node(plane)
+    library, root = Library(plane), await admin_of(any_world)
+    await make_tenant(plane, "acme", "u1")
+    user = await make_key(plane, "acme", "voices:read", "voices:write", "voices:share", user_id="u1")
+    mine = (await library.enrol(user, label="Mine", scope=people_pb2.VOICE_SCOPE_USER)).voice.voice_id
+    ours = (await library.enrol(user, label="Ours", seed=1)).voice.voice_id
+    famous = (
+        await library.enrol(
+            root,
+            label="Famous",
+            seed=2,
+            scope=people_pb2.VOICE_SCOPE_GLOBAL,
+            licence=licence(kind=people_pb2.Licence.KIND_PERPETUAL),
+        )
+    ).voice.voice_id
+
+    async def told() -> dict[str, str]:
+        async with plane.core.database.read() as connection:
+            held = await held_after(connection, node.model, None, 10)
+        return {one.voice.voice_id: one.audience or one.voice.tenant_id for one in held}
+
+    assert await told() == {mine: "acme/u1", ours: "acme", famous: "global"}
+    await library.ShareVoice(user, voice_id=mine)
+    assert await told() == {mine: "acme", ours: "acme", famous: "global"}
+    await until(plane.core.registry.nodes)
+    keys = tuple((await node.renew_once()).ticket_keys)
+    for token, audiences in ((user, ("acme", "acme/u1", "global")), (root, ("default", "global"))):
+        principal = await plane.core.identity.principal(token, "voices:read")
+        placed = await plane.core.placing.place(principal, stream_id="", voice_ids=[], avoid=())
+        ticket = verify_ticket(placed.ticket, keys, node_id=node.node_id, now_s=time.time())
+        assert (ticket.tenant_id, ticket.audiences) == (principal.tenant_id, audiences)
