@@ -27,6 +27,7 @@ TIMES = LeaseTimes(node_lease_s=9.0, lease_s=10.0, renew_s=2.0, hold_s=4.0)
 FAULTS_S = 30.0
 END_S = 68.0
 BOUND_S = 15.0
+LOOK_S = 0.5
 VOICES = 6
 NODES = 3
 
@@ -112,7 +113,7 @@ class World:
         self._after(random.uniform(1.0, 4.0), self._ask)
         self._after(random.uniform(3.0, 8.0), self._befall)
         self._after(2.0, self._stream)
-        self._after(0.5, self._look)
+        self._after(LOOK_S, self._look)
         self._after(FAULTS_S, self._heal)
         try:
             loop.run_until(self.began_s + END_S)
@@ -438,6 +439,9 @@ class World:
     def _look(self) -> None:
         """Twice a second: erasures are proven in time, and nothing lies in memory that has no business there."""
         now_s = self.loop.now_s
+        for plane in self.planes:
+            if not self.network.passes(plane.process, plane.process, "sql"):
+                plane.process.undisturbed_since_s = now_s + LOOK_S  # it may end at any moment until the next look
         for revision, requested_s in self.requested_s.items():
             if self.tables.state.erasures[revision].state != "erasing":
                 continue
@@ -452,7 +456,7 @@ class World:
                 for voice_id in self.erased:
                     if node.store.find("t", voice_id) is not None or node.device.holds(voice_id):
                         self._violated("nobody erased is resident", f"{voice_id} at {node.process.name}")
-        self._after(0.5, self._look)
+        self._after(LOOK_S, self._look)
 
     def _check_quiet(self) -> None:
         """Long after the last fault everything is as it should be."""
