@@ -281,7 +281,16 @@ class ControlPlane:
             reconcile_s=settings.reconcile_s,
         )
         fan_out = FanOut(database=database, keys=keys, fleet=fleet, nodes=nodes, registry=registry, clock=clock)
-        warming = Warming(database=database, keys=keys, fleet=fleet, fan_out=fan_out, nodes=nodes, registry=registry)
+        waiting_voices = Pulse()
+        warming = Warming(
+            database=database,
+            keys=keys,
+            fleet=fleet,
+            fan_out=fan_out,
+            nodes=nodes,
+            registry=registry,
+            incomplete=waiting_voices.beat,
+        )
         reconciler = Reconciler(
             database=database,
             fleet=fleet,
@@ -304,7 +313,6 @@ class ControlPlane:
             preflight_limits=settings.preflight,
             speaker_limits=settings.speaker_checks,
         )
-        waiting_voices = Pulse()
         identity = Identity(database, fleet_key, clock)
         enrolment = Enrolment(
             database=database,

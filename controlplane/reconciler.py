@@ -83,6 +83,7 @@ class Reconciler:
         self._entries_kept = entries_kept
         self._desired = Desired()
         self._suspects: dict[str, _Suspect] = {}
+        self._trusting: set[asyncio.Task[None]] = set()
         # By node id: when it may be made to start over again, and how long the pause after that is.
         self._again: dict[str, tuple[float, float]] = {}
 
@@ -98,8 +99,7 @@ class Reconciler:
             return False
         suspect = self._suspects.get(report.node_id)
         if should.digest == report.voices_digest:
-            if suspect is not None:
-                self._clear(report.node_id, suspect)
+            self._trust(report, suspect)
             return False
         if suspect is None or suspect.incarnation != report.incarnation:
             suspect = self._suspects[report.node_id] = _Suspect(report.incarnation)
@@ -131,7 +131,8 @@ class Reconciler:
 
     async def close(self) -> None:
         """Stop what is under way."""
-        tasks = [suspect.examining for suspect in self._suspects.values() if suspect.examining is not None]
+        examining = [suspect.examining for suspect in self._suspects.values() if suspect.examining is not None]
+        tasks = [*examining, *self._trusting]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -225,12 +226,15 @@ class Reconciler:
         del self._suspects[node_id]
         return True
 
-    def _clear(self, node_id: str, suspect: _Suspect) -> None:
-        """It holds what it should."""
-        if suspect.examining is not None and not suspect.examining.done():
-            return  # looked at again with the next report
-        del self._suspects[node_id]
-        # Awaited by nobody: it is soft state, and the registry's own bound ends it.
-        suspect.examining = asyncio.create_task(
-            self._registry.doubt(node_id, suspect.incarnation, doubted=False), name=f"trust.{node_id}"
-        )
+    def _trust(self, report: NodeReport, suspect: _Suspect | None) -> None:
+        """It holds what it should, and counts as warm again."""
+        if suspect is not None:
+            if suspect.examining is not None and not suspect.examining.done():
+                return  # looked at again with the next report
+            del self._suspects[report.node_id]
+        if self._registry.is_doubted(report.node_id):
+            trusting = asyncio.create_task(
+                self._registry.doubt(report.node_id, report.incarnation, doubted=False), name=f"trust.{report.node_id}"
+            )
+            self._trusting.add(trusting)
+            trusting.add_done_callback(self._trusting.discard)

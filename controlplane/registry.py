@@ -113,7 +113,7 @@ class Registry:
                 node,
                 reserved=max(0, seen.reserved - max(0, node.streams - seen.streams)) if same else seen.reserved,
                 faults=seen.faults,
-                doubted=seen.doubted and same,
+                doubted=seen.doubted and same and node.state == "serving",
             )
         await self._tell(node)
 
@@ -133,6 +133,11 @@ class Registry:
         self._view_s = float("-inf")
         arguments: list[Any] = [PREFIX, node_id, incarnation, int(doubted)]
         self._learn(await self._ask(lambda: self._doubt(args=arguments)))
+
+    def is_doubted(self, node_id: str) -> bool:
+        """Whether a node is under doubt, as far as is known here."""
+        seen = self._view.get(node_id)
+        return self._memory.is_doubted(node_id) or (seen is not None and seen.doubted)
 
     async def forget(self, node_id: str, incarnation: int) -> None:
         """A node left, saying that it holds nothing."""

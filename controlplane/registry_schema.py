@@ -76,9 +76,9 @@ if incarnation == tonumber(ARGV[5]) then
   local grown = tonumber(ARGV[11]) - tonumber(known[2] or 0)
   if grown > 0 then redis.call('ZREMRANGEBYRANK', slots, 0, grown - 1) end
   if known[3] == 'serving' and ARGV[9] == 'serving' then cursor = math.max(cursor, tonumber(known[4] or 0)) end
-else
-  redis.call('HDEL', node, 'doubted')
 end
+-- Who begins anew, under a new incarnation or by reading all again, begins undoubted.
+if incarnation ~= tonumber(ARGV[5]) or ARGV[9] ~= 'serving' then redis.call('HDEL', node, 'doubted') end
 redis.call('HSET', node, 'incarnation', ARGV[5], 'address', ARGV[6], 'model', ARGV[7], 'zone', ARGV[8],
   'state', ARGV[9], 'cursor', cursor, 'streams', ARGV[11], 'streams_max', ARGV[12], 'files', ARGV[13],
   'files_max', ARGV[14], 'lag_ms', ARGV[15])

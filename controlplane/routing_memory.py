@@ -40,7 +40,7 @@ class RoutingMemory:
             return
         if before is not None and before.incarnation == node.incarnation:
             self._count_opened(node.node_id, node.streams - before.streams)
-            node = replace(node, doubted=before.doubted)
+            node = replace(node, doubted=before.doubted and node.state == "serving")
         self._nodes[node.node_id] = node
         self._heard_s[node.node_id] = self._here_s[node.node_id] = now_s
 
@@ -63,6 +63,11 @@ class RoutingMemory:
         node = self._nodes.get(node_id)
         if node is not None and node.incarnation == incarnation:
             self._nodes[node_id] = replace(node, doubted=doubted)
+
+    def is_doubted(self, node_id: str) -> bool:
+        """Whether a node is under doubt, as far as is known here."""
+        node = self._nodes.get(node_id)
+        return node is not None and node.doubted
 
     def advance(self, node_id: str, incarnation: int, cursor: int) -> None:
         """A node acknowledged a revision."""

@@ -8,7 +8,7 @@ incarnation that holds its lease in SQL; an entry of Redis that nobody stands be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy import and_, select
@@ -73,10 +73,21 @@ def sort_out(nodes: Sequence[NodeView], leases: Mapping[str, Lease], held: Held)
 
 
 class Warming:
-    """GetWarm and WarmVoice, and the wait of an enrolment for the nodes."""
+    """GetWarm and WarmVoice, and the wait of an enrolment for the nodes.
+
+    incomplete: called when a voice was written that has no voiceprint yet of the model of some node that serves.
+    """
 
     def __init__(
-        self, *, database: Database, keys: KeyRing, fleet: Fleet, fan_out: FanOut, nodes: Nodes, registry: Registry
+        self,
+        *,
+        database: Database,
+        keys: KeyRing,
+        fleet: Fleet,
+        fan_out: FanOut,
+        nodes: Nodes,
+        registry: Registry,
+        incomplete: Callable[[], None],
     ) -> None:
         self._database = database
         self._keys = keys
@@ -84,6 +95,7 @@ class Warming:
         self._fan_out = fan_out
         self._nodes = nodes
         self._registry = registry
+        self._incomplete = incomplete
 
     def __repr__(self) -> str:
         return "Warming()"
@@ -105,6 +117,8 @@ class Warming:
         """Have a voice that was just written told to all nodes; those that hold it, once all do or a moment later."""
         revision, held = await self._told(voice)
         self._fan_out.grown()
+        if held.revision and any(lease.model not in held.models for lease in self._fan_out.view.serving()):
+            self._incomplete()
         if not revision:
             return ()
         # A voice that nobody is to hold any more is waited for in the same way.
