@@ -31,6 +31,8 @@ from runtime.errors import Denied, InvalidRequest, NotFound
 WAIT_S_MAX = 30.0
 PAGE_MAX = 200
 PAGE_DEFAULT = 50
+LOOK_S = 0.1
+"""How often whoever waits for a proof looks whether another control plane has it."""
 BATCH_VOICES = 50
 """Voices of a tenant that are asked for in one transaction."""
 
@@ -176,7 +178,8 @@ class Erasures:
             left_s = until_s - self._clock.monotonic_s()
             if erasure.state == "erased" or left_s <= 0:
                 return erasure
-            await wait_s(moved, left_s)
+            # Another control plane may be the one that proves it: it beats no pulse of ours.
+            await wait_s(moved, left_s if self._database.is_sqlite else min(left_s, LOOK_S))
 
     async def _look(self, audit_id: str) -> Erasure:
         async with self._database.read() as connection:

@@ -262,6 +262,26 @@ async def test_a_busy_fleet_erases_many_voices_at_once(world: World) -> None:
     assert node.voices == {}
 
 
+async def test_whoever_waits_for_a_proof_learns_of_it_from_whichever_control_plane_has_it(
+    postgresql_url: str, world: World
+) -> None:
+    world.database_url = postgresql_url
+    one = await world.plane()
+    assert one._redis is not None
+    other = await world.plane(redis_url=one._redis.url)
+    await world.node(one)
+    there, here = await world.client(one), await world.client(other)
+    voices = [(await there.enrol(f"P{index}", seed=index)).voice.voice_id for index in range(4)]
+    # Its own worker stands still: the proof is the other's.
+    for worker in other._workers:
+        if worker.get_name() == "erasures.prove":
+            worker.cancel()
+    for voice_id in voices:
+        began_s = time.monotonic()
+        assert (await here.erase(voice_id, wait_ms=20_000)).state == ERASED
+        assert time.monotonic() - began_s < 10
+
+
 async def test_a_reader_that_is_in_the_way_of_the_log_delays_its_end_and_does_not_prevent_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
