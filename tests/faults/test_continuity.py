@@ -93,7 +93,8 @@ async def require_same(client: Client, sounds: list[bytes], told: list[Told], op
         undisturbed.require_in_order()
         assert one.whole() == undisturbed.whole()
         assert not undisturbed.resumed and not one.degraded
-    assert {"Person 0", "Person 1", "Person 2"} < {turn.label for one in told for turn in one.turns}
+    labels = {turn.label for one in told for turn in one.turns}
+    assert any(label.startswith("Person ") for label in labels) and any(label.startswith("spk_") for label in labels)
 
 
 @asynccontextmanager
