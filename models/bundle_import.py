@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ def check_name(name: str, *, replace: bool) -> Path:
 
 def _convert(pipeline: Pipeline, folder: Path, name: str, *, revision: str, origin: str) -> None:
     """Write weights and manifest into a folder."""
-    segmentation, embedding = read_checkpoint(pipeline.segmentation), read_checkpoint(pipeline.embedding)
+    settings, clustering = _pipeline(pipeline), _clustering(pipeline)  # before the work: they may refuse it
+    with ThreadPoolExecutor(2) as readers:
+        segmentation, embedding = readers.map(read_checkpoint, (pipeline.segmentation, pipeline.embedding))
     weights = {
         "segmentation": _write(folder, "segmentation", segmentation.safetensors),
         "embedding": _write(folder, "embedding", embedding.safetensors),
@@ -101,8 +104,8 @@ def _convert(pipeline: Pipeline, folder: Path, name: str, *, revision: str, orig
             "model_revision": _digest_of_all({k: d for k, d in weights.items() if k != "segmentation"})[:12],
             **_network(embedding),
         },
-        "pipeline": _pipeline(pipeline),
-        "clustering": _clustering(pipeline),
+        "pipeline": settings,
+        "clustering": clustering,
     }
     (folder / MANIFEST).write_text(HEADER + toml_text(table))
 

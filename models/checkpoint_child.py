@@ -10,10 +10,12 @@ metadata of which holds under "said" a JSON object: {"architecture", "hyperparam
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -22,6 +24,7 @@ START = (
     "from models.checkpoint_child import main; main(*map(int, sys.argv[1:3]), float(sys.argv[3]), sys.argv[4])"
 )
 DEPTH_MAX = 8
+Reader = Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]
 PREFIX = "pyannote.audio.core."
 
 
@@ -82,42 +85,44 @@ def main(parent_pid: int, memory_bytes_max: int, cpu_s_max: float, kind: str) ->
     from runtime.media_child.confine import confine, shut
 
     confine(parent_pid, memory_bytes_max, cpu_s_max)
-    import torch
-    from safetensors.torch import save
-
-    torch.set_num_threads(1)
-    _warm()
+    read, save = _arrays_reader() if kind == "arrays" else _checkpoint_reader()
     shut(parent_pid)
     with os.fdopen(0, "rb", closefd=False) as file:
         tensors: dict[str, Any] = {}
         said: dict[str, Any] = {}
         try:
-            if kind == "arrays":
-                tensors = _arrays(file)
-            else:
-                tensors, said = _checkpoint(file)
+            tensors, said = read(file)
         except Exception as error:  # noqa: BLE001 (whatever it is, it is the file's fault, and the parent's to tell)
             said = {"error": f"{type(error).__name__}: {error}"[:2_000]}
             tensors = {}
-    out = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"said": json.dumps(said)})
+    out = save(tensors, {"said": json.dumps(said)})
     with os.fdopen(1, "wb", closefd=False) as stdout:
         stdout.write(out)
 
 
-def _warm() -> None:
-    """Read a checkpoint and arrays of our own: loaders import as they work, and after this there is no importing."""
-    import io
-
-    import numpy as np
+def _checkpoint_reader() -> tuple[Reader, Any]:
+    """What reads checkpoints, after it has read one of ours: loaders import as they work, and later there is none."""
     import torch
     from safetensors.torch import save
 
-    ours, theirs = io.BytesIO(), io.BytesIO()
+    torch.set_num_threads(1)
+    ours = io.BytesIO()
     torch.save({"pyannote.audio": {"architecture": {"class": ""}}, "state_dict": {"warm": torch.zeros(1)}}, ours)
-    np.savez(theirs, warm=np.zeros(1))
     ours.seek(0)
-    theirs.seek(0)
-    save(_checkpoint(ours)[0] | _arrays(theirs))
+    save(_checkpoint(ours)[0])
+    return _checkpoint, save
+
+
+def _arrays_reader() -> tuple[Reader, Any]:
+    """The same for arrays, which need no torch."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    ours = io.BytesIO()
+    np.savez(ours, warm=np.zeros(1))
+    ours.seek(0)
+    save(_arrays(ours)[0])
+    return _arrays, save
 
 
 def _checkpoint(file: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -126,7 +131,7 @@ def _checkpoint(file: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     with torch.serialization.safe_globals(ALLOWED):
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     ours = loaded["pyannote.audio"]
-    tensors = {str(name): tensor.clone() for name, tensor in loaded["state_dict"].items()}
+    tensors = {str(name): tensor.clone().contiguous() for name, tensor in loaded["state_dict"].items()}
     wrong = [name for name, tensor in tensors.items() if not isinstance(tensor, torch.Tensor)]
     if wrong:
         raise ValueError(f"state_dict[{wrong[0][:80]!r}] is no tensor")
@@ -137,12 +142,11 @@ def _checkpoint(file: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
-def _arrays(file: Any) -> dict[str, Any]:
+def _arrays(file: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     import numpy as np
-    import torch
 
     with np.load(file, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
+        return {name: np.ascontiguousarray(arrays[name]) for name in arrays.files}, {}
 
 
 def _fields(specifications: Any) -> dict[str, Any]:

@@ -5,10 +5,19 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.naming import Reason, all_of, margins, match_probabilities, name_speakers
+from models.naming import (
+    Candidates,
+    Reason,
+    all_of,
+    margins,
+    match_probabilities,
+    name_speakers,
+    same_voice_probability,
+)
 from tests.models.builtin_engine import bundle
 
 NAMING = bundle().naming
@@ -74,3 +83,41 @@ def test_a_name_is_given_once_and_only_above_every_bound(seed, num_speakers, num
             assert verdict.probability >= NAMING.probability_min
             assert verdict.margin >= NAMING.margin_min
             assert net >= NAMING.net_speech_samples_min
+
+
+def test_the_same_likeness_counts_for_less_among_more_voices():
+    cosines = np.array([[0.5, 0.2]], np.float32)
+    few, many = (Candidates(cosines, np.full(2, LONG), size) for size in (2, 500))
+    assert (
+        match_probabilities(few, np.full(1, LONG), NAMING)[0, 0]
+        > match_probabilities(many, np.full(1, LONG), NAMING)[0, 0]
+    )
+
+
+def test_speech_on_both_sides_counts():
+    weighed = dataclasses.replace(NAMING, speech_weight=-1.0, voice_speech_weight=-1.0)
+
+    def probability(heard_s, enrolled_s):
+        voices = all_of(np.array([[0.45]], np.float32), np.array([enrolled_s * 16_000]))
+        return match_probabilities(voices, np.array([heard_s * 16_000]), weighed)[0, 0]
+
+    assert probability(2, 2) > probability(4, 2) > probability(4, 4)
+    assert probability(4, 6) == probability(4_000, 6_000)  # beyond a bound, more of it says no more
+
+
+def test_a_verdict_reports_the_runner_up_the_margin_and_the_speech_behind_both():
+    voices = all_of(np.array([[0.2, 0.85, 0.4]], np.float32), np.array([3, 5, 7]) * 16_000)
+    verdict = name_speakers(voices, np.array([LONG]), NAMING)[0]
+    assert (verdict.voice, verdict.best, verdict.runner_up) == (1, 1, 2)
+    assert verdict.margin == pytest.approx(0.45)
+    assert verdict.runner_up_cosine == pytest.approx(0.4)
+    assert verdict.runner_up_probability < verdict.probability
+    assert verdict.voice_speech_samples == 5 * 16_000
+    alone = name_speakers(all_of(np.array([[0.1]], np.float32)), np.array([LONG]), NAMING)[0]
+    assert (alone.voice, alone.best, alone.runner_up) == (None, 0, None)
+
+
+def test_two_clips_of_one_voice_are_likelier_one_person_than_clips_of_two():
+    one, near, far = (np.array(v, np.float32) for v in ([1, 0], [0.8, 0.6], [0, 1]))
+    assert same_voice_probability(one, near, LONG, LONG, NAMING) > 0.9
+    assert same_voice_probability(one, far, LONG, LONG, NAMING) < 0.01
