@@ -345,7 +345,7 @@ def main() -> None:
     source.add_argument(
         "--pieces-of", type=Path, nargs="+", metavar="FILE", help="recordings, where there are no voices"
     )
-    parser.add_argument("--speakers", type=int, default=60)
+    parser.add_argument("--speakers", type=int, default=40)
     parser.add_argument("--size", choices=("small", "full"), default="small")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
