@@ -140,12 +140,13 @@ class FileRuns:
                 stopping = tasks.create_task(self._until_stopping(), name="file-stop")
                 tasks.create_task(intake.run(), name="file-read")
                 tasks.create_task(self._tell(peer, request, source, intake, collected), name="file-progress")
-                result = await self._result(request, source, intake, file)
+                found = await self._diarization(request, source, intake, file)
                 collected.set()
                 stopping.cancel()
         except BaseExceptionGroup as group:
             raise first_error(group) from None
-        await _send(peer, result)
+        # Names are decided when nothing is left to wait for: an erasure in the meantime is not overtaken.
+        await _send(peer, await self._named(found, request, intake.received_samples))
 
     async def _until_stopping(self) -> None:
         await self._stopping.wait()
@@ -163,16 +164,15 @@ class FileRuns:
             processed = min(source.analysed, intake.received_samples)
             await _send(peer, events.FileProgress(processed, request.duration_samples))
 
-    async def _result(
+    async def _diarization(
         self, request: events.FileRequest, source: Source, intake: Intake, file: FileCollector
-    ) -> events.FileResult:
+    ) -> Diarization:
         while analyses := await source.take():
             file.add(analyses)
         bounds = speaker_bounds(request.num_speakers, request.min_speakers, request.max_speakers)
         parts = await asyncio.to_thread(file.parts, bounds)
         cosines = await self._cosines(parts, request)
-        found = await asyncio.to_thread(file.finish, intake.received_samples, bounds, cosines)
-        return await self._named(found, request, intake.received_samples)
+        return await asyncio.to_thread(file.finish, intake.received_samples, bounds, cosines)
 
     async def _cosines(self, parts: FloatArray, request: events.FileRequest) -> FloatArray:
         """Of unit vectors (C, D) against the voices in scope now: (C, V). Who is merged with whom may depend on it."""
