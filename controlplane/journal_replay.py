@@ -83,6 +83,12 @@ async def open_and_replay(
     signed = await last_signed(epoch) if last_signed is not None else None
     async with database.write() as connection:
         await locked_head(connection)
+        if str((await connection.execute(select(fleet_head.c.journal_id))).scalar_one()) not in (
+            belongs,
+            journal.journal_id,
+        ):
+            # Two that start on a fresh database, each with a journal of its own: the second is told.
+            raise InvalidRequest(ANOTHERS.format(where=where))
         now_s = clock.wall_s()
         if lost:
             facts = {"journal_id": journal.journal_id, "before": belongs, "why": lost}
@@ -95,8 +101,9 @@ async def open_and_replay(
             await connection.execute(update(erasures).values(journaled=False, is_open=True))
         known = {record.audit_id for record in records if isinstance(record, Erased)}
         await _forget_what_is_missing(connection, known)
-        mark = await mark_of(connection, now_s)
-    await journal.append([mark])
+        # While the head is held, so that marks have the order of the transactions. One whose transaction fails after
+        # all looks like time that was lost: nodes begin anew once, and that is all.
+        await journal.append([await mark_of(connection, now_s)])
     if replayed.again or replayed.is_new_epoch:
         get_logger().warning("journal.replayed", erasures=replayed.again, new_epoch=replayed.is_new_epoch)
     return journal, replayed
