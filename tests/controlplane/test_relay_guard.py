@@ -148,7 +148,7 @@ async def test_an_erasure_waits_until_the_relay_has_taken_the_name_off_its_lips(
 async def test_what_happens_between_the_last_look_at_the_database_and_the_answer_counts(
     world: World, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    plane = await world.plane()
+    plane = await world.plane(node_lease_s=9.0, lease_s=10.0)
     client = await world.client(plane)
     node = await world.node(plane)
     voice_id = (await client.enrol("Alice")).voice.voice_id
