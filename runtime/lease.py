@@ -137,7 +137,7 @@ class Lease:
         return Next.NOTHING
 
     def restart(self) -> None:
-        """What is held is about to be emptied: nothing of the log is applied, and nobody is named before it is again."""
+        """What is held is about to be emptied: nothing of the log is applied, and nobody is named until it is again."""
         self.cursor = 0
         if self.state is LeaseState.SERVING:
             self._move(LeaseState.JOINING)
