@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import numpy as np
 import pytest
 
+import node.voice_store
 from models.analysis import FloatArray
 from models.online import OnlineParams
 from models.seams import Gallery
@@ -202,3 +203,19 @@ def test_a_gallery_grows_and_keeps_what_it_holds(gallery: Gallery) -> None:
     gallery.zero([0, 199, 5_000])
     assert not scores_of(gallery, [0, 199], [0, 199]).any()
     assert scores_of(gallery, [7], [7])[0, 0] > 0.99
+
+
+async def test_of_very_many_voices_the_nearest_are_told_and_those_that_speakers_carry(
+    store: VoiceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node.voice_store, "WHOLE_ROSTER_MAX", 20)
+    monkeypatch.setattr(node.voice_store, "NEAREST", 3)
+    for number in range(30):
+        await put(store, f"v{number:02}", number)
+    queries = np.stack([unit(7), unit(21)])
+    cosines, roster = await store.scores(queries, store.candidates("t"), carried={"v15", "gone"})
+    plain = queries @ np.stack([unit(number) for number in range(30)]).T
+    nearest = {int(place) for row in plain for place in np.argsort(-row)[:3]}
+    assert set(roster.generations) == {f"v{number:02}" for number in nearest | {15}}
+    assert roster.num_in_scope == 30
+    np.testing.assert_allclose(cosines, plain[:, sorted(nearest | {15})], atol=1e-6)
