@@ -38,7 +38,9 @@ async def wait_for_any(events: Sequence[asyncio.Event], seconds: float) -> None:
 async def wait_s(event: asyncio.Event, seconds: float) -> bool:
     """Wait for an event, at most so long. Whether it came."""
     try:
-        await asyncio.wait_for(event.wait(), max(0.0, seconds))
+        # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the event.
+        async with asyncio.timeout(max(0.0, seconds)):
+            await event.wait()
     except TimeoutError:
         return False
     return True
