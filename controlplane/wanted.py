@@ -24,6 +24,8 @@ from runtime.errors import NotFound
 KEPT_MAX = 10_000
 KEPT_S = 5.0
 """However quiet the log: a voice may leave by other ways than the log."""
+STALE_S = 15.0
+"""For so long it is still answered, while it is read anew beside."""
 DUTY = 20.0
 NO_SUCH_VOICE = "no such voice"
 
@@ -73,14 +75,26 @@ class Wanting:
         kept = self._kept.get(key)
         if kept is not None:
             age_s = now_s - kept.read_s
-            if age_s < KEPT_S and (kept.head == head or (not asked and age_s < DUTY * kept.took_s)):
+            is_good = kept.head == head or (not asked and age_s < DUTY * kept.took_s)
+            if is_good and age_s < KEPT_S:
                 return kept.wanted
-        # Whoever asks the same meanwhile waits for the same answer.
+            if is_good and age_s < STALE_S:
+                self._reader(key, scope, head)
+                return kept.wanted
+        return await asyncio.shield(self._reader(key, scope, head))
+
+    def _reader(self, key: _Key, scope: Scope, head: int) -> asyncio.Task[Wanted]:
+        """The one reading of this that is under way: whoever asks the same meanwhile waits for the same answer."""
         reading = self._reading.get(key)
         if reading is None:
             reading = self._reading[key] = asyncio.create_task(self._read(key, scope, head), name="wanted.read")
-            reading.add_done_callback(lambda _: self._reading.pop(key, None))
-        return await asyncio.shield(reading)
+            reading.add_done_callback(lambda done: self._have_read(key, done))
+        return reading
+
+    def _have_read(self, key: _Key, done: asyncio.Task[Wanted]) -> None:
+        self._reading.pop(key, None)
+        if done.cancelled() or done.exception() is not None:
+            self._kept.pop(key, None)  # whoever asks next waits, and is told why
 
     async def _read(self, key: _Key, scope: Scope, head: int) -> Wanted:
         began_s = self._clock.monotonic_s()
