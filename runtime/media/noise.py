@@ -24,7 +24,7 @@ Powers = npt.NDArray[np.float64]
 
 WINDOW_SAMPLES = 512  # 32 ms
 HOP_SAMPLES = 256
-SMOOTHED_FRAMES = 9  # 160 ms: shorter than a pause between words
+SMOOTHED_FRAMES = 5  # 96 ms: shorter than a pause between words
 QUIET_SHARE = 0.02
 # Bins of 31 Hz: narrow enough to see between harmonics, then wider. What is below 60 Hz nobody hears as noise.
 _EDGES = np.unique(np.round(np.concatenate([np.linspace(2, 32, 11), np.geomspace(34, 257, 14)])).astype(int))

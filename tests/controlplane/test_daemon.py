@@ -35,7 +35,8 @@ def tones(seconds: float, *frequencies: float) -> bytes:
     """A voice to the null engine, as 16-bit samples."""
     at = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
     mixed = np.sum([np.sin(2 * np.pi * frequency * at) for frequency in frequencies], axis=0)
-    return (0.3 * mixed / len(frequencies) * (at % 1.0 < 0.85) * 32767).astype("<i2").tobytes()
+    room = np.random.default_rng(0).normal(0, 1e-4, len(at))
+    return ((0.3 * mixed / len(frequencies) * (at % 1.0 < 0.85) + room) * 32767).astype("<i2").tobytes()
 
 
 ADA = (300.0, 900.0, 2100.0)

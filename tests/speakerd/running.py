@@ -24,7 +24,8 @@ def tones(seconds: float, *frequencies: float) -> np.ndarray:
     """A voice to the null engine: (N,) float32. It pauses for 0.15 s in every second, as hum does not."""
     at = np.arange(round(seconds * RATE)) / RATE
     mixed = np.sum([np.sin(2 * np.pi * frequency * at) for frequency in frequencies], axis=0)
-    return (0.3 * mixed / len(frequencies) * (at % 1.0 < 0.85)).astype(np.float32)
+    room = np.random.default_rng(0).normal(0, 1e-4, len(at))
+    return (0.3 * mixed / len(frequencies) * (at % 1.0 < 0.85) + room).astype(np.float32)
 
 
 def write_voice(path: Path, seconds: float, *voices: tuple[float, ...]) -> Path:
