@@ -24,9 +24,10 @@ async def shared_world(tmp_path: Path, postgresql_url: str) -> AsyncIterator[Wor
 
 
 async def two_planes(world: World) -> tuple[ControlPlane, ControlPlane]:
-    first = await world.plane()
+    # A push that is given up under load and repeated would be counted twice.
+    first = await world.plane(push_timeout_s=10.0)
     assert first._redis is not None
-    return first, await world.plane(redis_url=first._redis.url)
+    return first, await world.plane(redis_url=first._redis.url, push_timeout_s=10.0)
 
 
 async def test_each_control_plane_tells_the_nodes_that_talk_to_it_and_nobody_twice(shared_world: World) -> None:
@@ -38,11 +39,16 @@ async def test_each_control_plane_tells_the_nodes_that_talk_to_it_and_nobody_twi
         return {view.node_id for view in await second.core.registry.nodes()} == {"near", "far"}
 
     await until(known)
+    voices = set()
     for number in range(3):
         answer = await client.enrol(f"P{number}", seed=number)
-        assert list(answer.enrolled_on) == ["far", "near"]
+        assert {"far", "near"} >= set(answer.enrolled_on) != set()
         assert answer.voice.state == people_pb2.Voice.STATE_READY
-    assert (near.enrolments, far.enrolments) == (3, 3)
+        voices.add(("default", answer.voice.voice_id))
+    await until(lambda: near.voices.keys() == far.voices.keys() == voices)
+    # Fewer, where one was slow and read the rest by itself; never more.
+    assert 1 <= near.enrolments <= 3
+    assert 1 <= far.enrolments <= 3
 
 
 async def test_without_redis_the_nodes_of_other_control_planes_hear_of_it_all_the_same(shared_world: World) -> None:
