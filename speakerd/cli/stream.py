@@ -40,6 +40,9 @@ def stream(
     ] = True,
     enroll: EnrollOption = None,
     exclusive: Annotated[bool, typer.Option("--exclusive", help="One speaker at a time.")] = False,
+    resume: Annotated[
+        float, typer.Option(min=0.0, max=3600.0, help="Seconds to look for a node to go on at when one is lost.")
+    ] = 60.0,
     server: ServerOption = None,
     key: KeyOption = None,
     data: ServersDataOption = None,
@@ -58,7 +61,7 @@ def stream(
     distinct_stems(files or [], ".rttm")
     streaming = _Streaming(
         out=Output(as_json=as_json),
-        options=StreamOptions(latency_ms=round(latency * 1000), exclusive=exclusive),
+        options=StreamOptions(latency_ms=round(latency * 1000), exclusive=exclusive, resume_s=resume),
         realtime=realtime,
         out_dir=out_dir,
     )

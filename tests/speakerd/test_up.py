@@ -149,7 +149,7 @@ def test_killing_it_leaves_nothing_behind_and_loses_nobody(tmp_path: Path, recor
 
     # And in mid-stream, asked to stop: it drains, exits 0, whoever streamed is told, and what was heard is kept.
     command = [sys.executable, "-m", "speakerd", "stream", str(recordings / "long.wav"), "--data", str(again.data)]
-    command += ["--out", str(tmp_path / "turns")]
+    command += ["--out", str(tmp_path / "turns"), "--resume", "2"]
     streaming = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     assert streaming.stdout is not None
     assert any("–" in line for line in iter(streaming.stdout.readline, ""))  # a first turn
