@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from controlplane.database.schema import api_keys, tenants, users
 from controlplane.policy import GLOBAL_TENANT, Principal
 from controlplane.quotas import Quotas, Used
-from runtime.errors import NotFound
+from runtime.errors import NotFound, Unauthenticated
 
 NO_SUCH_TENANT = "no such tenant"
 NO_SUCH_USER = "no such user"
@@ -77,6 +77,17 @@ async def reachable(connection: AsyncConnection, principal: Principal, tenant_id
     if row is None or row.closed_at_s is not None or not is_allowed or wanted == GLOBAL_TENANT:
         raise NotFound(NO_SUCH_TENANT)
     return wanted
+
+
+async def require_open(connection: AsyncConnection, principal: Principal) -> None:
+    """Raises Unauthenticated for a caller whose tenant or user was closed since the call began. Hold the head."""
+    tenant = await tenant_row(connection, principal.tenant_id)
+    is_open = tenant is not None and tenant.closed_at_s is None
+    if is_open and principal.user_id is not None:
+        user = await user_row(connection, principal.tenant_id, principal.user_id)
+        is_open = user is not None and user.closed_at_s is None
+    if not is_open:
+        raise Unauthenticated("the tenant or the user of this API key was closed in the meantime")
 
 
 async def reachable_key(connection: AsyncConnection, principal: Principal, key_id: str) -> Key:

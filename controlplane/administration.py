@@ -232,10 +232,12 @@ class Administration:
         return made, secret
 
     async def revoke_key(self, principal: Principal, key_id: str) -> Key:
-        """End a key now. Repeating it changes nothing. Raises NotFound."""
+        """End a key now. Repeating it changes nothing. Raises NotFound, Denied for a key that one could not give."""
         async with self._database.write() as connection:
             await locked_head(connection)
             old = await reachable_key(connection, principal, key_id)
+            if not may_grant(principal, old.scopes):
+                raise Denied("scopes: a key with platform:admin is ended by administrators of the platform")
             if old.revoked_at_s is None:
                 await connection.execute(
                     update(api_keys).where(api_keys.c.key_id == key_id).values(revoked_at_s=self._clock.wall_s())

@@ -16,6 +16,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane import audit, usage
+from controlplane.accounts import require_open
 from controlplane.agreements import (
     Consent,
     Dated,
@@ -105,12 +106,11 @@ class EnrolmentStore:
         return str(row.voice_id)
 
     async def store(self, storing: Storing) -> VoiceAddress:
-        """Make it durable. Raises Conflict, Overloaded, Unavailable."""
+        """Make it durable. Raises Conflict, Overloaded, Unauthenticated, Unavailable."""
         principal, request, place = storing.principal, storing.request, storing.place
-        wrapped = b""
         if isinstance(place, New):
             voice, generation = VoiceAddress(place.facts.tenant_id, f"v_{secrets.token_hex(10)}"), 1
-            key, wrapped = self._keys.make(voice)
+            key, _ = self._keys.make(voice)
         else:
             voice, generation, key = place.voice, place.before.generation + 1, place.key
             if place.before.state == FROZEN and not request.consent.is_whole:
@@ -126,6 +126,8 @@ class EnrolmentStore:
             async with self._database.write() as connection:
                 # Who writes takes the head first, everywhere, so that no two wait for each other.
                 await locked_head(connection)
+                # Listening takes seconds. Who was closed meanwhile had their voices erased, and this one would stay.
+                await require_open(connection, principal)
                 said = await self._said(connection, voice, request)
                 if isinstance(place, New):
                     stored_bytes = sum(blob.blob_bytes for blob in kept)
@@ -136,7 +138,9 @@ class EnrolmentStore:
                         facts=place.facts,
                         said=said,
                         key=key,
-                        wrapped=wrapped,
+                        # Not before the head is held: the key that wraps may have been exchanged, and the old one
+                        # dropped, while the recordings were stored.
+                        wrapped=self._keys.wrap(key),
                         kek_id=self._keys.kek_id,
                         now_s=signed.at_s,
                     )
@@ -201,11 +205,14 @@ class EnrolmentStore:
             evidence = await keep_licence(connection, self._keys, dated, request.licence)
             return {"evidence": evidence}
         voice = dated.voice
-        subject = await subject_of(connection, voice)
+        subjects = [await subject_of(connection, voice)]
         if request.subject:
-            subject = await self._tenant_keys.subject_index(connection, voice.tenant_id, request.subject)
-        if subject is not None:
-            await require_not_opted_out(connection, voice.tenant_id, subject, request.consent)
+            subjects.append(await self._tenant_keys.subject_index(connection, voice.tenant_id, request.subject))
+        # Both: who opted out is not enrolled again by calling them something else.
+        for one in subjects:
+            if one is not None:
+                await require_not_opted_out(connection, voice.tenant_id, one, request.consent)
+        subject = subjects[-1]
         if request.consent == Consent() and not request.subject:
             return {}
         evidence = await keep_consent(

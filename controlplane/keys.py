@@ -33,10 +33,11 @@ class VoiceAddress:
 class DataKey:
     """A voice's own key, in the clear. Lives as long as the operation that needs it."""
 
-    __slots__ = ("_aead", "_voice")
+    __slots__ = ("_aead", "_key", "_voice")
 
     def __init__(self, voice: VoiceAddress, key: bytes) -> None:
         self._voice = _framed(voice.tenant_id, voice.voice_id)
+        self._key = key
         self._aead = AESGCM(key)
 
     def __repr__(self) -> str:
@@ -53,6 +54,10 @@ class DataKey:
             return self._aead.decrypt(ciphertext[:NONCE_BYTES], ciphertext[NONCE_BYTES:], self._aad(what))
         except InvalidTag:
             raise SpeakerdError("a stored ciphertext does not open: it is damaged or has been moved") from None
+
+    def wrapped_by(self, wrapping: _Wrapping) -> bytes:
+        """This key as it is stored, bound to the voice."""
+        return wrapping.wrap(self._key, self._voice)
 
     def _aad(self, what: tuple[str | int, ...]) -> bytes:
         return self._voice + _framed(*what)
@@ -100,8 +105,12 @@ class KeyRing:
 
     def make(self, voice: VoiceAddress) -> tuple[DataKey, bytes]:
         """A new data key, and how it is stored: wrapped, and bound to the voice."""
-        key = os.urandom(KEY_BYTES)
-        return DataKey(voice, key), self._ring[0].wrap(key, _framed(voice.tenant_id, voice.voice_id))
+        key = DataKey(voice, os.urandom(KEY_BYTES))
+        return key, self.wrap(key)
+
+    def wrap(self, key: DataKey) -> bytes:
+        """A data key as it is stored: by the key that wraps at this moment, whose `kek_id` is to be stored with it."""
+        return key.wrapped_by(self._ring[0])
 
     def open(self, voice: VoiceAddress, wrapped: bytes) -> DataKey:
         """The data key of a voice. Raises SpeakerdError (internal) when wrapped by another key or for another voice."""

@@ -21,33 +21,40 @@ PAGE_VOICES = 500
 
 
 class TenantKeys:
-    """Reads, makes and forgets tenants' keys, and remembers those that it has read."""
+    """Reads, makes and forgets tenants' keys.
+
+    What is stored is asked for each time, and only its opening is spared: a key that was made in a transaction which
+    came to nothing, or forgotten by another control plane, is not gone on with.
+    """
 
     def __init__(self, keys: KeyRing, clock: Clock) -> None:
         self._keys = keys
         self._clock = clock
-        self._known: dict[str, bytes] = {}
+        # By tenant: as it is stored, and in the clear.
+        self._known: dict[str, tuple[bytes, bytes]] = {}
 
     def __repr__(self) -> str:
         return "TenantKeys(…)"
 
     async def find(self, connection: AsyncConnection, tenant_id: str) -> bytes | None:
         """A tenant's key, or None while there is nothing to be found under it."""
+        name = _name(tenant_id)
+        query = select(wrapped_secrets.c.wrapped).where(wrapped_secrets.c.name == name)
+        wrapped = (await connection.execute(query)).scalar_one_or_none()
+        if wrapped is None:
+            self._known.pop(tenant_id, None)
+            return None
+        stored = bytes(wrapped)
         known = self._known.get(tenant_id)
-        if known is None:
-            name = _name(tenant_id)
-            query = select(wrapped_secrets.c.wrapped).where(wrapped_secrets.c.name == name)
-            wrapped = (await connection.execute(query)).scalar_one_or_none()
-            if wrapped is not None:
-                known = self._known[tenant_id] = self._keys.open_secret(name, bytes(wrapped))
-        return known
+        if known is None or known[0] != stored:
+            known = self._known[tenant_id] = (stored, self._keys.open_secret(name, stored))
+        return known[1]
 
     async def find_or_make(self, connection: AsyncConnection, tenant_id: str) -> bytes:
         """A tenant's key, within a transaction that holds the head: two that make it would make two."""
         known = await self.find(connection, tenant_id)
         if known is None:
             known = os.urandom(KEY_BYTES)
-            # Remembered only when it is read again: this transaction may yet be rolled back.
             await _store(connection, self._keys, _name(tenant_id), known, self._clock.wall_s())
         return known
 

@@ -272,6 +272,17 @@ async def test_a_person_who_opted_out_stays_out_until_they_agree_anew(any_world:
     await library.enrol(await make_key(plane, "other", "admin"), label="Ada", subject="emp-1")
 
 
+async def test_a_person_who_opted_out_is_not_enrolled_anew_as_somebody_else(world: World) -> None:
+    plane = await world.plane()
+    library, key = Library(plane), await admin_of(world)
+    await world.node(plane)
+    voice_id = (await library.enrol(key, label="Ada", consent=CONSENT, subject="emp-1")).voice.voice_id
+    await library.WithdrawConsent(key, voice_id=voice_id, opt_out=True)
+    with pytest.raises(Conflict, match="opted out"):
+        await library.enrol(key, voice_id=voice_id, consent=CONSENT, subject="emp-2")
+    assert (await library.GetVoice(key, voice_id=voice_id)).state == people_pb2.Voice.STATE_FROZEN
+
+
 async def test_opting_out_needs_to_know_who_it_is(world: World) -> None:
     plane = await world.plane()
     library, key = Library(plane), await admin_of(world)
