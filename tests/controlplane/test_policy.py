@@ -145,6 +145,15 @@ def test_scopes_of_dialects_include_those_of_the_core_and_administrators_have_al
         validate(set())
 
 
+def test_what_asks_for_the_platform_is_not_had_by_administrators_of_a_tenant() -> None:
+    admin = Principal("a", "k", expand({ADMIN}))
+    for scope in set(SCOPES) - {PLATFORM}:
+        admin.require(scope)
+    with pytest.raises(Denied, match=PLATFORM):
+        admin.require(PLATFORM)
+    Principal("a", "k", expand({PLATFORM})).require(PLATFORM)
+
+
 def test_nobody_gives_more_than_they_have() -> None:
     assert may_grant(Principal("a", "k", expand({ADMIN})), {ADMIN, "voice.read"})
     assert not may_grant(Principal("a", "k", expand({ADMIN})), {PLATFORM})
