@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from controlplane.agreements import unproven
 from controlplane.audit import GENESIS, Broken, Entry, walk
 from controlplane.audit_checkpoints import Checkpoint, opened
-from controlplane.database.schema import data_keys, erasures, voiceprints, voices
+from controlplane.database.schema import data_keys, erasures, voiceprint_members, voiceprints, voices
 from controlplane.database.triggers import missing_triggers
 from controlplane.erasure_journal import Erased, Record
 from controlplane.erasure_rows import GONE
@@ -233,7 +233,11 @@ async def _check_voices(connection: AsyncConnection, problems: list[str]) -> Non
         .where(voices.c.state.not_in(GONE), erasures.c.generation >= voices.c.generation)
     )
     wrong = [f"the voice of erasure {row.audit_id} has come back" for row in await connection.execute(back)]
-    for table, what in ((data_keys, "data key"), (voiceprints, "voiceprint")):
+    for table, what in (
+        (data_keys, "data key"),
+        (voiceprints, "voiceprint"),
+        (voiceprint_members, "voiceprint of a recording"),
+    ):
         kept = exists().where(table.c.tenant_id == voices.c.tenant_id, table.c.voice_id == voices.c.voice_id)
         query = select(erasures.c.audit_id).join(voices, erased_of).where(voices.c.state.in_(GONE), kept)
         wrong += [

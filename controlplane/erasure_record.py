@@ -168,11 +168,12 @@ async def blobs_deleted(
 async def close(
     connection: AsyncConnection, keys: KeyRing, erasure: Erasure, still_residual: Sequence[str], now_s: float
 ) -> int | None:
-    """Nothing is left to do but to hear of residual nodes; a row of the audit for those that were heard of."""
+    """Residual nodes were heard of; a row of the audit for them. Closed once nothing else is left to do either."""
+    is_done = erasure.state == "erased" and erasure.journaled and not erasure.blobs_pending
     await connection.execute(
         update(erasures)
         .where(erasures.c.audit_id == erasure.audit_id)
-        .values(residual_node_ids=json.dumps(list(still_residual)), is_open=bool(still_residual))
+        .values(residual_node_ids=json.dumps(list(still_residual)), is_open=bool(still_residual) or not is_done)
     )
     cleared = [node_id for node_id in erasure.residual_node_ids if node_id not in still_residual]
     if not cleared:

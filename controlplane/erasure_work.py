@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import ColumnElement, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane import erasure_record, leases
@@ -131,10 +131,12 @@ class ErasureWork:
             erasures.c.state == "erasing", erasures.c.blobs_pending.is_(True), erasures.c.journaled.is_(False)
         )
         query = select(erasures).where(erasures.c.is_open.is_(True), pressing)
+        # Those whose recordings alone are left come last: while their store is away they may be more than a page.
+        last = case((erasures.c.state == "erasing", 0), else_=1)
         async with self._database.read() as connection:
             found = [
                 erasure_of(row)
-                for row in await connection.execute(query.order_by(erasures.c.revision).limit(PAGE_ERASURES))
+                for row in await connection.execute(query.order_by(last, erasures.c.revision).limit(PAGE_ERASURES))
             ]
         erasing = [erasure for erasure in found if erasure.state == "erasing"]
         self._metrics.erasures_pending.set(len(erasing))

@@ -79,6 +79,7 @@ class Export:
             for name, rows in (await self._tables(voice, key)).items():
                 archive.writestr(f"{name}.json", _json(rows), zipfile.ZIP_DEFLATED)
             for name, row in _named(await self._samples(voice)):
+                await self._require_not_erased(voice)
                 ciphertext = await self._blobs.get(row.blob_key)
                 if ciphertext is not None:
                     archive.writestr(
@@ -104,6 +105,13 @@ class Export:
             }
             await audit.append(connection, "voice.exported", at_s=self._clock.wall_s(), facts=facts)
         return voice, self._keys.open(voice, bytes(wrapped))
+
+    async def _require_not_erased(self, voice: VoiceAddress) -> None:
+        # We hold the key, and whoever reads slowly would get recordings long after the voice was erased.
+        async with self._database.read() as connection:
+            key = await connection.execute(select(data_keys.c.kek_id).where(*_of(data_keys, voice)))
+            if key.one_or_none() is None:
+                raise NotFound(NO_SUCH_VOICE)
 
     async def _tables(self, voice: VoiceAddress, key: DataKey) -> dict[str, list[dict[str, Any]]]:
         subject = self._keys.subject(voice.tenant_id, voice.voice_id)

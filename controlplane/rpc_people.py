@@ -33,12 +33,15 @@ from controlplane.scopes import (
     VOICES_SHARE,
     VOICES_WRITE,
 )
-from runtime.errors import Overloaded, SpeakerdError
+from runtime.errors import InvalidRequest, Overloaded, SpeakerdError
 from runtime.grpc_server import bearer
 from speakerd.v1 import node_pb2, people_pb2, people_pb2_grpc
 
 UPLOADS_MAX = 32
 """Enrolments at once: the clips of each lie in memory, up to TOTAL_BYTES_MAX."""
+
+NODE_IDS_MAX = 1_000
+"""Nodes that a call may name."""
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -91,6 +94,8 @@ class PeopleServicer(people_pb2_grpc.PeopleServicer):
     async def WarmVoice(self, request: people_pb2.WarmVoiceRequest, context: Context) -> people_pb2.WarmStatus:  # noqa: N802
         """Send a voice to nodes again."""
         principal = await self._caller(context, VOICES_WRITE)
+        if len(request.node_ids) > NODE_IDS_MAX:
+            raise InvalidRequest(f"node_ids: at most {NODE_IDS_MAX}; empty means all that serve")
         voice = await self._people.library.find(principal, request.voice_id, Right.SEE)
         return warmth_on_the_wire(await self._people.library.warm(voice, tuple(request.node_ids)))
 

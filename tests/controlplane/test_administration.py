@@ -179,6 +179,42 @@ async def test_all_that_is_held_on_a_person_is_handed_over_in_the_clear_and_audi
         await library.export(root, voice.voice_id)
 
 
+async def test_a_call_that_names_very_many_nodes_is_refused(world: World) -> None:
+    plane = await world.plane()
+    library, root = Library(plane), await root_of(world)
+    voice_id = (await library.enrol(root, label="Ada")).voice.voice_id
+    assert len((await library.WarmVoice(root, voice_id=voice_id, node_ids=["n"])).outcomes) == 1
+    with pytest.raises(InvalidRequest, match="node_ids"):
+        await library.WarmVoice(root, voice_id=voice_id, node_ids=[f"n{number}" for number in range(1_001)])
+
+
+async def test_an_export_that_is_under_way_ends_with_the_voice(world: World) -> None:
+    plane = await world.plane()
+    library, root = Library(plane), await root_of(world)
+    voice_id = (await library.enrol(root, label="Ada")).voice.voice_id
+    blobs, get, found = plane.core.blobs, plane.core.blobs.get, []
+
+    async def delete(_key: str) -> None:
+        raise Unavailable("the recordings' store is away")
+
+    async def get_and_note(key: str) -> bytes | None:
+        found.append(await get(key))
+        return found[-1]
+
+    blobs.delete, blobs.get = delete, get_and_note  # type: ignore[method-assign]
+    samples_of = plane.core.people.export._samples
+
+    async def samples_and_erase(voice: Any) -> Any:
+        rows = await samples_of(voice)
+        await library.EraseVoice(root, voice_id=voice_id)
+        return rows
+
+    plane.core.people.export._samples = samples_and_erase  # type: ignore[method-assign]
+    with pytest.raises(NotFound):
+        await library.export(root, voice_id)
+    assert found == []
+
+
 async def test_a_new_key_encryption_key_takes_over_while_everything_goes_on(world: World) -> None:
     async with world.running() as plane:
         library, root = Library(plane), await root_of(world)

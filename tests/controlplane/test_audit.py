@@ -13,13 +13,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc import aio
 from sqlalchemy import text
 
-from controlplane import audit, audit_checkpoints
+from controlplane import audit, audit_checkpoints, erasure_work
 from controlplane.app import ControlPlane
 from controlplane.audit_checkpoints import opened, signed
 from controlplane.audit_verify import verify
 from controlplane.identity import add_key, new_key
 from runtime.clock import SystemClock
-from runtime.errors import InvalidRequest
+from runtime.errors import InvalidRequest, Unavailable
 from speakerd.v1 import audit_pb2, audit_pb2_grpc, people_pb2
 from tests.controlplane.conftest import Client, World, until
 
@@ -120,6 +120,11 @@ HANDS = {
     "data key": [
         "INSERT INTO data_keys (tenant_id, voice_id, wrapped, created_at_s)"
         " SELECT tenant_id, voice_id, hash, 0 FROM voices, audit WHERE audit.sequence = 1"
+    ],
+    "voiceprint of a recording": [
+        "INSERT INTO voiceprint_members (tenant_id, voice_id, model, generation, clip, net_speech_ms, left_out,"
+        " ciphertext) SELECT tenant_id, voice_id, 'm', 1, 0, 1, (1 = 0), hash FROM voices, audit"
+        " WHERE audit.sequence = 1"
     ],
     "erased without an erasure": ["UPDATE erasures SET voice_id = 'v_other'"],
 }
@@ -287,6 +292,38 @@ async def test_a_residual_node_that_wakes_clears_itself_and_one_that_never_does_
     with pytest.raises(aio.AioRpcError) as refused:
         await stub.AssertDestroyed(audit_pb2.AssertDestroyedRequest(node_id="never"), metadata=client.metadata)
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_an_operators_word_on_a_node_does_not_end_an_erasure_whose_recordings_are_left(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    stub = audit_pb2_grpc.AuditStub(client.channel)
+    await world.node(plane)
+    gone = await world.node(plane, "node-2")
+    voice_id = (await client.enrol("Alice")).voice.voice_id
+    gone.freeze()
+    monkeypatch.setattr(erasure_work, "BLOBS_AGAIN_S", 0.1)
+    blobs, delete = plane.core.blobs, plane.core.blobs.delete
+    assert len(await blobs.list()) == 1
+
+    async def away(_key: str) -> None:
+        raise Unavailable("the recordings' store is away")
+
+    blobs.delete = away  # type: ignore[method-assign]
+    erasure = await client.erase(voice_id, wait_ms=10_000)
+    assert list(erasure.residual_node_ids) == ["node-2"]
+    request = audit_pb2.AssertDestroyedRequest(node_id="node-2", trigger_user="ops-7")
+    assert (await stub.AssertDestroyed(request, metadata=client.metadata)).num_erasures == 1
+    blobs.delete = delete  # type: ignore[method-assign]
+
+    async def is_done() -> bool:
+        asked = people_pb2.GetErasureRequest(audit_id=erasure.audit_id)
+        found = await client.people.GetErasure(asked, metadata=client.metadata)
+        return not found.blobs_pending and not await blobs.list()
+
+    await until(is_done)
 
 
 async def test_erasures_are_listed_newest_first_and_only_the_tenants_own(any_world: World) -> None:

@@ -14,7 +14,7 @@ import pytest
 from grpc import aio
 from sqlalchemy import text
 
-from controlplane import audit
+from controlplane import audit, erasure_work
 from controlplane.completion import _waiting
 from controlplane.database import engine
 from controlplane.holdings import Print
@@ -22,7 +22,7 @@ from controlplane.identity import add_key, new_key
 from controlplane.nodes import Analysis
 from controlplane.scopes import ADMIN
 from runtime.clock import SystemClock
-from runtime.errors import NotFound
+from runtime.errors import NotFound, Unavailable
 from speakerd.v1 import people_pb2, streams_pb2
 from tests.controlplane.conftest import Client, World, speech, until, wav
 from tests.controlplane.fake_node import embedding_of
@@ -260,6 +260,23 @@ async def test_a_busy_fleet_erases_many_voices_at_once(world: World) -> None:
     assert time.monotonic() - began_s < 2.5
     assert {erasure.state for erasure in erasures} == {ERASED}
     assert node.voices == {}
+
+
+async def test_recordings_that_cannot_be_deleted_hold_up_no_later_erasure(
+    any_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure_work, "PAGE_ERASURES", 1)
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+
+    async def away(_key: str) -> None:
+        raise Unavailable("the recordings' store is away")
+
+    plane.core.blobs.delete = away  # type: ignore[method-assign]
+    for index in range(2):
+        voice_id = (await client.enrol(f"P{index}", seed=index)).voice.voice_id
+        erasure = await client.erase(voice_id, wait_ms=5_000)
+        assert (erasure.state, erasure.blobs_pending) == (ERASED, True)
 
 
 async def test_whoever_waits_for_a_proof_learns_of_it_from_whichever_control_plane_has_it(
