@@ -65,10 +65,13 @@ class Blobs:
             raise Unavailable("the recordings' store is away; try again", retry_after_s=1.0) from error
 
     async def list(self) -> list[StoredBlob]:
-        """Every blob."""
+        """Every blob. Raises Unavailable when the store is away."""
         found: list[StoredBlob] = []
-        async for batch in self._store.list("samples/"):
-            for entry in batch:
-                written: datetime = entry["last_modified"]
-                found.append(StoredBlob(entry["path"], int(entry["size"]), written.astimezone(UTC).timestamp()))
+        try:
+            async for batch in self._store.list("samples/"):
+                for entry in batch:
+                    written: datetime = entry["last_modified"]
+                    found.append(StoredBlob(entry["path"], int(entry["size"]), written.astimezone(UTC).timestamp()))
+        except (BaseError, OSError) as error:
+            raise Unavailable("the recordings' store is away; try again", retry_after_s=1.0) from error
         return found

@@ -1,6 +1,8 @@
-"""Blobs that no row names: left behind when the process died between storing a recording and committing its voice.
+"""Blobs that no row names: left behind when the process died between storing a recording and committing its voice, or
+when the store was away as a recording that was replaced, or failed its checks, was to be deleted.
 
-They are ciphertext whose key was never stored, so this frees room and nothing else.
+The key of the former was never stored; the latter lie under a key that lives, and so have to go. Done at every start,
+and now and then after it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ AGE_S_MIN = 3600.0
 
 
 async def sweep_orphans(database: Database, blobs: Blobs, clock: Clock) -> int:
-    """Delete them, and return how many. A store that is away is left for the next start."""
+    """Delete them, and return how many. A store that is away is left for the next time."""
     try:
         old = [blob.key for blob in await blobs.list() if blob.written_at_s < clock.wall_s() - AGE_S_MIN]
         if not old:

@@ -1,4 +1,4 @@
-"""The chores of the people side: licences that ran out, tombstones, voices that waited too long, old idempotency keys.
+"""The chores of the people side: licences that ran out, tombstones, voices that waited too long, what nothing names.
 
 Each function does its work once and says how much it did. What always holds: a voice whose licence ran out is erased as
 any other is, with the trigger `license_expired`; what is deleted here was erased, proven and past its time.
@@ -32,12 +32,15 @@ from controlplane.erasure import Erasures
 from controlplane.erasure_rows import GONE, Asking
 from controlplane.identity import Identity
 from controlplane.keys import KeyRing, VoiceAddress
+from controlplane.orphans import sweep_orphans
 from runtime.clock import Clock
 
 DAY_S = 24 * 3600.0
 PAGE_VOICES = 200
 WORKER = "worker"
 NOTE_USE_S = 60.0
+SWEEP_S = 3600.0
+"""How often all recordings are listed."""
 TOO_LONG = "no node has listened to the recording in the time that is set for it; enrol anew"
 
 
@@ -77,6 +80,7 @@ class Upkeep:
             Chore("tombstones", interval_s, self.purge_tombstones),
             Chore("pending", interval_s, self.fail_overdue),
             Chore("idempotency", interval_s, self.forget_requests),
+            Chore("orphans", max(interval_s, SWEEP_S), self.sweep_recordings),
             Chore("keys.used", NOTE_USE_S, note_use, by_all=True),
         )
 
@@ -183,6 +187,10 @@ class Upkeep:
         for blob_key in blob_keys:
             await self._blobs.delete(blob_key)
         return len(rows)
+
+    async def sweep_recordings(self) -> int:
+        """Delete recordings that no voice has any more: their deletion was held up, and their rows are gone."""
+        return await sweep_orphans(self._database, self._blobs, self._clock)
 
     async def forget_requests(self) -> int:
         """Forget idempotency keys that are past their day."""

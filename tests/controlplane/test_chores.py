@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from sqlalchemy import func, select, update
 
 from controlplane import audit_verify
@@ -152,6 +153,38 @@ async def test_a_voice_that_nobody_listens_to_fails_in_the_end_and_its_recording
     async with plane.core.database.read() as connection:
         assert (await connection.execute(select(func.count()).select_from(samples))).scalar_one() == 0
     assert not list((any_world.data / "blobs" / "samples").iterdir())
+
+
+async def test_a_recording_whose_deletion_was_held_up_is_deleted_by_a_chore(any_world: World) -> None:
+    plane, clock = await any_world.plane(chore_s=3600.0), Clock()
+    library, root = Library(plane), await root_of(any_world)
+    kept = await library.enrol(root, label="Bob", seed=1)
+    await library.enrol(root, label="Ada")
+    async with plane.core.database.write() as connection:
+        await connection.execute(
+            update(voices).where(voices.c.voice_id != kept.voice.voice_id).values(updated_at_s=START_S)
+        )
+    chores = upkeep(plane, clock, pending_days=7.0)
+    clock.wall = START_S + 7 * DAY_S
+    blobs, delete = plane.core.blobs, plane.core.blobs.delete
+
+    async def away(_key: str) -> None:
+        raise Unavailable("the store is away")
+
+    blobs.delete = away  # type: ignore[method-assign]
+    async with plane.core.database.write() as connection:
+        await connection.execute(
+            update(voices).where(voices.c.voice_id == kept.voice.voice_id).values(updated_at_s=clock.wall)
+        )
+    with pytest.raises(Unavailable):
+        await chores.fail_overdue()
+    blobs.delete = delete  # type: ignore[method-assign]
+    assert len(await blobs.list()) == 2
+    (sweep,) = [chore for chore in chores.chores(plane.core.identity) if chore.name == "orphans"]
+    assert (await sweep.run(), await sweep.run()) == (1, 0)
+    async with plane.core.database.read() as connection:
+        named = (await connection.execute(select(samples.c.blob_key))).scalars().all()
+    assert [blob.key for blob in await blobs.list()] == named
 
 
 async def test_one_at_a_time_leads_a_chore_and_another_takes_over_when_its_time_is_up(any_world: World) -> None:
