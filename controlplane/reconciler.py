@@ -190,9 +190,13 @@ class Reconciler:
         get_logger().warning("fleet.drift", node_id=report.node_id, revision=report.cursor, **drift.by_kind())
         if drift.is_only_missing and len(drift.missing) <= RESENT_MAX and not suspect.was_resent:
             suspect.was_resent = True
-            for voice in drift.missing:
-                await self._resend(voice, (report.node_id,))
-            self._metrics.reconcile_repairs.labels("resent").inc(len(drift.missing))
+            try:
+                for voice in drift.missing:
+                    await self._resend(voice, (report.node_id,))
+                self._metrics.reconcile_repairs.labels("resent").inc(len(drift.missing))
+            except SpeakerdError as error:
+                # It reads all anew if its next reports differ still: else it would be under doubt for ever.
+                get_logger().warning("drift.not_resent", node_id=report.node_id, cause=error.cause.value)
             suspect.strikes, suspect.examining = 0, None  # judged anew by its next reports
             return
         suspect.must_resync = True

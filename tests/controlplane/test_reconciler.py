@@ -14,6 +14,7 @@ from controlplane.desired import Desired
 from controlplane.drift import compare, compare_counts
 from controlplane.holdings import Step, Told
 from controlplane.keys import VoiceAddress
+from runtime.errors import Unavailable
 from runtime.voice_digest import VoiceDigest
 from speakerd.v1 import people_pb2
 from tests.controlplane.conftest import Client, World, until
@@ -101,6 +102,19 @@ async def test_a_voice_that_a_node_lost_is_sent_again_without_the_node_starting_
     await until(lambda: node.voices.get(("default", voices[1])) == lost)
     assert (drift(plane, "missing"), drift(plane, "extra")) == (1, 0)
     assert node.resyncs == 0
+    await until(lambda: is_warm(client, voices[1]))
+
+
+async def test_a_node_to_which_nothing_could_be_sent_again_is_mended_otherwise(world: World) -> None:
+    plane, client, node, voices = await enrolled(world)
+
+    async def away(_voice: VoiceAddress, _node_ids: tuple[str, ...]) -> object:
+        raise Unavailable("the database is away")
+
+    plane.core.reconciler._resend = away
+    lost = node.voices.pop(("default", voices[1]))
+    await until(lambda: node.voices.get(("default", voices[1])) == lost)
+    assert node.resyncs == 1
     await until(lambda: is_warm(client, voices[1]))
 
 
