@@ -71,6 +71,8 @@ class Completion:
         self._waiting_voices = waiting_voices
         # Good for one model's ears and not for another's: not tried again until this process starts anew.
         self._unfit: set[tuple[_Waiting, str]] = set()
+        # By model: how many of those that wait longest were passed over, so that others have their turn.
+        self._passed: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return "Completion()"
@@ -105,17 +107,24 @@ class Completion:
 
     async def _complete_for(self, model: str) -> bool:
         """Make voiceprints of a model; whether nothing is left to do."""
+        passed = self._passed.pop(model, 0)
         async with self._database.read() as connection:
-            found = await _waiting(connection, model)
-        done = len(found) < PAGE_VOICES
+            found = await _waiting(connection, model, passed)
+        is_last = done = len(found) < PAGE_VOICES
         for item in found:
+            is_complete = False
             if (item, model) in self._unfit:
+                passed += 1
                 continue
             try:
-                done = await self._complete(item, model) and done
+                is_complete = await self._complete(item, model)
             except SpeakerdError as error:
                 get_logger().warning("voice.incomplete", voice_id=item.voice.voice_id, cause=error.cause.value)
-                done = False
+            done = done and is_complete
+            passed += not is_complete or (item, model) in self._unfit
+        if not is_last:
+            # After the last page all are looked at again.
+            self._passed[model] = passed
         return done
 
     async def _complete(self, item: _Waiting, model: str) -> bool:
@@ -214,7 +223,7 @@ def _is(table: Table, item: _Waiting) -> tuple[ColumnElement[bool], ...]:
     return (table.c.tenant_id == item.voice.tenant_id, table.c.voice_id == item.voice.voice_id)
 
 
-async def _waiting(connection: AsyncConnection, model: str) -> list[_Waiting]:
+async def _waiting(connection: AsyncConnection, model: str, passed: int = 0) -> list[_Waiting]:
     made = exists().where(
         voiceprints.c.tenant_id == voices.c.tenant_id,
         voiceprints.c.voice_id == voices.c.voice_id,
@@ -230,7 +239,8 @@ async def _waiting(connection: AsyncConnection, model: str) -> list[_Waiting]:
     query = (
         select(voices.c.tenant_id, voices.c.voice_id, voices.c.generation, voices.c.revision)
         .where(voices.c.state.in_(LIVE_STATES), ~made, kept)
-        .order_by(voices.c.created_at_s)
+        .order_by(voices.c.created_at_s, voices.c.voice_id)
+        .offset(passed)
         .limit(PAGE_VOICES)
     )
     return [

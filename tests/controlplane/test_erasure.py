@@ -14,7 +14,7 @@ import pytest
 from grpc import aio
 from sqlalchemy import text
 
-from controlplane import audit, erasure_work
+from controlplane import audit, completion, erasure_work
 from controlplane.completion import _waiting
 from controlplane.database import engine
 from controlplane.holdings import Print
@@ -325,6 +325,25 @@ async def test_a_voice_erased_while_it_waits_for_its_voiceprint_stops_nobody(any
     await client.erase(voice_id, wait_ms=5_000)
     with pytest.raises(NotFound):
         await completion._complete(waiting, "fake@1")
+
+
+async def test_a_voice_that_cannot_be_completed_keeps_none_from_it(
+    any_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(completion, "PAGE_VOICES", 1)
+    monkeypatch.setattr(completion, "RETRY_S", 0.1)
+    plane = await any_world.plane()
+    client = await any_world.client(plane)
+    await client.enrol("Alice")
+    for blob in await plane.core.blobs.list():
+        await plane.core.blobs.delete(blob.key)
+    others = [(await client.enrol(f"P{index}", seed=index)).voice.voice_id for index in (1, 2)]
+    await any_world.node(plane)
+
+    async def are_ready() -> bool:
+        return all([(await client.get(one)).state == people_pb2.Voice.STATE_READY for one in others])
+
+    await until(are_ready)
 
 
 async def test_a_voiceprint_that_another_control_plane_has_made_meanwhile_is_not_made_twice(any_world: World) -> None:
