@@ -24,7 +24,7 @@ from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.metrics import Metrics
 from controlplane.policy import GLOBAL_TENANT, Principal, Right
 from controlplane.pulse import wait_s
-from controlplane.voice_lookup import NO_SUCH_VOICE, find_voice
+from controlplane.voice_lookup import NO_SUCH_VOICE, find_voice, visible_to
 from runtime.clock import Clock
 from runtime.errors import Denied, InvalidRequest, NotFound
 
@@ -109,8 +109,18 @@ class Erasures:
                 yield await self._look(audit_id)
 
     async def get(self, principal: Principal, audit_id: str) -> Erasure:
-        """How an erasure stands. Raises NotFound."""
-        query = select(erasures).where(erasures.c.audit_id == audit_id, erasures.c.tenant_id.in_(_tenants(principal)))
+        """How an erasure stands. Raises NotFound, also for that of a voice which the caller could not see."""
+        of_voice = and_(voices.c.tenant_id == erasures.c.tenant_id, voices.c.voice_id == erasures.c.voice_id)
+        query = (
+            select(erasures)
+            .join(voices, of_voice, isouter=True)
+            .where(
+                erasures.c.audit_id == audit_id,
+                erasures.c.tenant_id.in_(_tenants(principal)),
+                # Once the tombstone is purged, nothing says any more whose the voice was.
+                or_(voices.c.voice_id.is_(None), visible_to(principal)),
+            )
+        )
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
         if row is None:

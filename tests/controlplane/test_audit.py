@@ -19,9 +19,10 @@ from controlplane.audit_checkpoints import opened, signed
 from controlplane.audit_verify import verify
 from controlplane.identity import add_key, new_key
 from runtime.clock import SystemClock
-from runtime.errors import InvalidRequest, Unavailable
+from runtime.errors import InvalidRequest, NotFound, Unavailable
 from speakerd.v1 import audit_pb2, audit_pb2_grpc, people_pb2
 from tests.controlplane.conftest import Client, World, until
+from tests.controlplane.people import Library, make_key, make_tenant
 
 
 async def drop_triggers(plane: ControlPlane, table: str = "audit") -> None:
@@ -352,6 +353,20 @@ async def test_erasures_are_listed_newest_first_and_only_the_tenants_own(any_wor
     with pytest.raises(aio.AioRpcError) as refused:
         await verdict(other)
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_an_erasure_of_a_users_voice_is_another_users_no_more_than_the_voice_was(any_world: World) -> None:
+    plane = await any_world.plane()
+    await make_tenant(plane, "acme", "u1", "u2")
+    library = Library(plane)
+    own, other = [await make_key(plane, "acme", "voice.write", user_id=user) for user in ("u1", "u2")]
+    voice = (await library.enrol(own, label="Ada", scope=people_pb2.VOICE_SCOPE_USER)).voice
+    audit_id = (await library.EraseVoice(own, voice_id=voice.voice_id)).audit_id
+    for token in (own, await make_key(plane, "acme", "admin")):
+        assert (await library.GetErasure(token, audit_id=audit_id)).voice_id == voice.voice_id
+    for token in (other, await make_key(plane, "acme", "voices:read")):
+        with pytest.raises(NotFound, match="no such erasure"):
+            await library.GetErasure(token, audit_id=audit_id)
 
 
 async def test_all_voices_of_a_tenant_are_erased_when_its_id_is_written_out(any_world: World) -> None:
