@@ -31,6 +31,7 @@ from controlplane.database.schema import data_keys, fleet_head, samples, wrapped
 from controlplane.derived_keys import backup_key
 from controlplane.keys import KeyRing
 from controlplane.offline import kek_of, reading, sqlite_file, take_audit_key
+from controlplane.secret_files import only_ours
 from controlplane.tenant_keys import AUDIT
 from runtime.errors import Conflict, InvalidRequest, SpeakerdError, Unavailable
 
@@ -63,7 +64,12 @@ async def back_up(settings: ControlPlaneSettings, out: Path, *, keys_days: int, 
     folder = out / DATA_FOLDER
     if folder.exists() and any(folder.iterdir()):
         raise Conflict(f"{folder} is not empty: name another --out; {out / KEYS_FOLDER} may be shared by linking it")
-    os.umask(0o077)
+    with only_ours():
+        return await _write(settings, out, keys, keys_days=keys_days, now_s=now_s)
+
+
+async def _write(settings: ControlPlaneSettings, out: Path, keys: KeyRing, *, keys_days: int, now_s: float) -> BackedUp:
+    folder = out / DATA_FOLDER
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     (out / KEYS_FOLDER).mkdir(parents=True, exist_ok=True, mode=0o700)
     backup_id = f"b_{datetime.fromtimestamp(now_s, UTC).strftime('%Y%m%dT%H%M%SZ')}_{secrets.token_hex(4)}"

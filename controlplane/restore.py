@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,6 +31,7 @@ from controlplane.journal_replay import MISSING, RESTORED
 from controlplane.keys import KeyRing
 from controlplane.offline import kek_of, reading, sqlite_file, take_audit_key
 from controlplane.outside import fsync_folder
+from controlplane.secret_files import only_ours
 from runtime.errors import Conflict, InvalidRequest, Unavailable
 
 
@@ -57,7 +57,21 @@ async def restore(
     keys = kek_of(settings)
     if keys is None:
         raise InvalidRequest(f"put the key-encryption key of this deployment at {settings.data / 'kek.key'} first")
-    os.umask(0o077)
+    with only_ours():
+        return await _restore(
+            settings, source, keys, keys_file=keys_file, accept_expired_keys=accept_expired_keys, now_s=now_s
+        )
+
+
+async def _restore(
+    settings: ControlPlaneSettings,
+    source: Path,
+    keys: KeyRing,
+    *,
+    keys_file: Path | None,
+    accept_expired_keys: bool,
+    now_s: float,
+) -> Restored:
     url = settings.resolved_database_url()
     target = sqlite_file(url)
     if target is not None and target.exists():

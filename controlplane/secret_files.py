@@ -9,12 +9,23 @@ import base64
 import binascii
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import InvalidRequest
 
 SECRET_BYTES = 32
+
+
+@contextmanager
+def only_ours() -> Iterator[None]:
+    """What is written meanwhile is its user's alone, whatever the folders permit."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def prepare_data_folder(data: Path) -> None:

@@ -84,7 +84,7 @@ async def test_two_control_planes_never_give_away_the_same_slot(fleet: Fleet) ->
     one, other = fleet.registry(), fleet.registry()
     await one.heartbeat(node("a"))
     await one.heartbeat(node("b"))
-    asked = [wish(f"t/{index}", "a", "b") for index in range(40)]
+    asked = [wish(f"t/{index}", "a", "b") for index in range(16)]
     answers = await asyncio.gather(*(placed((one, other)[index % 2], ask) for index, ask in enumerate(asked)))
     assert sorted(answer for answer in answers if answer) == ["a"] * 4 + ["b"] * 4
 

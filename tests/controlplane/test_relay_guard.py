@@ -273,7 +273,8 @@ async def test_a_control_plane_that_is_frozen_while_it_relays_thaws_without_name
                     await asyncio.sleep(0.3)
                 assert [turn.label for turn in again.turns] == ["spk_0", "Bob"]
                 (completed,) = [row for row in await rows_of(first) if row["action"] == "erase.completed"]
-                assert [relay["withholds"] for relay in completed["relays"]] == [False]
+                # Fenced as this erasure ended, or just before by whoever looked first: it never said that it withholds.
+                assert not any(relay["withholds"] for relay in completed["relays"])
             finally:
                 await there.channel.close()
                 await node.stop()

@@ -67,7 +67,7 @@ async def test_a_voice_evicted_while_one_relabel_is_written_is_in_the_report_of_
         held.clear()  # the eviction comes while this is written
 
     session = SimpleNamespace(
-        _naming=Naming(), _numbers={0: 0, 1: 1}, _send=send, _request=SimpleNamespace(provisional=False)
+        _naming=Naming(), _numbers={0: 0, 1: 1}, _send=send, _request=SimpleNamespace(provisional=False), _told=0
     )
     relabels: Sequence[Relabel] = [Relabel(0, 0, "ada", 0.9, 0), Relabel(1, 1, None, 0.0, 0)]
     await LiveSession._say(cast(LiveSession, session), Said(relabels, [], 0))
