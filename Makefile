@@ -1,6 +1,8 @@
 # Everything that is done with this repository. `make demo` and `make test` set up what they need by themselves.
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Test processes side by side; a file's tests stay together.
+JOBS ?= 2
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup demo test check check-deep proto bench clean
@@ -13,7 +15,7 @@ demo: setup ## two people enrolled by voice are named in a live stream, through 
 
 test: setup ## static checks and all tests but the deep ones
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/python -m pytest -m "not deep" -q
+	@$(BIN)/python -m pytest -m "not deep" -q -n $(JOBS) --dist loadfile
 
 check: setup ## linters, types, layers
 	@$(BIN)/ruff format --check --quiet .
