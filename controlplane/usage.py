@@ -24,7 +24,8 @@ COUNTED = ("characters", "seconds", "matches")
 """What a licence may be bound to."""
 PAGE_MAX = 200
 PAGE_DEFAULT = 50
-QUANTITY_MAX = 1 << 53
+QUANTITY_MAX = 1 << 40
+"""Of one record. Millions of them add up within 64 bits: a sum that overflows would end the look at all licences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Usage:
         if unit not in COUNTED:
             raise InvalidRequest(f"unit: one of {', '.join(COUNTED)}")
         if not 0 < quantity <= QUANTITY_MAX:
-            raise InvalidRequest("quantity: more than 0")
+            raise InvalidRequest(f"quantity: more than 0, at most {QUANTITY_MAX} in one record")
         async with self._database.write() as connection:
             voice = await find_voice(connection, principal, voice_id, Right.USE)
             subject = self._keys.subject(voice.tenant_id, voice.voice_id)

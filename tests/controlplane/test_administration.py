@@ -489,6 +489,9 @@ async def test_usage_records_are_the_tenants_and_outlive_the_voice(world: World)
     await library.RecordUsage(root, voice_id=voice_id, unit="seconds", quantity=7)
     with pytest.raises(InvalidRequest, match="unit"):
         await library.RecordUsage(root, voice_id=voice_id, unit="smiles", quantity=7)
+    # A thousand of these would add up to more than a database counts.
+    with pytest.raises(InvalidRequest, match="quantity"):
+        await library.RecordUsage(root, voice_id=voice_id, unit="seconds", quantity=1 << 53)
     await library.EraseVoice(root, voice_id=voice_id)
     page = await library.ListUsage(root, page_size=1)
     rest = await library.ListUsage(root, page_token=page.next_page_token)
