@@ -24,7 +24,7 @@ from controlplane.database.schema import node_leases
 from controlplane.fault_points import reach
 from controlplane.fleet import Acknowledgement, Fleet
 from controlplane.fleet_log import Change
-from controlplane.holdings import Holding, SealedHolding, changes_after
+from controlplane.holdings import Holding, SealedHolding, changes_after, opened
 from controlplane.keys import KeyRing
 from controlplane.lease_rules import NODE, Lease
 from controlplane.node_view import NodeView
@@ -212,7 +212,9 @@ class FanOut:
             sealed = newest.get(lease.model)
             if sealed is None or (sealed.change is Change.ENROLL and sealed.print_ciphertext is None):
                 continue  # nothing to hold for a node of this model: it reads past the entry by itself
-            item = replace(sealed.open(self._keys), as_of=head)
+            item = replace(opened(sealed, self._keys), as_of=head)
+            if item.change is Change.ENROLL and item.voiceprint is None:
+                continue
             task = asyncio.create_task(self._send(lease, item), name=f"push.{lease.node_id}")
             self._pushing[lease.incarnation] = task
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from controlplane.fleet_rows import FleetRows, FleetTables
-from controlplane.holdings import Holding, SealedHolding
+from controlplane.holdings import Holding, SealedHolding, opened
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.lease_rules import NODE, Lease, LeaseRules, LeaseWatch, NodeReport, Refused, Renewed
 from controlplane.metrics import Metrics
@@ -214,7 +214,9 @@ class Fleet:
             while page := await reading:
                 reading = asyncio.create_task(self._held_after(model, page[-1].voice), name="snapshot.page")
                 # Opening thousands of ciphertexts takes longer than the event loop may stand still.
-                yield SnapshotPage(model, await asyncio.to_thread(self._opened, page))
+                held = [one for one in await asyncio.to_thread(self._opened, page) if one.voiceprint is not None]
+                if held:
+                    yield SnapshotPage(model, held)
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
@@ -324,7 +326,7 @@ class Fleet:
             await rows.settle_pending(verdict.lease.model, verdict.lease.cursor, self._clock.wall_s())
 
     def _opened(self, page: Sequence[SealedHolding]) -> list[Holding]:
-        return [sealed.open(self._keys) for sealed in page]
+        return [opened(sealed, self._keys) for sealed in page]
 
     async def _join(self, report: NodeReport) -> Renewal:
         times = self._rules.times

@@ -18,6 +18,8 @@ from controlplane.database.schema import data_keys, fleet_log, voiceprints, voic
 from controlplane.fleet_log import SEPARATOR, Change
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.policy import VoiceFacts, VoiceScope, audience_of
+from runtime.errors import SpeakerdError
+from runtime.logs import get_logger
 
 LIVE_STATES = ("pending", "ready")
 DESIRED_ROWS = 5_000
@@ -75,6 +77,15 @@ class SealedHolding:
                 embedding = key.decrypt(self.print_ciphertext, "voiceprint", self.generation, self.model)
                 voiceprint = Print(self.model, embedding, self.net_speech_ms)
         return Holding(self.revision, self.voice, self.generation, self.change, label, voiceprint, self.audience)
+
+
+def opened(sealed: SealedHolding, keys: KeyRing) -> Holding:
+    """Decrypt. What does not open is as if it had no voiceprint: one damaged voice must not keep all from the nodes."""
+    try:
+        return sealed.open(keys)
+    except SpeakerdError as error:
+        get_logger().error("voice.does_not_open", voice_id=sealed.voice.voice_id, cause=error.cause.value)
+        return Holding(sealed.revision, sealed.voice, sealed.generation, sealed.change, None, None, sealed.audience)
 
 
 async def held_after(

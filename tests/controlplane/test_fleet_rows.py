@@ -252,6 +252,7 @@ class _Unopened:
         known = getattr(sealed, "holding", sealed)
         self.revision, self.voice = known.revision, known.voice
         self.generation, self.change = known.generation, known.change
+        self.voiceprint = self  # every voice of a snapshot has one
 
 
 class Caller:

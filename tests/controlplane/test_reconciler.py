@@ -6,10 +6,10 @@ import asyncio
 
 import grpc
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from controlplane.app import ControlPlane
-from controlplane.database.schema import fleet_log
+from controlplane.database.schema import data_keys, fleet_log
 from controlplane.desired import Desired
 from controlplane.drift import compare, compare_counts
 from controlplane.holdings import Step, Told
@@ -103,6 +103,22 @@ async def test_a_voice_that_a_node_lost_is_sent_again_without_the_node_starting_
     assert (drift(plane, "missing"), drift(plane, "extra")) == (1, 0)
     assert node.resyncs == 0
     await until(lambda: is_warm(client, voices[1]))
+
+
+async def test_a_voice_that_does_not_open_keeps_no_other_from_the_nodes(any_world: World) -> None:
+    plane, client, node, voices = await enrolled(any_world)
+    async with plane.core.database.write() as connection:
+        damaged = update(data_keys).where(data_keys.c.voice_id == voices[2]).values(wrapped=bytes(60))
+        await connection.execute(damaged)
+    late = await any_world.node(plane, "node-2")  # reads a snapshot
+    assert {voice_id for _, voice_id in late.voices} == set(voices[:2])
+    await late.stop()
+    # Pushed, and read from the log.
+    await plane.core.library.warm(VoiceAddress("default", voices[0]), ("node-1",))
+    other = (await client.enrol("Other", seed=9)).voice.voice_id
+    await until(lambda: ("default", other) in node.voices)
+    assert (await client.erase(voices[2], wait_ms=5_000)).state == people_pb2.Erasure.STATE_ERASED
+    assert ("default", voices[2]) not in node.voices
 
 
 async def test_a_node_to_which_nothing_could_be_sent_again_is_mended_otherwise(world: World) -> None:
