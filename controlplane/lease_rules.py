@@ -62,6 +62,7 @@ class Lease:
     """A row: one incarnation. deadline_s: on the database's lease clock. renewals: how often it was prolonged.
 
     relied_s: how long its holder was ever told that it may rely on it, by whichever control plane, however configured.
+    held_revision: the head when a renewal was last held because an eviction had waited for too long; 0: never.
     """
 
     incarnation: int
@@ -78,6 +79,7 @@ class Lease:
     kind: str = NODE
     renewals: int = 0
     relied_s: float = 0.0
+    held_revision: int = 0
     voices_digest: bytes = bytes(32)
     fenced: bool = False
     wiped: bool = False
@@ -148,6 +150,8 @@ class LeaseRules:
             # It has let go by itself: nobody needs to wait for it.
             return Renewed(replace(told, fenced=True, wiped=True), is_held=True)
         if self.must_hold(unapplied_since_s, now_s):
+            return Renewed(replace(told, held_revision=head), is_held=True)
+        if unapplied_since_s is not None and self.stays_held(told):
             return Renewed(told, is_held=True)
         prolonged = replace(
             told,
@@ -168,6 +172,10 @@ class LeaseRules:
             return False
         # A time in the future was written before the database's clock was set back: long enough ago.
         return not 0.0 <= now_s - unapplied_since_s <= self.times.hold_s
+
+    def stays_held(self, lease: Lease) -> bool:
+        """Whether it was held before and has not caught up: a clock that is set back makes no eviction young again."""
+        return not lease.has_applied(lease.held_revision)
 
     def grant(
         self, report: NodeReport, rows: Iterable[Lease], *, incarnation: int, head: int, now_s: float

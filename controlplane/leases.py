@@ -245,6 +245,7 @@ def _values(lease: Lease) -> dict[str, Any]:
         "wiped": lease.wiped,
         "renewals": lease.renewals,
         "relied_s": lease.relied_s,
+        "held_revision": lease.held_revision,
     }
 
 
@@ -264,6 +265,7 @@ def _lease(row: Row[Any]) -> Lease:
         kind=row.kind,
         renewals=int(row.renewals),
         relied_s=float(row.relied_s),
+        held_revision=int(row.held_revision),
         voices_digest=bytes(row.voices_digest),
         fenced=bool(row.fenced),
         wiped=bool(row.wiped),

@@ -345,6 +345,8 @@ node_leases = Table(
     Column("renewals", BigInteger, nullable=False),
     # The longest that its holder was told to rely on it: control planes may have been configured otherwise before.
     Column("relied_s", Float, nullable=False, server_default="0"),
+    # Head when it was last left unprolonged over an eviction: it stays so until it has applied all up to there.
+    Column("held_revision", BigInteger, nullable=False, server_default="0"),
     Index("node_leases_by_node", "node_id"),
     Index("node_leases_by_fenced", "fenced"),
 )

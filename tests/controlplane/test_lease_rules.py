@@ -70,6 +70,23 @@ def test_a_holder_that_leaves_an_eviction_unapplied_is_heard_and_not_prolonged()
         assert (verdict.lease.renewals == 0) is is_held
 
 
+def test_a_clock_that_is_set_back_does_not_prolong_what_was_held() -> None:
+    held = renewed(lease(), report(cursor=4), head=8, unapplied_since_s=95.0)
+    assert isinstance(held, Renewed) and held.is_held
+    for now_s in (94.0, 96.0):
+        again = renewed(held.lease, report(cursor=7), head=9, unapplied_since_s=95.0, now_s=now_s)
+        assert isinstance(again, Renewed) and again.is_held and again.lease.renewals == 0, now_s
+    # It caught up with what there was when it was held; what came since is judged for itself.
+    for since_s in (None, 95.0):
+        caught_up = renewed(held.lease, report(cursor=8), head=9, unapplied_since_s=since_s, now_s=96.0)
+        assert isinstance(caught_up, Renewed) and not caught_up.is_held and caught_up.lease.renewals == 1
+    # A time before the eviction was asked for tells that the clock was set back, and is remembered as well.
+    ahead = renewed(lease(), report(cursor=4), head=8, unapplied_since_s=95.0, now_s=94.0)
+    assert isinstance(ahead, Renewed)
+    later = renewed(ahead.lease, report(cursor=4), head=8, unapplied_since_s=95.0, now_s=96.0)
+    assert isinstance(later, Renewed) and later.is_held
+
+
 def test_a_cursor_never_goes_back_whatever_comes_late() -> None:
     verdict = renewed(lease(cursor=5), report(cursor=3))
     assert isinstance(verdict, Renewed) and verdict.lease.cursor == 5

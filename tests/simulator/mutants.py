@@ -82,6 +82,13 @@ class _HoldsNothing(LeaseRules):
         return False
 
 
+class _ForgetsThatItHeld(LeaseRules):
+    """Whether a holder is held is asked of the database's clock each time anew."""
+
+    def stays_held(self, lease: Lease) -> bool:
+        return False
+
+
 class _SupersededMayRenew(LeaseRules):
     def may_renew(self, lease: Lease, report: NodeReport) -> bool:
         return True
@@ -146,6 +153,7 @@ MUTANTS: dict[str, Rules] = {
     "without-incarnation": Rules(lease=_WithoutIncarnation, leases=_AcknowledgedWithoutIncarnation),
     "not-waiting-for-silent-leases": Rules(erasures=lambda _redis: _WaitsForNobodySilent()),
     "no-hold-rule": Rules(leases=_HoldsNothing),
+    "hold-is-forgotten": Rules(leases=_ForgetsThatItHeld),
     "serve-before-reconcile": Rules(lease=_ServesBeforeItReconciles),
     "superseded-is-gone": Rules(leases=_SupersededIsGone),
     "relay-without-lease": Rules(guard=_RelayWithoutLease),

@@ -195,14 +195,15 @@ class Plane:
         """The rhythm of the daemon's worker."""
         while True:
             woken, asked = self.fleet.changed.next(), self._asked.next()
-            erasing: list[ErasureRow] = []
+            is_busy = True
             try:
                 async with self.tables.read() as rows:
                     erasing = [row for row in rows.state.erasures.values() if row.state == "erasing"]
+                is_busy = bool(erasing)
                 await self._proving.turn(erasing, self._finish)
             except Unavailable:
-                await asyncio.sleep(LOOK_AGAIN_S)
-            if erasing:
+                is_busy = True
+            if is_busy:
                 await wait_s(woken, LOOK_AGAIN_S)
             else:
                 await wait_s(asked, RECONCILE_S)

@@ -26,6 +26,7 @@ CATCHING_SEEDS = {
     "without-incarnation": 50,
     "not-waiting-for-silent-leases": 1,
     "no-hold-rule": 2,
+    "hold-is-forgotten": 3915,
     "serve-before-reconcile": 2,
     "superseded-is-gone": 343,
     "relay-without-lease": 19,
