@@ -15,7 +15,7 @@ from grpc import aio
 from sqlalchemy import text
 
 from controlplane.app import ControlPlane
-from controlplane.erasure_journal import Erased, FileJournal, Journal, Mark, Proven, open_journal
+from controlplane.erasure_journal import HEADER_BYTES, Erased, FileJournal, Journal, Mark, Proven, open_journal
 from controlplane.journal_replay import BEFORE_RESTORE
 from runtime.errors import InvalidRequest, SpeakerdError, Unavailable
 from speakerd.v1 import people_pb2
@@ -91,7 +91,7 @@ async def test_a_change_anywhere_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     await (await opened(str(path))).append([erased(1), erased(2), erased(3)])
     whole = path.read_bytes()
-    first = whole.index(b"{") - 36
+    first = HEADER_BYTES
     length = int.from_bytes(whole[first : first + 4], "big") + 36
     for damaged in (
         whole.replace(b'"e_2"', b'"e_9"'),
