@@ -118,6 +118,8 @@ class Upkeep:
                         select(func.coalesce(func.sum(usage_records.c.quantity), 0)).where(
                             usage_records.c.subject == self._keys.subject(voice.tenant_id, voice.voice_id),
                             usage_records.c.unit == row.unit,
+                            # What its owner counted: no other tenant may use up, and so erase, a global voice.
+                            usage_records.c.tenant_id == voice.tenant_id,
                             usage_records.c.at_s >= row.created_at_s,
                         )
                     )

@@ -90,7 +90,7 @@ async def test_a_licence_that_runs_out_erases_its_voice_and_says_why(any_world: 
     assert tuple(row) == ("license_expired", "worker")
 
 
-async def test_a_licence_that_is_used_up_erases_its_voice_whoever_used_it(any_world: World) -> None:
+async def test_a_licence_that_is_used_up_erases_its_voice_and_no_other_tenant_can_use_it_up(any_world: World) -> None:
     plane, clock = await any_world.plane(chore_s=3600.0), Clock()
     library, root = Library(plane), await root_of(any_world)
     licence = people_pb2.Licence(
@@ -98,11 +98,12 @@ async def test_a_licence_that_is_used_up_erases_its_voice_whoever_used_it(any_wo
     )
     voice_id = (await library.enrol(root, label="F", scope=GLOBAL, licence=licence)).voice.voice_id
     chores = upkeep(plane, clock)
-    for tenant_id, quantity in (("a", 6), ("b", 3)):
+    for tenant_id, quantity in (("a", 6), ("b", 1_000_000)):
         await make_tenant(plane, tenant_id)
         key = await make_key(plane, tenant_id, "usage:write")
         await library.RecordUsage(key, voice_id=voice_id, unit="characters", quantity=quantity)
         await library.RecordUsage(key, voice_id=voice_id, unit="seconds", quantity=100)
+    await library.RecordUsage(root, voice_id=voice_id, unit="characters", quantity=9)
     assert await chores.erase_unlicensed() == 0
     await library.RecordUsage(root, voice_id=voice_id, unit="characters", quantity=1)
     assert await chores.erase_unlicensed() == 1
