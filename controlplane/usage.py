@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from controlplane.database.engine import Database
 from controlplane.database.schema import usage_records
 from controlplane.keys import KeyRing
-from controlplane.policy import Principal, Right
+from controlplane.policy import GLOBAL_TENANT, Principal, Right
 from controlplane.voice_lookup import find_voice
 from runtime.clock import Clock
 from runtime.errors import InvalidRequest
@@ -69,14 +69,17 @@ class Usage:
         async with self._database.write() as connection:
             voice = await find_voice(connection, principal, voice_id, Right.USE)
             subject = self._keys.subject(voice.tenant_id, voice.voice_id)
-            await record(connection, Use(principal.tenant_id, subject, unit, quantity), self._clock.wall_s())
+            # Towards the licence of a global voice counts what the platform says, and nobody else.
+            owner = voice.tenant_id if principal.is_super else principal.tenant_id
+            await record(connection, Use(owner, subject, unit, quantity), self._clock.wall_s())
 
     async def list(self, principal: Principal, *, page_size: int, page_token: str) -> tuple[list[UsageRecord], str]:
         """A page of the tenant's records, newest first, and the token of the next page ("": none)."""
         if not 0 <= page_size <= PAGE_MAX:
             raise InvalidRequest(f"page_size: 1 to {PAGE_MAX}, or 0 for {PAGE_DEFAULT}")
         wanted = page_size or PAGE_DEFAULT
-        query = select(usage_records).where(usage_records.c.tenant_id == principal.tenant_id)
+        tenants = (principal.tenant_id, GLOBAL_TENANT) if principal.is_super else (principal.tenant_id,)
+        query = select(usage_records).where(usage_records.c.tenant_id.in_(tenants))
         if page_token:
             query = query.where(tuple_(usage_records.c.at_s, usage_records.c.record_id) < tuple_(*_place(page_token)))
         query = query.order_by(usage_records.c.at_s.desc(), usage_records.c.record_id.desc()).limit(wanted + 1)
