@@ -36,6 +36,7 @@ from controlplane.identity import Identity, ensure_admin, new_fleet_key
 from controlplane.intake import Intake
 from controlplane.journal_replay import open_and_replay
 from controlplane.kek import KekSource, kek_source
+from controlplane.kept_answers import KeptAnswers
 from controlplane.key_check import require_matching_key
 from controlplane.keys import KeyRing
 from controlplane.lease_rules import LeaseRules, LeaseTimes
@@ -49,6 +50,7 @@ from controlplane.people import Ground, People, build_people
 from controlplane.placement import Placing
 from controlplane.pulse import Pulse
 from controlplane.quotas import jobs_max
+from controlplane.rate_limits import RateLimits
 from controlplane.recent_callers import RecentCallers
 from controlplane.reconciler import Reconciler
 from controlplane.registry import Registry
@@ -119,6 +121,8 @@ class Core:
     relay: Relay
     guard: RelayGuard
     blobs: Blobs
+    rate_limits: RateLimits
+    kept_answers: KeptAnswers
 
 
 class ControlPlane:
@@ -197,6 +201,7 @@ class ControlPlane:
             journal=journal,
             store=store,
             checkpoints=checkpoints,
+            redis_url=redis_url,
         )
         await ensure_admin(database, settings.data / "admin.key", self._clock)
         await index_labels(database, keys, self._core.tenant_keys)
@@ -242,6 +247,7 @@ class ControlPlane:
             await core.fan_out.close()
             await core.nodes.close()
             await core.registry.close()
+            await core.rate_limits.close()
         if redis is not None:
             await redis.stop()
         if core is not None:
@@ -259,6 +265,7 @@ class ControlPlane:
         journal: Journal,
         store: Outside,
         checkpoints: AuditCheckpoints,
+        redis_url: str,
     ) -> Core:
         settings, clock, metrics = self.settings, self._clock, self.metrics
         blobs = Blobs(settings.data / "blobs")
@@ -409,6 +416,8 @@ class ControlPlane:
             relay=relay,
             guard=guard,
             blobs=blobs,
+            rate_limits=RateLimits(redis_url, clock),
+            kept_answers=KeptAnswers(database, keys, clock),
         )
 
     async def _serve(self, core: Core, tickets: TicketSigner, checkpoints: CheckpointKeys) -> None:

@@ -37,5 +37,21 @@ def open_reason(keys: KeyRing, sealed: bytes, audit_id: str) -> str:
     return aead.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], audit_id.encode()).decode()
 
 
+def kept_answers_key(keys: KeyRing) -> bytes:
+    """What Idempotency-Keys are digested with."""
+    return _of(keys, "idempotency keys")
+
+
+def seal_answer(keys: KeyRing, answer: bytes, name: str) -> bytes:
+    """An answer as it is kept for a repeated request."""
+    nonce = os.urandom(NONCE_BYTES)
+    return nonce + AESGCM(_of(keys, "kept answers")).encrypt(nonce, answer, name.encode())
+
+
+def open_answer(keys: KeyRing, sealed: bytes, name: str) -> bytes:
+    """The answer again."""
+    return AESGCM(_of(keys, "kept answers")).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], name.encode())
+
+
 def _of(keys: KeyRing, purpose: str) -> bytes:
     return hmac.digest(keys.audit_key, b"speakerd " + purpose.encode(), "sha256")

@@ -407,3 +407,17 @@ idempotency = Table(
     Column("created_at_s", Float, nullable=False),
     Index("idempotency_by_age", "created_at_s"),
 )
+
+# Answers to requests that carried an Idempotency-Key. The name is a keyed digest; the answer is ciphertext.
+kept_answers = Table(
+    "kept_answers",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("tenant_id", ID, nullable=False),
+    Column("request_digest", LargeBinary, nullable=False),
+    Column("began_at_s", Float, nullable=False),
+    # Absent while the request is under way.
+    Column("status", Integer),
+    Column("ciphertext", LargeBinary),
+    Index("kept_answers_by_age", "began_at_s"),
+)
