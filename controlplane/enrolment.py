@@ -15,12 +15,12 @@ from controlplane.blobs import Blobs
 from controlplane.database.engine import Database
 from controlplane.database.schema import data_keys, samples
 from controlplane.enrolment_request import Request, request_digest, validate
-from controlplane.enrolment_store import EnrolmentStore, Known, New, Storing
+from controlplane.enrolment_store import EnrolmentStore, Known, New, Step, Storing
 from controlplane.intake import Clip, Intake
 from controlplane.keys import DataKey, KeyRing, VoiceAddress
 from controlplane.metrics import Metrics
 from controlplane.nodes import Analysis, CollisionScope
-from controlplane.policy import Principal, Right, audiences_of, scope_of_new
+from controlplane.policy import Principal, Right, VoiceFacts, audiences_of, scope_of_new
 from controlplane.pulse import Pulse
 from controlplane.voice_lookup import NO_SUCH_VOICE
 from controlplane.voices import Voice, Voices
@@ -92,10 +92,36 @@ class Enrolment:
     async def promote(self, principal: Principal, request: Request, analysis: Analysis) -> Enrolled:
         """Enrol a person from what a node heard of them already. Raises as `enrol`."""
         validate(request, consent_required=True)
-        new = New(scope_of_new(principal, request.scope))
-        voice = await self._store.store(Storing(principal, request, new, analysis, request_digest(request)))
+        return await self.keep(principal, request, analysis, place=scope_of_new(principal, request.scope))
+
+    async def keep(
+        self,
+        principal: Principal,
+        request: Request,
+        analysis: Analysis,
+        *,
+        place: VoiceFacts | VoiceAddress,
+        also: Step | None = None,
+    ) -> Enrolled:
+        """Enrol what a node has heard and the caller has judged: a new voice, or in place of what one had.
+
+        The clips of the request are kept; without any, the voice stays with the models that have heard it. Whether
+        the principal may is the caller's to have asked. Raises as `enrol`.
+        """
+        validate(request, consent_required=self._consent_required and isinstance(place, VoiceFacts))
+        where: New | Known
+        if isinstance(place, VoiceAddress):
+            before = await self._library.get(place)
+            _may_be_enrolled_anew(before)
+            key, _ = await self._key_of(place)
+            where = Known(place, before, key)
+        else:
+            where = New(place)
+        storing = Storing(principal, request, where, analysis, request_digest(request), also)
+        voice = await self._store.store(storing)
         enrolled_on = await self._library.spread(voice)
-        return Enrolled(await self._library.get(voice), None, analysis, enrolled_on, NOTE_NO_RECORDING)
+        note = "" if request.clips else NOTE_NO_RECORDING
+        return Enrolled(await self._library.get(voice), None, analysis, enrolled_on, note)
 
     async def _enrol(self, principal: Principal, request: Request) -> Enrolled:
         validate(request, consent_required=self._consent_required and not request.voice_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from sqlalchemy import delete, insert, select
@@ -61,15 +62,20 @@ class Known:
     key: DataKey
 
 
+Step = Callable[[AsyncConnection, VoiceAddress, DataKey], Awaitable[None]]
+"""What a dialect writes of its own in the transaction that writes the voice. Whatever it raises undoes all of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Storing:
-    """What is to be stored, for whom, and how it was asked."""
+    """What is to be stored, for whom, and how it was asked. also: done within the same transaction."""
 
     principal: Principal
     request: Request
     place: New | Known
     analysis: Analysis | None
     digest: bytes
+    also: Step | None = None
 
 
 class EnrolmentStore:
@@ -182,6 +188,8 @@ class EnrolmentStore:
                     await usage.record(connection, use, signed.at_s)
                 if request.idempotency_key:
                     await self._remember(connection, voice, storing)
+                if storing.also is not None:
+                    await storing.also(connection, voice, key)
                 await audit.append(connection, "voice.enrolled", at_s=signed.at_s, facts=facts)
                 reach("enrol.audited")
             reach("enrol.committed")
