@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
@@ -20,8 +19,8 @@ from grpc import aio
 from speakerd.channel import TlsTrust, credentials, open_channel
 from speakerd.errors import SpeakerdError, error_from_status
 from speakerd.late_status import keep_status
-from speakerd.live_stream import Event, LiveStream, Resumed, open_stream_at
-from speakerd.stream_leg import Place, StreamOptions, open_leg
+from speakerd.live_stream import Event, LiveStream, Resumed, open_placed, open_stream_at
+from speakerd.stream_leg import Place, StreamOptions
 from speakerd.v1 import (
     audit_pb2,
     audit_pb2_grpc,
@@ -54,10 +53,8 @@ OnProgress: TypeAlias = Callable[[node_pb2.FileProgress], None]
 
 CALL_BOUND_S = 60.0
 VERIFY_BOUND_S = 3600.0
-PLACE_AGAIN_BOUND_S = 5.0
 CHUNK_BYTES = 256 * 1024
 CLIP_BYTES_MAX = 32 << 20
-PLACEMENTS_MAX = 3
 PAGES_MAX = 10_000
 
 AnswerT = TypeVar("AnswerT")
@@ -258,32 +255,14 @@ class Client:
 
         The stream goes on by itself when its node is lost: see LiveStream.
         """
-        options = options or StreamOptions()
-        avoid: list[str] = []
-        while True:
-            place = await self._place(options, options.stream_id, avoid, bound_s=CALL_BOUND_S)
-            try:
-                leg = await open_leg(place, options)
-            except SpeakerdError as error:
-                avoid.append(place.node_id)
-                if error.cause not in {"overloaded", "unavailable", "timeout", "stale"} or len(avoid) == PLACEMENTS_MAX:
-                    raise
-            else:
-                return LiveStream(leg, options, partial(self._place_again, options))
+        return await open_placed(options or StreamOptions(), self._find_place)
 
-    async def _place_again(self, options: StreamOptions, stream_id: str, avoid: Sequence[str]) -> Place:
-        try:
-            return await self._place(options, stream_id, avoid, bound_s=PLACE_AGAIN_BOUND_S)
-        except SpeakerdError as error:
-            if error.cause != "not_found" or not options.voice_ids:
-                raise
-            # One of the voices was erased since: no reason for the stream to end.
-            return await self._place(replace(options, voice_ids=()), stream_id, avoid, bound_s=PLACE_AGAIN_BOUND_S)
-
-    async def _place(self, options: StreamOptions, stream_id: str, avoid: Sequence[str], *, bound_s: float) -> Place:
+    async def _find_place(self, options: StreamOptions, avoid: Sequence[str], bound_s: float) -> Place:
         placed = await self._ask(
             self._streams.PlaceStream(
-                streams_pb2.PlaceStreamRequest(stream_id=stream_id, voice_ids=options.voice_ids, avoid_node_ids=avoid),
+                streams_pb2.PlaceStreamRequest(
+                    stream_id=options.stream_id, voice_ids=options.voice_ids, avoid_node_ids=avoid
+                ),
                 metadata=self._metadata,
                 timeout=bound_s,
             )

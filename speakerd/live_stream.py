@@ -24,7 +24,7 @@ from speakerd.kept_sound import KeptSound, is_resumable
 from speakerd.stream_leg import Place, StreamLeg, StreamOptions, open_leg
 from speakerd.v1 import node_pb2
 
-__all__ = ["Event", "LiveStream", "Resumed", "StreamOptions", "open_stream_at"]
+__all__ = ["Event", "LiveStream", "Resumed", "StreamOptions", "open_placed", "open_stream_at"]
 
 WATCHDOG_S = 3.0
 """A node tells that a stream lives about once a second; one that says nothing for so long is taken for dead."""
@@ -35,9 +35,13 @@ REOPEN_BOUND_S = 4.0
 PAUSE_S = 0.1
 PAUSE_MAX_S = 2.0
 AVOIDED_MAX = 16
+PLACE_BOUND_S = 60.0
+PLACE_AGAIN_BOUND_S = 5.0
+PLACEMENTS_MAX = 3
 FRUITLESS_MAX = 5
 """Resumptions one after another without a new final turn or progress: then it is the stream, not the nodes."""
 
+_FULL_OR_GONE = frozenset({"overloaded", "unavailable", "timeout", "stale"})
 _LOST = frozenset({"unavailable", "internal"})
 _NOT_HERE = frozenset({"unavailable", "internal", "overloaded", "timeout", "stale", "unauthenticated"})
 
@@ -60,6 +64,9 @@ Event: TypeAlias = NodeEvent | Resumed
 Placing: TypeAlias = Callable[[str, Sequence[str]], Awaitable[Place]]
 """Finds a place for a stream id, avoiding nodes where it can."""
 
+Finding: TypeAlias = Callable[[StreamOptions, Sequence[str], float], Awaitable[Place]]
+"""The same for what a stream asks for, within so many seconds: however places are found, by a call or beside it."""
+
 
 class LiveStream:
     """One open stream. Use it as a context manager; leaving it early cancels the stream.
@@ -80,6 +87,7 @@ class LiveStream:
         self._failure: SpeakerdError | None = None
         self._writing = asyncio.Lock()
         self._patience_s = WATCHDOG_S
+        self._resumptions = 0
         self._fruitless = 0
         self._moving: asyncio.Task[None] | None = None  # to another node, from one that is lost or about to stop
         self._is_opening = False
@@ -118,6 +126,17 @@ class LiveStream:
     async def __aiter__(self) -> AsyncIterator[Event]:
         while (event := await self._next()) is not None:
             yield event
+
+    def reopen(self) -> int | None:
+        """Go on over a connection of its own from now on, where nothing was lost: what this one holds may be old.
+
+        How often the stream has been resumed until now: the next `Resumed` after so many is the one that was asked
+        for. None where the stream is moving already, or cannot. Until it has moved, and if it cannot, it stays.
+        """
+        if self._placing is None or self._moving is not None or self._is_finished or self._failure is not None:
+            return None
+        self._begin(self._move(self._leg, avoid=[]))
+        return self._resumptions
 
     async def close(self) -> None:
         """Let go of the stream, cancelling it if it has not ended."""
@@ -227,7 +246,7 @@ class LiveStream:
     def _begin_to_move(self) -> None:
         # A stream whose end is on its way ends where it is, before the node does.
         if self._placing is not None and self._moving is None and not self._is_finished:
-            self._begin(self._move(self._leg))
+            self._begin(self._move(self._leg, avoid=[self._leg.node_id]))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         self._moving = asyncio.create_task(work, name="stream-move")
@@ -241,15 +260,15 @@ class LiveStream:
     def _moves(self) -> set[asyncio.Task[None]]:
         return {self._moving} if self._moving else set()
 
-    async def _move(self, leg: StreamLeg) -> None:
-        """Leave a node that is about to stop. Where there is no other, the stream stays until it stops."""
+    async def _move(self, leg: StreamLeg, *, avoid: list[str]) -> None:
+        """Leave a connection that lives, as that to a node about to stop. Where there is no other, the stream stays."""
         with contextlib.suppress(SpeakerdError):
-            await self._go_on(leg, bound_s=self._options.resume_s)
+            await self._go_on(leg, avoid, bound_s=self._options.resume_s)
 
     async def _resume(self, leg: StreamLeg, error: SpeakerdError) -> None:
         """Go on after a loss, or fail."""
         try:
-            await self._go_on(leg, bound_s=self._options.resume_s)
+            await self._go_on(leg, [leg.node_id], bound_s=self._options.resume_s)
         except SpeakerdError as last:
             self._fail(
                 SpeakerdError(
@@ -259,11 +278,11 @@ class LiveStream:
                 )
             )
 
-    async def _go_on(self, leg: StreamLeg, *, bound_s: float) -> None:
+    async def _go_on(self, leg: StreamLeg, avoid: list[str], *, bound_s: float) -> None:
         """Open the stream elsewhere and switch to it."""
         loop = asyncio.get_running_loop()
         began_s, pause_s = loop.time(), PAUSE_S
-        avoid, refused = [leg.node_id], set[str]()
+        refused = set[str]()
         while True:
             try:
                 opened = await self._open_avoiding(avoid, refused)
@@ -306,6 +325,7 @@ class LiveStream:
         self._leg = leg
         self._closing = None
         self._ready.extend(self._given.resumed())
+        self._resumptions += 1
         self._ready.append(Resumed(leg.node_id, self._kept.start_ms, round(away_s, 3)))
         pushing = asyncio.create_task(self._push_again(), name="stream-push")
         self._pushing.add(pushing)
@@ -331,3 +351,32 @@ class LiveStream:
 async def open_stream_at(place: Place, options: StreamOptions) -> LiveStream:
     """Open a stream on one node, where it stays. Raises SpeakerdError: overloaded when every slot is taken."""
     return LiveStream(await open_leg(place, options), options, None)
+
+
+async def open_placed(options: StreamOptions, find: Finding) -> LiveStream:
+    """Place a stream and open it on its node, from where it goes on by itself when the node is lost.
+
+    A node that cannot take it after all is avoided, twice at most. Raises SpeakerdError.
+    """
+
+    async def again(stream_id: str, avoid: Sequence[str]) -> Place:
+        asked = replace(options, stream_id=stream_id)
+        try:
+            return await find(asked, avoid, PLACE_AGAIN_BOUND_S)
+        except SpeakerdError as error:
+            if error.cause != "not_found" or not options.voice_ids:
+                raise
+            # One of the voices was erased since: no reason for the stream to end.
+            return await find(replace(asked, voice_ids=()), avoid, PLACE_AGAIN_BOUND_S)
+
+    avoid: list[str] = []
+    while True:
+        place = await find(options, avoid, PLACE_BOUND_S)
+        try:
+            leg = await open_leg(place, options)
+        except SpeakerdError as error:
+            avoid.append(place.node_id)
+            if error.cause not in _FULL_OR_GONE or len(avoid) == PLACEMENTS_MAX:
+                raise
+        else:
+            return LiveStream(leg, options, again)
