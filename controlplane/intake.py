@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from controlplane.fleet import Fleet
-from controlplane.media_sources import MediaSources, Url
+from controlplane.holdings import Print
+from controlplane.media_sources import DriveReference, MediaSources, Source, Url
 from controlplane.nodes import Analysis, CollisionScope, Nodes
 from controlplane.speaker_checks import SpeakerLimits, judge
 from runtime.errors import BadAudio, InvalidRequest, Overloaded, SpeakerdError, TimedOut, TooLarge, Unavailable
@@ -41,14 +42,16 @@ TOTAL_BYTES_MAX = 64 << 20
 CONSENT_S_MAX = 120.0
 WAITING_MAX = 32
 NODES_TRIED_MAX = 3
+OF_CONSENT = "the recording of the consent: "
+"""What an error begins with that is about this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
     """A recording as it came. encoding: number of speakerd.v1.Encoding; rate and channels count for raw samples.
 
-    is_consent: the person speaking their consent; no voiceprint is made of it. url: where it is fetched from, in place
-    of data.
+    is_consent: the person speaking their consent; no voiceprint is made of it. url, drive: where it is fetched from, in
+    place of data.
     """
 
     data: bytes
@@ -57,6 +60,7 @@ class Clip:
     channels: int = 0
     is_consent: bool = False
     url: str = ""
+    drive: DriveReference | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +100,17 @@ class Intake:
         return tuple([await self._fetched(clip) for clip in clips])
 
     async def _fetched(self, clip: Clip) -> Clip:
-        if not clip.url:
+        elsewhere: list[Source] = [Url(clip.url)] if clip.url else []
+        if clip.drive is not None:
+            elsewhere.append(clip.drive)
+        if not elsewhere:
             return clip
-        if clip.data:
-            raise InvalidRequest("a clip has data or a url, not both")
+        if clip.data or len(elsewhere) > 1:
+            raise InvalidRequest("a clip has data, a url or a place on a drive, one of them")
         if self._sources is None:
-            raise InvalidRequest("urls are not fetched here: send the recording itself")
-        return replace(clip, data=await self._sources.read(Url(clip.url), bytes_max=CLIP_BYTES_MAX), url="")
+            raise InvalidRequest("recordings are not fetched here: send the recording itself")
+        data = await self._sources.read(elsewhere[0], bytes_max=CLIP_BYTES_MAX)
+        return replace(clip, data=data, url="", drive=None)
 
     async def listen(self, clips: Sequence[Clip], limits: PreflightLimits | None = None) -> Sound:
         """Decode and preflight. limits: those of a dialect, in place of the configured ones.
@@ -133,15 +141,24 @@ class Intake:
         return Sound(tuple(samples for samples, _ in decoded), consent, measured)
 
     async def analyze(
-        self, sound: Sound, model: str | None = None, scope: CollisionScope | None = None
+        self,
+        sound: Sound,
+        model: str | None = None,
+        scope: CollisionScope | None = None,
+        against: Sequence[Print] = (),
     ) -> Analysis | None:
-        """What a node hears: the first that answers, of a model if it is given. None while no node can listen."""
+        """What a node hears: the first that answers, of a model if it is given. None while no node can listen.
+
+        against: voiceprints of that model, to be told of each whether it is of the person heard.
+        """
         serving = [lease for lease in await self._fleet.serving() if model is None or lease.model == model]
         clips = [_bytes_of(samples) for samples in sound.clips]
         consent = None if sound.consent is None else _bytes_of(sound.consent)
         for lease in serving[:NODES_TRIED_MAX]:
             try:
-                return await self._nodes.analyze(lease.address, clips, consent_f32=consent, scope=scope)
+                return await self._nodes.analyze(
+                    lease.address, clips, consent_f32=consent, scope=scope, against=against
+                )
             except (Unavailable, TimedOut, Overloaded):
                 continue
         return None
@@ -165,7 +182,7 @@ class Intake:
 def _name(clip: Clip, number: int, total: int) -> str:
     """What a clip is called in an error; nothing where there is but one."""
     if clip.is_consent:
-        return "the recording of the consent: "
+        return OF_CONSENT
     return f"clip {number}: " if total > 1 else ""
 
 
@@ -174,7 +191,9 @@ async def _listened(clip: Clip, name: str) -> tuple[npt.NDArray[np.float32], Sou
     that its sender wants to hear of."""
     try:
         samples, source = await _decoded(clip)
-        await asyncio.to_thread(measure, samples, source)
+        if name:
+            # The only one is measured with its limits, together with all that is to say of it.
+            await asyncio.to_thread(measure, samples, source)
     except SpeakerdError as error:
         if not name:
             raise

@@ -80,7 +80,8 @@ class Collision:
 class Analysis:
     """What a node hears in an enrolment's clips. Times are milliseconds; cohesion is a cosine.
 
-    consent, collision: None where there is none, or none was asked for.
+    consent, collision: None where there is none, or none was asked for. against: for each voiceprint that was asked
+    about, the probability that the person heard is its own.
     """
 
     voiceprint: Print
@@ -92,6 +93,7 @@ class Analysis:
     clips: tuple[HeardClip, ...] = ()
     consent: HeardConsent | None = None
     collision: Collision | None = None
+    against: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,7 @@ class Nodes:
         *,
         consent_f32: bytes | None = None,
         scope: CollisionScope | None = None,
+        against: Sequence[Print] = (),
     ) -> Analysis:
         """What a node hears in clips of 16 kHz mono float32. Raises BadAudio, Overloaded, Unavailable, TimedOut."""
         first, *more = [_sound(samples) for samples in clips_f32]
@@ -187,6 +190,10 @@ class Nodes:
             tenant_id=scope.tenant_id if scope else "",
             audiences=scope.audiences if scope else (),
             except_voice_id=scope.except_voice_id if scope else "",
+            against=[
+                common_pb2.Voiceprint(model=known.model, embedding=known.embedding, net_speech_ms=known.net_speech_ms)
+                for known in against
+            ],
         )
         try:
             answer = await self.stub(address).Analyze(request, timeout=self._analyze_timeout_s, metadata=self._metadata)
@@ -352,6 +359,7 @@ def _analysis(answer: node_pb2.AnalyzeResponse) -> Analysis:
         collision=Collision(answer.collision.voice_id, answer.collision.probability)
         if answer.HasField("collision")
         else None,
+        against=tuple(answer.against_probabilities),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from grpc import aio
 
 from models.enrolment import same_voice
+from models.seams import VoiceSample
 from node import wire
 from node.access import Access
 from node.collisions import nearest_voice
@@ -19,7 +20,7 @@ from node.load import LoadGauge
 from node.metrics import NodeMetrics
 from node.standing import Standing
 from node.streams import LiveStreams
-from node.voice_store import VoiceStore
+from node.voice_store import VoiceStore, require_fit
 from runtime.errors import InvalidRequest, SpeakerdError
 from runtime.pcm import said_rate_and_channels
 from runtime.units import ms_from_samples, samples_from_ms
@@ -28,6 +29,7 @@ from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
 
 INVENTORY_CHUNK = 10_000
 NET_SPEECH_UNKNOWN_MS = 10_000
+AGAINST_MAX = 50
 
 
 class NodeService(node_pb2_grpc.NodeServicer):
@@ -95,6 +97,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
     async def Analyze(self, request: node_pb2.AnalyzeRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
         """What clips of one person hold, whether the consent is theirs, and whom they are too close to."""
         self._access.require_fleet(self._access.caller(context))
+        against = self._known(request.against)
         sent = [_clip(clip) for clip in (request.clip, *request.more_clips)]
         if request.HasField("consent"):
             sent.append(_clip(request.consent))
@@ -121,6 +124,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             if consent is None
             else (consent, same_voice(consent.sample, whole.sample, self._engine.naming)),
             collision=collision,
+            against=[same_voice(whole.sample, known, naming) for known in against],
         )
 
     async def Diarize(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # type: ignore[override]  # noqa: N802
@@ -177,6 +181,17 @@ class NodeService(node_pb2_grpc.NodeServicer):
         """Refuse new streams from now on."""
         self._access.require_fleet(self._access.caller(context))
         return node_pb2.DrainResponse(streams=self._drain(request.deadline_ms / 1000 if request.deadline_ms else None))
+
+    def _known(self, voiceprints: Sequence[common_pb2.Voiceprint]) -> list[VoiceSample]:
+        if len(voiceprints) > AGAINST_MAX:
+            raise InvalidRequest(f"against: at most {AGAINST_MAX} voiceprints")
+        samples = []
+        for voiceprint in voiceprints:
+            embedding = wire.embedding(voiceprint, self._engine.model)
+            require_fit(embedding, self._engine.device.grid.embedding_dim)
+            net_speech_samples = samples_from_ms(voiceprint.net_speech_ms or NET_SPEECH_UNKNOWN_MS)
+            samples.append(VoiceSample(embedding, net_speech_samples, 1, cohesion=1.0))
+        return samples
 
     async def _enrolment(self, request: node_pb2.EnrollRequest) -> tuple[Enrolment, HeardVoice | None]:
         tenant_id, voice_id = _voice(request.voice)

@@ -151,7 +151,7 @@ class VoiceStore:
         embedding: (D,) float32, unit length. Raises InvalidRequest for another shape or length, Stale for a generation
         older than what was held or evicted.
         """
-        _check(embedding, self._embedding_dim)
+        require_fit(embedding, self._embedding_dim)
         # The epoch is that of this moment: a wipe that comes before the task begins has to be seen by it.
         held = Voice(tenant_id, voice_id, generation, label, -1, net_speech_samples, audience)
         require_own_audience(tenant_id, audience)
@@ -380,13 +380,14 @@ class VoiceStore:
 
 def _is_fit(embedding: FloatArray, embedding_dim: int) -> bool:
     try:
-        _check(embedding, embedding_dim)
+        require_fit(embedding, embedding_dim)
     except InvalidRequest:
         return False
     return True
 
 
-def _check(embedding: FloatArray, embedding_dim: int) -> None:
+def require_fit(embedding: FloatArray, embedding_dim: int) -> None:
+    """Raises InvalidRequest for what is no voiceprint of so many floats, of unit length."""
     if embedding.shape != (embedding_dim,):
         raise InvalidRequest(f"the voiceprint has {embedding.size} floats, this node's model takes {embedding_dim}")
     length = float(np.linalg.norm(embedding))

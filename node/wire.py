@@ -382,8 +382,9 @@ def analysis(
     *,
     consent: tuple[HeardVoice, float] | None,
     collision: tuple[str, float] | None,
+    against: Sequence[float] = (),
 ) -> node_pb2.AnalyzeResponse:
-    """What was heard in an enrolment's clips. consent, collision: with their probabilities."""
+    """What was heard in an enrolment's clips. consent, collision: with their probabilities; against: those alone."""
     return node_pb2.AnalyzeResponse(
         analysis=voice_analysis(whole),
         voiceprint=_voiceprint_of(whole, model),
@@ -400,6 +401,7 @@ def analysis(
         if consent is None
         else node_pb2.ConsentAnalysis(analysis=voice_analysis(consent[0]), probability=consent[1]),
         collision=None if collision is None else node_pb2.Collision(voice_id=collision[0], probability=collision[1]),
+        against_probabilities=against,
     )
 
 

@@ -217,6 +217,7 @@ class AnalyzeRequest(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     AUDIENCES_FIELD_NUMBER: _builtins.int
     EXCEPT_VOICE_ID_FIELD_NUMBER: _builtins.int
+    AGAINST_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Where to look for a voice that this one is too close to: the voices of this tenant. Absent: nowhere."""
     except_voice_id: _builtins.str
@@ -235,6 +236,10 @@ class AnalyzeRequest(_message.Message):
     def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of them, those of these audiences (as in FileOpen). Empty: all."""
 
+    @_builtins.property
+    def against(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Voiceprint]:
+        """Voiceprints of this node's model, at most 50, to be told of each whether it is of the person of the clips."""
+
     def __init__(
         self,
         *,
@@ -244,10 +249,11 @@ class AnalyzeRequest(_message.Message):
         tenant_id: _builtins.str = ...,
         audiences: _abc.Iterable[_builtins.str] | None = ...,
         except_voice_id: _builtins.str = ...,
+        against: _abc.Iterable[_common_pb2.Voiceprint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "consent", b"consent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "clip", b"clip", "consent", b"consent", "except_voice_id", b"except_voice_id", "more_clips", b"more_clips", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["against", b"against", "audiences", b"audiences", "clip", b"clip", "consent", b"consent", "except_voice_id", b"except_voice_id", "more_clips", b"more_clips", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,6 +268,7 @@ class AnalyzeResponse(_message.Message):
     CLIPS_FIELD_NUMBER: _builtins.int
     CONSENT_FIELD_NUMBER: _builtins.int
     COLLISION_FIELD_NUMBER: _builtins.int
+    AGAINST_PROBABILITIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def analysis(self) -> Global___VoiceAnalysis:
         """Of all clips that were not left out, taken together."""
@@ -282,6 +289,12 @@ class AnalyzeResponse(_message.Message):
     def collision(self) -> Global___Collision:
         """The nearest voice in scope. Absent where there is none, or none was asked for."""
 
+    @_builtins.property
+    def against_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For each voiceprint of `against`, in its order, the probability that the person of the clips is its own. 0 where no
+        speech was heard.
+        """
+
     def __init__(
         self,
         *,
@@ -290,10 +303,11 @@ class AnalyzeResponse(_message.Message):
         clips: _abc.Iterable[Global___ClipAnalysis] | None = ...,
         consent: Global___ConsentAnalysis | None = ...,
         collision: Global___Collision | None = ...,
+        against_probabilities: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "collision", b"collision", "consent", b"consent", "voiceprint", b"voiceprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis", b"analysis", "clips", b"clips", "collision", b"collision", "consent", b"consent", "voiceprint", b"voiceprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["against_probabilities", b"against_probabilities", "analysis", b"analysis", "clips", b"clips", "collision", b"collision", "consent", b"consent", "voiceprint", b"voiceprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

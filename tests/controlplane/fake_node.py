@@ -48,6 +48,7 @@ class FakeNode(node_pb2_grpc.NodeServicer):
         self.streams_max = 4
         self.num_speakers = 1
         self.net_speech_ms = 5_000
+        self.same_probability = 0.93  # of a clip being of the person of a voiceprint that it is compared with
         self.syncs = 0
         self.enrolments = 0
         self.digest_flaw = b""
@@ -107,7 +108,7 @@ class FakeNode(node_pb2_grpc.NodeServicer):
                 fleet_epoch=self.epoch,
             ),
             metadata=self.metadata,
-            timeout=5,
+            timeout=20,
         )
         self.incarnation = answer.incarnation
         self.epoch = answer.fleet_epoch
@@ -153,7 +154,7 @@ class FakeNode(node_pb2_grpc.NodeServicer):
                 cursor=self.cursor,
             ),
             metadata=self.metadata,
-            timeout=5,
+            timeout=20,
         )
 
     def _apply(self, entry: fleet_pb2.LogEntry) -> None:
@@ -241,6 +242,13 @@ class FakeNode(node_pb2_grpc.NodeServicer):
             voiceprint=common_pb2.Voiceprint(
                 model=self.model, embedding=embedding_of(request.clip.data), net_speech_ms=self.net_speech_ms
             ),
+            consent=node_pb2.ConsentAnalysis(
+                analysis=node_pb2.VoiceAnalysis(net_speech_ms=self.net_speech_ms, num_speakers=1),
+                probability=self.same_probability,
+            )
+            if request.HasField("consent")
+            else None,
+            against_probabilities=[self.same_probability for _ in request.against],
         )
 
     async def Describe(self, request: node_pb2.DescribeRequest, context: Any) -> node_pb2.DescribeResponse:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from controlplane.holdings import Print
 from controlplane.nodes import Analysis, CollisionScope, Nodes
 from controlplane.speaker_checks import SpeakerChecksFailed, SpeakerLimits, judge
+from runtime.errors import InvalidRequest
 from runtime.grpc_server import open_channel
 from runtime.media import decode
 from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
@@ -38,7 +40,13 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     started.communicate()
 
 
-async def heard(node: str, *clips: np.ndarray, consent: np.ndarray | None = None, **scope: str) -> Analysis:
+async def heard(
+    node: str,
+    *clips: np.ndarray,
+    consent: np.ndarray | None = None,
+    against: Sequence[Print] = (),
+    **scope: str,
+) -> Analysis:
     nodes = Nodes("unused", push_timeout_s=5.0, analyze_timeout_s=60.0)
     try:
         return await nodes.analyze(
@@ -46,6 +54,7 @@ async def heard(node: str, *clips: np.ndarray, consent: np.ndarray | None = None
             [clip.astype("<f4").tobytes() for clip in clips],
             consent_f32=None if consent is None else consent.astype("<f4").tobytes(),
             scope=CollisionScope(**scope) if scope else None,
+            against=against,
         )
     finally:
         await nodes.close()
@@ -129,3 +138,16 @@ async def test_noise_under_a_person_s_clip_is_not_taken_for_another_person(
     hiss = np.random.default_rng(1).standard_normal(len(speech))
     noisy = speech + (hiss * np.sqrt(np.mean(speech**2) / 10 ** (15 / 10))).astype("f4")
     assert codes(await heard(node, people[1][1], noisy))[0] == []
+
+
+async def test_a_clip_is_compared_with_voiceprints_one_by_one_and_with_nothing_else(
+    node: str, people: list[list[np.ndarray]]
+) -> None:
+    own = (await heard(node, people[0][0])).voiceprint
+    other = (await heard(node, people[1][0])).voiceprint
+    of_own, of_other = (await heard(node, people[0][1], against=[own, other])).against
+    assert of_own > 0.75
+    assert of_other < 0.25
+    for wrong in (Print("another@1", own.embedding, own.net_speech_ms), Print(own.model, own.embedding[:-4], 1_000)):
+        with pytest.raises(InvalidRequest):
+            await heard(node, people[0][1], against=[wrong])
