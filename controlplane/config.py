@@ -25,6 +25,13 @@ class ControlPlaneSettings(DaemonSettings):
         None, description="HOST:PORT of gRPC for nodes. Absent: that of `grpc`, or with TLS a free port beside it."
     )
     http: str = Field("127.0.0.1:7680", description="HOST:PORT of HTTP.")
+    public_url: str | None = Field(
+        None, description="Where clients reach HTTP, as in https://HOST; absent: as each request says in its Host."
+    )
+    http_rate_limits: dict[str, int] = Field(
+        default_factory=dict,
+        description="Calls a minute and API key, by kind, as in {'pyannoteai.submit' = 100}; 0: no limit.",
+    )
     database_url: str | None = Field(None, description="SQLAlchemy URL; absent: SQLite in the data folder.")
     redis_url: str | None = Field(
         None,

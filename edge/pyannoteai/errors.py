@@ -1,0 +1,61 @@
+"""Errors as pyannoteAI sends them: {"message", "errors"?: [{"field", "message"}], "requestId"?}.
+
+In: a failure. Out: its status and body. A malformed request is 400 with every wrong field; past a rate limit 429 with
+the request's id. Total over causes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edge.failures import Failure
+from runtime.errors import HTTP_STATUS, Cause
+
+STATUS: Mapping[Cause, int] = {
+    **HTTP_STATUS,
+    # A file that is too large or is no sound is told as any wrong request is.
+    Cause.TOO_LARGE: 413,
+}
+
+ERRORS: Mapping[int, str] = {
+    400: "The request is malformed.",
+    401: "The API key is missing, unknown, expired or revoked.",
+    403: "The API key lacks the scope.",
+    404: "There is no such thing.",
+    405: "The path does not take this method.",
+    409: "The request collides with another one.",
+    413: "The body is too large.",
+    429: "Too many requests, or too many jobs.",
+    500: "Our fault.",
+    503: "A part that is needed is away.",
+    504: "It took too long.",
+}
+
+
+class FieldProblem(BaseModel):
+    """A field that is wrong."""
+
+    field: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    """Every error of this dialect."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: str
+    errors: list[FieldProblem] | None = Field(None, description="The fields that are wrong; with 400.")
+    request_id: str | None = Field(None, alias="requestId")
+
+
+def render(failure: Failure) -> tuple[int, dict[str, Any]]:
+    """A failure as it leaves."""
+    status = failure.status or STATUS[failure.cause]
+    if status == 400:
+        fields = [{"field": one.field, "message": one.message} for one in failure.fields]
+        return status, {"message": "Invalid request", "errors": fields or [{"field": "", "message": failure.message}]}
+    return status, {"message": failure.message, "requestId": failure.request_id}
