@@ -2,7 +2,8 @@
 
 In: a Dialect. Out: an ASGI application that answers every path under its prefixes, in its envelope. Around each
 request: an id (the client's X-Request-Id when it is a plain word, else a new one), the body meter, and the net that
-catches faults. What always holds: whatever happens, the answer is in the dialect's envelope and carries the request's id.
+catches faults. What always holds: whatever happens, the answer is in the dialect's envelope and carries the request's
+id.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ TheEdge = Annotated[Edge, Depends(_edge)]
 """The edge, in an endpoint's signature."""
 
 TurnName = Annotated[str, Depends(_turn_name)]
-"""What the core may know a request with an Idempotency-Key by: a digest, "" without one; its repetitions have the same."""
+"""What the core may know a request with an Idempotency-Key by: a digest, the same for repetitions; "" without one."""
 
 
 async def _count(edge: Edge, request: Request, kind: str) -> None:
