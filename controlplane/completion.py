@@ -2,7 +2,8 @@
 
 Two cases, one way: a voice that was enrolled while no node was online, and a voice that has no voiceprint of the model
 of a node that is. The kept recordings are decoded and listened to again; what is unfit ends as failed, its recordings
-deleted.
+deleted. A recording that the store does not have ends its voice as failed too, with what is left kept: the store may
+have it again, and the voice is then taken up by `again`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from controlplane import audit, usage
 from controlplane.blobs import Blobs
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import data_keys, samples, voiceprints, voices
+from controlplane.failures import RecordingMissing, failure_code
 from controlplane.fault_points import reach
 from controlplane.fleet import Fleet
 from controlplane.holdings import LIVE_STATES
@@ -91,6 +93,16 @@ class Completion:
                 get_logger().warning("voices.not_completed", reason=str(error))
                 await asyncio.sleep(RETRY_S)
 
+    async def again(self, voice: VoiceAddress) -> None:
+        """Listen to a voice that waits, now, with a node of each model that there is; nothing where none has to."""
+        for model in sorted(await self._models()):
+            async with self._database.read() as connection:
+                found = await _waiting(connection, model, of=voice)
+            for item in found:
+                self._unfit.discard((item, model))
+                await self._complete(item, model)
+        self._waiting_voices.beat()
+
     async def _until_worthwhile(self, news: asyncio.Event, models: frozenset[str], seconds: float) -> None:
         # Renewals wake the fleet many times a second; only another set of models is a reason to look at all voices.
         until_s = self._clock.monotonic_s() + seconds
@@ -141,7 +153,7 @@ class Completion:
             if item.revision > 0:
                 self._unfit.add((item, model))
             else:
-                await self._fail(item, str(error))
+                await self._fail(item, error)
             return True
         if await self._place(item, analysis):
             await self._library.spread(item.voice)
@@ -163,7 +175,7 @@ class Completion:
         for row in rows:
             ciphertext = await self._blobs.get(row.blob_key)
             if ciphertext is None:
-                raise SpeakerdError("a kept recording is missing from the store")
+                raise RecordingMissing("a kept recording is missing from the store")
             # A recording that was added to keeps the generation in which it came.
             data = key.decrypt(ciphertext, "sample", int(row.generation), row.clip)
             is_consent = row.purpose == CONSENT
@@ -196,18 +208,25 @@ class Completion:
         reach("complete.committed")
         return True
 
-    async def _fail(self, item: _Waiting, reason: str) -> None:
+    async def _fail(self, item: _Waiting, error: SpeakerdError) -> None:
+        blob_keys: list[str] = []
         async with self._database.write() as connection:
             await locked_head(connection)
             if not await _is_as_it_was(connection, item):
                 return
-            found = await connection.execute(select(samples.c.blob_key).where(*_is(samples, item)))
-            blob_keys = [row.blob_key for row in found]
-            await connection.execute(delete(samples).where(*_is(samples, item)))
+            if not isinstance(error, RecordingMissing):
+                found = await connection.execute(select(samples.c.blob_key).where(*_is(samples, item)))
+                blob_keys = [row.blob_key for row in found]
+                await connection.execute(delete(samples).where(*_is(samples, item)))
             await connection.execute(
                 update(voices)
                 .where(*_is(voices, item))
-                .values(state="failed", state_reason=reason, updated_at_s=self._clock.wall_s())
+                .values(
+                    state="failed",
+                    state_reason=str(error),
+                    state_code=failure_code(error),
+                    updated_at_s=self._clock.wall_s(),
+                )
             )
             facts: dict[str, str | int] = {
                 "subject": self._keys.subject(item.voice.tenant_id, item.voice.voice_id),
@@ -220,10 +239,16 @@ class Completion:
 
 
 def _is(table: Table, item: _Waiting) -> tuple[ColumnElement[bool], ...]:
-    return (table.c.tenant_id == item.voice.tenant_id, table.c.voice_id == item.voice.voice_id)
+    return _at(table, item.voice)
 
 
-async def _waiting(connection: AsyncConnection, model: str, passed: int = 0) -> list[_Waiting]:
+def _at(table: Table, voice: VoiceAddress) -> tuple[ColumnElement[bool], ...]:
+    return (table.c.tenant_id == voice.tenant_id, table.c.voice_id == voice.voice_id)
+
+
+async def _waiting(
+    connection: AsyncConnection, model: str, passed: int = 0, of: VoiceAddress | None = None
+) -> list[_Waiting]:
     made = exists().where(
         voiceprints.c.tenant_id == voices.c.tenant_id,
         voiceprints.c.voice_id == voices.c.voice_id,
@@ -238,7 +263,7 @@ async def _waiting(connection: AsyncConnection, model: str, passed: int = 0) -> 
     )
     query = (
         select(voices.c.tenant_id, voices.c.voice_id, voices.c.generation, voices.c.revision)
-        .where(voices.c.state.in_(LIVE_STATES), ~made, kept)
+        .where(voices.c.state.in_(LIVE_STATES), ~made, kept, *(() if of is None else _at(voices, of)))
         .order_by(voices.c.created_at_s, voices.c.voice_id)
         .offset(passed)
         .limit(PAGE_VOICES)

@@ -25,7 +25,7 @@ from controlplane.pulse import Pulse
 from controlplane.voice_lookup import NO_SUCH_VOICE
 from controlplane.voices import Voice, Voices
 from runtime.errors import Conflict, NotFound, SpeakerdError, Unavailable
-from runtime.media import Finding, SignalPreflight
+from runtime.media import Finding, PreflightLimits, SignalPreflight
 
 IDEMPOTENCY_S = 24 * 3600.0
 NOTE_PENDING = "no node is online: the voice is safe, waits as pending, and becomes ready by itself when one joins"
@@ -89,6 +89,11 @@ class Enrolment:
         self._metrics.enrolments.labels(enrolled.voice.state).inc()
         return enrolled
 
+    async def check(self, clip: Clip, limits: PreflightLimits | None = None) -> SignalPreflight:
+        """What a recording looks like as a signal, before there is an enrolment. Raises as `enrol` does of clips."""
+        (fetched,) = await self._intake.fetch((clip,))
+        return (await self._intake.listen((fetched,), limits)).preflight
+
     async def promote(self, principal: Principal, request: Request, analysis: Analysis) -> Enrolled:
         """Enrol a person from what a node heard of them already. Raises as `enrol`."""
         validate(request, consent_required=True)
@@ -144,7 +149,7 @@ class Enrolment:
         else:
             place = New(scope_of_new(principal, request.scope))
         request = replace(request, clips=await self._intake.fetch(request.clips))
-        sound = await self._intake.listen([*earlier, *request.clips])
+        sound = await self._intake.listen([*earlier, *request.clips], request.preflight)
         scope = CollisionScope(principal.tenant_id, audiences_of(principal), except_voice_id=request.voice_id)
         analysis = await self._intake.analyze(sound, scope=scope)
         findings: tuple[Finding, ...] = ()

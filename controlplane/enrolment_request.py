@@ -16,6 +16,7 @@ from controlplane.agreements import Consent, Licence, LicenceKind
 from controlplane.intake import Clip
 from controlplane.policy import VoiceScope
 from runtime.errors import InvalidRequest
+from runtime.media import PreflightLimits
 
 LABEL_CHARS_MAX = 200
 SUBJECT_CHARS_MAX = 200
@@ -44,7 +45,8 @@ class Details:
 class Request:
     """What is asked. voice_id "": a new voice. idempotency_key "": not repeatable. subject "": not said.
 
-    scope and licence count for a new voice; add_clips: keep the recordings that the voice has.
+    scope and licence count for a new voice; add_clips: keep the recordings that the voice has. preflight: the limits of
+    whoever asks, in place of the configured ones.
     """
 
     voice_id: str
@@ -57,6 +59,7 @@ class Request:
     licence: Licence | None = None
     details: Details | None = None
     add_clips: bool = False
+    preflight: PreflightLimits | None = None
 
 
 def validate(request: Request, *, consent_required: bool = False) -> None:
@@ -134,6 +137,7 @@ def request_digest(request: Request) -> bytes:
         "" if licence is None else json.dumps({**asdict(licence), "kind": licence.kind.value}, sort_keys=True),
         "" if request.details is None else details_text(request.details),
         str(request.add_clips),
+        *(f"{clip.url} {clip.drive}" for clip in request.clips if clip.url or clip.drive is not None),
     ]
     for part in [*(part.encode() for part in parts), *(clip.data for clip in request.clips)]:
         digest.update(len(part).to_bytes(8, "big"))

@@ -92,6 +92,7 @@ async def destroy(
         .values(
             state="erasing",
             state_reason="",
+            state_code="",
             generation=generation,
             label_ciphertext=None,
             label_index=None,

@@ -30,6 +30,7 @@ from controlplane.database.schema import (
 from controlplane.enrolment_store import IDEMPOTENCY_S
 from controlplane.erasure import Erasures
 from controlplane.erasure_rows import GONE, Asking
+from controlplane.failures import NEVER_HEARD
 from controlplane.identity import Identity
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.orphans import sweep_orphans
@@ -178,7 +179,7 @@ class Upkeep:
                 await connection.execute(
                     update(voices)
                     .where(voices.c.tenant_id == row.tenant_id, voices.c.voice_id == row.voice_id)
-                    .values(state="failed", state_reason=TOO_LONG, updated_at_s=now_s)
+                    .values(state="failed", state_reason=TOO_LONG, state_code=NEVER_HEARD, updated_at_s=now_s)
                 )
                 facts: dict[str, str | int] = {
                     "subject": self._keys.subject(row.tenant_id, row.voice_id),

@@ -20,6 +20,7 @@ from controlplane.agreements import Consent, Dated, Event, Signed, keep_consent,
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import data_keys, voiceprints, voices
 from controlplane.enrolment_request import Details, details_text, require_consent, require_details, require_label
+from controlplane.failures import CONSENT_WITHDRAWN
 from controlplane.fleet_log import Change
 from controlplane.holdings import LIVE_STATES
 from controlplane.keys import DataKey, KeyRing, VoiceAddress
@@ -112,7 +113,7 @@ class VoiceChanges:
                 principal,
                 now,
                 "consent.withdrawn",
-                {"state": FROZEN, "state_reason": WITHDRAWN},
+                {"state": FROZEN, "state_reason": WITHDRAWN, "state_code": CONSENT_WITHDRAWN},
                 opted_out=int(opt_out),
             )
         return await self._told(voice)
@@ -137,7 +138,7 @@ class VoiceChanges:
             )
             values: dict[str, Any] = {}
             if now.row.state == FROZEN:
-                values = {"state": "pending", "state_reason": "no node holds the voice yet"}
+                values = {"state": "pending", "state_reason": "no node holds the voice yet", "state_code": ""}
             await self._advance(connection, principal, now, "consent.given", values, evidence=evidence)
         return await self._told(voice)
 

@@ -102,6 +102,7 @@ async def replace_voice(
     values: dict[str, Any] = {
         "generation": generation,
         "state": "pending",
+        "state_code": "",
         "revision": 0,
         "updated_at_s": now_s,
         **said.values(key),

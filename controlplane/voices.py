@@ -37,6 +37,7 @@ class Voice:
     generation: int
     state: str
     state_reason: str
+    state_code: str
     created_at_s: float
     updated_at_s: float
     net_speech_ms: int
@@ -206,6 +207,7 @@ def _voice(row: Row[Any], keys: KeyRing) -> Voice:
         generation=int(row.generation),
         state=row.state,
         state_reason=row.state_reason,
+        state_code=row.state_code,
         created_at_s=row.created_at_s,
         updated_at_s=row.updated_at_s,
         net_speech_ms=row.net_speech_ms,

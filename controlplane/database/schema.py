@@ -83,6 +83,8 @@ voices = Table(
     # pending, ready, failed, frozen (consent withdrawn or licence lapsed: held by nobody), erasing, erased
     Column("state", String(16), nullable=False),
     Column("state_reason", Text, nullable=False),
+    # The same as a word, where the voice failed or is frozen (controlplane.failures); "": nothing is wrong with it.
+    Column("state_code", String(64), nullable=False, server_default=""),
     # None once erased.
     Column("label_ciphertext", LargeBinary),
     Column("net_speech_ms", Integer, nullable=False),
@@ -420,4 +422,77 @@ kept_answers = Table(
     Column("status", Integer),
     Column("ciphertext", LargeBinary),
     Index("kept_answers_by_age", "began_at_s"),
+)
+
+# Recordings that were uploaded, or fetched for a job. What lies in the store is ciphertext under a key of the tenant's.
+media = Table(
+    "media",
+    metadata,
+    Column("media_id", ID, primary_key=True),
+    Column("tenant_id", ID, nullable=False),
+    # The caller's key, under the tenant's own; None: fetched for a job, or another was put in its place.
+    Column("key_index", LargeBinary),
+    # arriving, kept, going (its blob is to be deleted)
+    Column("state", String(16), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False, server_default="0"),
+    # Sent straight to the object store, and therefore as it came.
+    Column("is_plain", Boolean, nullable=False),
+    Column("created_at_s", Float, nullable=False),
+    Column("expires_at_s", Float, nullable=False),
+    ForeignKeyConstraint(["tenant_id"], ["tenants.tenant_id"], name="media_tenant"),
+    Index("media_by_key", "tenant_id", "key_index"),
+    Index("media_by_state", "state", "expires_at_s"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", ID, primary_key=True),
+    Column("tenant_id", ID, nullable=False),
+    # Who asked: its results are matched, and told, by what this caller may use.
+    Column("user_id", ID),
+    Column("key_id", ID, nullable=False),
+    # diarize, identify, voiceprint
+    Column("kind", String(16), nullable=False),
+    # pending, created, running, succeeded, failed, canceled
+    Column("state", String(16), nullable=False),
+    # Among the tenant's own, lower first.
+    Column("priority", Integer, nullable=False),
+    # JSON of the request, under a key of the tenant's; None once it has been deleted.
+    Column("spec_ciphertext", LargeBinary),
+    Column("media_id", ID),
+    Column("idempotency_index", LargeBinary),
+    Column("request_digest", LargeBinary, nullable=False),
+    # Grows with each claim: what an earlier claimer writes changes nothing.
+    Column("attempt", BigInteger, nullable=False, server_default="0"),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("worker_id", String(64), nullable=False, server_default=""),
+    # On the lease clock: a running job whose worker has not been heard for so long may be claimed by another.
+    Column("until_lease_s", Float, nullable=False, server_default="0"),
+    # On the lease clock: it is not claimed before.
+    Column("not_before_lease_s", Float, nullable=False, server_default="0"),
+    Column("processed_ms", BigInteger, nullable=False, server_default="0"),
+    Column("duration_ms", BigInteger, nullable=False, server_default="0"),
+    # What to mend; no names.
+    Column("error", Text),
+    Column("warning", Text),
+    Column("created_at_s", Float, nullable=False),
+    Column("updated_at_s", Float, nullable=False),
+    Column("ended_at_s", Float),
+    Column("expires_at_s", Float),
+    ForeignKeyConstraint(["tenant_id"], ["tenants.tenant_id"], name="jobs_tenant"),
+    Index("jobs_by_tenant", "tenant_id", "created_at_s"),
+    Index("jobs_by_state", "state", "tenant_id"),
+    Index("jobs_by_media", "media_id"),
+    Index("jobs_by_end", "ended_at_s"),
+    Index("jobs_by_request", "tenant_id", "idempotency_index", unique=True),
+)
+
+# What jobs gave, until it expires: under a key of the tenant's, and without anybody's name.
+job_results = Table(
+    "job_results",
+    metadata,
+    Column("job_id", ID, primary_key=True),
+    Column("ciphertext", LargeBinary, nullable=False),
+    ForeignKeyConstraint(["job_id"], ["jobs.job_id"], name="job_results_job"),
 )

@@ -7,7 +7,7 @@ difference later.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -117,13 +117,17 @@ class PreflightFailed(BadAudio):
         self.preflight = preflight
 
 
+class Silent(BadAudio):
+    """A recording without a sound."""
+
+
 def measure(samples: FloatArray, source: SourceFormat) -> SignalPreflight:
-    """Measure a recording, float32 (N,). Raises BadAudio when nothing in it is louder than -60 dBFS."""
+    """Measure a recording, float32 (N,). Raises Silent, which is BadAudio, when nothing is louder than -60 dBFS."""
     duration_s = seconds_from_samples(len(samples))
     peak = float(np.max(np.abs(samples), initial=0.0))
     peak_dbfs = 20 * float(np.log10(max(peak, POWER_MIN)))
     if peak_dbfs <= SILENCE_DBFS:
-        raise BadAudio(
+        raise Silent(
             f"no sound above {SILENCE_DBFS:g} dBFS in {duration_s:.1f} s: the recording is silent; "
             "check the microphone and its level, and record again"
         )
@@ -142,12 +146,33 @@ def measure(samples: FloatArray, source: SourceFormat) -> SignalPreflight:
 def preflight(samples: FloatArray, source: SourceFormat, limits: PreflightLimits | None = None) -> SignalPreflight:
     """Measure a recording for enrolment, float32 (N,), and judge it.
 
-    Raises PreflightFailed, which carries what was measured, when it is past one of the limits; BadAudio on silence.
+    Raises PreflightFailed, which carries what was measured, when it is past one of the limits or silent.
     """
-    measured = judged(measure(samples, source), limits or PreflightLimits())
+    limits = limits or PreflightLimits()
+    try:
+        measured = judged(measure(samples, source), limits)
+    except Silent as error:
+        raise PreflightFailed(_of_silence(samples, source, limits, str(error))) from None
     if measured.fail_reasons:
         raise PreflightFailed(measured)
     return measured
+
+
+def _of_silence(samples: FloatArray, source: SourceFormat, limits: PreflightLimits, text: str) -> SignalPreflight:
+    """What is to say of a recording in which there is nothing to measure: how long it is, and that it is silent."""
+    peak = float(np.max(np.abs(samples), initial=0.0))
+    nothing = SignalPreflight(
+        duration_ms=round(1000 * seconds_from_samples(len(samples))),
+        sample_rate_hz=source.sample_rate_hz,
+        channels=source.channels,
+        peak_dbfs=round(20 * float(np.log10(max(peak, POWER_MIN))), 2),
+        voice_activity_ratio=0.0,
+        snr_db=0.0,
+        clipped_ratio=0.0,
+    )
+    lasting = [one for one in judged(nothing, limits).fail_reasons if one.code.startswith("duration_")]
+    silence = Finding("low_voice_activity_ratio", 0.0, limits.activity_fail_below, text)
+    return replace(nothing, fail_reasons=(*lasting, silence))
 
 
 def judged(measured: SignalPreflight, limits: PreflightLimits) -> SignalPreflight:
