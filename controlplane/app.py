@@ -41,6 +41,7 @@ from controlplane.key_check import require_matching_key
 from controlplane.keys import KeyRing
 from controlplane.lease_rules import LeaseRules, LeaseTimes
 from controlplane.leases import SqlTables
+from controlplane.live_relay import LiveRelay
 from controlplane.media_sources import FolderDrive, MediaSources, NoDrive
 from controlplane.metrics import Metrics, declare
 from controlplane.nodes import Nodes
@@ -49,7 +50,7 @@ from controlplane.outside import Outside, open_outside
 from controlplane.people import Ground, People, build_people
 from controlplane.placement import Placing
 from controlplane.pulse import Pulse
-from controlplane.quotas import jobs_max
+from controlplane.quotas import jobs_max, streams_max
 from controlplane.rate_limits import RateLimits
 from controlplane.recent_callers import RecentCallers
 from controlplane.reconciler import Reconciler
@@ -119,6 +120,7 @@ class Core:
     completion: Completion
     placing: Placing
     relay: Relay
+    live_relay: LiveRelay
     guard: RelayGuard
     blobs: Blobs
     rate_limits: RateLimits
@@ -358,6 +360,15 @@ class ControlPlane:
             seal=SpeakerSeal(fleet_key, clock),
             jobs_max=functools.partial(jobs_max, database),
         )
+        placing = Placing(
+            settings=settings,
+            wanting=Wanting(database, clock),
+            registry=registry,
+            head=fan_out.head,
+            tickets=tickets,
+            clock=clock,
+            metrics=metrics,
+        )
         ground = Ground(
             settings=settings,
             database=database,
@@ -404,16 +415,17 @@ class ControlPlane:
                 clock=clock,
                 waiting_voices=waiting_voices,
             ),
-            placing=Placing(
-                settings=settings,
-                wanting=Wanting(database, clock),
-                registry=registry,
-                head=fan_out.head,
-                tickets=tickets,
-                clock=clock,
-                metrics=metrics,
-            ),
+            placing=placing,
             relay=relay,
+            live_relay=LiveRelay(
+                placing=placing,
+                library=library,
+                guard=guard,
+                tls=self._tls,
+                metrics=metrics,
+                streams_max=settings.relay_streams_max,
+                tenant_streams_max=functools.partial(streams_max, database),
+            ),
             guard=guard,
             blobs=blobs,
             rate_limits=RateLimits(redis_url, clock),

@@ -65,6 +65,10 @@ class ControlPlaneSettings(DaemonSettings):
         10.0, gt=0.0, description="How long a placed stream holds its slot until the node reports it."
     )
 
+    relay_streams_max: int = Field(
+        350, ge=0, description="How many live streams of WebSocket clients this process carries at once."
+    )
+
     require_consent: bool = Field(False, description="Refuse enrolments without a full name, a purpose and a text.")
     chore_s: float = Field(60.0, gt=0.0, description="How often expired licences and what is overdue are looked for.")
     tombstone_days: float = Field(30.0, ge=0.0, description="How long what is left of an erased voice is listed.")

@@ -29,6 +29,7 @@ class Metrics:
     audit_verify_ok: Gauge
     erasure_journal_failures: Counter
     relay_withheld: Counter
+    relay_streams: Gauge
     enrolments: Counter
     http_request_duration_seconds: Histogram
 
@@ -79,6 +80,7 @@ def declare(registry: CollectorRegistry) -> Metrics:
             "cp_erasure_journal_failures", "Records that the erasure journal did not take.", registry=registry
         ),
         relay_withheld=Counter("cp_relay_withheld", "Results relayed without names.", ["reason"], registry=registry),
+        relay_streams=Gauge("cp_relay_streams", "Live streams that this process carries.", registry=registry),
         enrolments=Counter("cp_enrolments", "Enrolments.", ["result"], registry=registry),
         http_request_duration_seconds=Histogram(
             "http_request_duration_seconds",

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.engine import Database
-from controlplane.database.schema import samples, tenants, voices
+from controlplane.database.schema import media, samples, tenants, voices
 from runtime.errors import Overloaded
 
 GONE = ("erasing", "erased", "failed")
@@ -50,15 +50,24 @@ async def jobs_max(database: Database, tenant_id: str) -> int | None:
         return (await quotas_of(connection, tenant_id)).jobs_max
 
 
+async def streams_max(database: Database, tenant_id: str) -> int | None:
+    """How many relayed streams a tenant may have at once; None: no limit."""
+    async with database.read() as connection:
+        return (await quotas_of(connection, tenant_id)).streams_max
+
+
 async def used_by(connection: AsyncConnection, tenant_id: str) -> Used:
-    """What a tenant has: voices that are not gone, and bytes of recordings."""
+    """What a tenant has: voices that are not gone, and bytes of recordings, those of its media store too."""
     num_voices = await connection.execute(
         select(func.count()).select_from(voices).where(voices.c.tenant_id == tenant_id, voices.c.state.not_in(GONE))
     )
     stored = await connection.execute(
         select(func.coalesce(func.sum(samples.c.blob_bytes), 0)).where(samples.c.tenant_id == tenant_id)
     )
-    return Used(int(num_voices.scalar_one()), int(stored.scalar_one()))
+    uploaded = await connection.execute(
+        select(func.coalesce(func.sum(media.c.size_bytes), 0)).where(media.c.tenant_id == tenant_id)
+    )
+    return Used(int(num_voices.scalar_one()), int(stored.scalar_one()) + int(uploaded.scalar_one()))
 
 
 async def require_room(connection: AsyncConnection, tenant_id: str, *, more_voices: int, more_bytes: int) -> None:

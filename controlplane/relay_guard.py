@@ -24,7 +24,7 @@ from controlplane.fleet_log import Change
 from controlplane.lease_rules import RELAY, NodeReport
 from controlplane.metrics import Metrics
 from controlplane.pulse import wait_s
-from controlplane.relay_names import WITHHELD, strip_event, strip_result
+from controlplane.relay_names import WITHHELD, LiveEvent, MayName, strip_event, strip_result
 from runtime.clock import Clock
 from runtime.errors import Unavailable
 from runtime.lease import HolderState, Lease, LeaseState, Next, Renewal
@@ -56,7 +56,6 @@ class Relaying:
     def __init__(self, guard: RelayGuard, incarnation: int) -> None:
         self._guard = guard
         self._incarnation = incarnation
-        self._is_degraded = False
 
     def __repr__(self) -> str:
         return f"Relaying(incarnation={self._incarnation})"
@@ -75,19 +74,20 @@ class Relaying:
             self._guard.withheld("erased")
         return result
 
-    def event(self, event: node_pb2.DiarizeResponse) -> list[node_pb2.DiarizeResponse]:
-        """A live stream's message as it may leave now, the first time without a lease after word of that."""
-        is_stripped = strip_event(event, self.may_name)
-        if self._guard.names_under(self._incarnation):
-            if is_stripped:
-                self._guard.withheld("erased")
-            return [event]
-        if self._is_degraded:
-            return [event]
-        self._is_degraded = True
-        self._guard.withheld("no_lease")
-        degraded = node_pb2.Degraded(active=True, reason="the relay lost its lease: reopen the stream for names")
-        return [node_pb2.DiarizeResponse(degraded=degraded), event]
+    @property
+    def holds(self) -> bool:
+        """Whether the lease that it began with lasts."""
+        return self._guard.names_under(self._incarnation)
+
+    def event(self, event: LiveEvent, also: MayName = lambda _: True) -> bool:
+        """Make a live stream's message what may leave now, in place; whether anybody was taken out of it.
+
+        also: what has to hold besides for a voice to be named.
+        """
+        is_stripped = strip_event(event, lambda voice_id: self.may_name(voice_id) and also(voice_id))
+        if is_stripped:
+            self._guard.withheld("erased" if self.holds else "no_lease")
+        return is_stripped
 
 
 class RelayGuard:
@@ -127,6 +127,10 @@ class RelayGuard:
             self._running -= 1
             if self._running == 0:
                 self._idle.set()
+
+    def anew(self) -> Relaying | None:
+        """To go on under the lease of now with what is heard from now on, within `relaying`; None without a lease."""
+        return Relaying(self, self._lease.incarnation) if self._lease.allows() else None
 
     def names_under(self, incarnation: int) -> bool:
         """Whether anybody may be named under an incarnation at this moment."""

@@ -15,6 +15,17 @@ WITHHELD = "names are withheld: this control plane lost its lease while the reco
 MayName = Callable[[str], bool]
 """Whether a voice, by its id, may be named at this moment."""
 
+LiveEvent = (
+    node_pb2.Turns
+    | node_pb2.Relabel
+    | node_pb2.Progress
+    | node_pb2.Checkpoint
+    | node_pb2.Draining
+    | node_pb2.Degraded
+    | node_pb2.StreamClosed
+)
+"""What a live stream says, as the contract has it."""
+
 
 def voices_in(result: node_pb2.FileResult) -> set[str]:
     """Every voice that a result tells of."""
@@ -30,21 +41,29 @@ def strip_result(result: node_pb2.FileResult, may_name: MayName) -> bool:
     return any([*turned, *(_strip_speaker(speaker, may_name) for speaker in result.speakers)])
 
 
-def strip_event(event: node_pb2.DiarizeResponse, may_name: MayName) -> bool:
+def voices_of_event(event: LiveEvent) -> set[str]:
+    """Every voice that a live stream's message tells of."""
+    named: set[str] = set()
+    if isinstance(event, node_pb2.Turns):
+        named = {turn.voice_id for turn in event.turns}
+    elif isinstance(event, node_pb2.Relabel):
+        named = {event.voice_id, event.match.best_voice_id, event.match.runner_up_voice_id}
+    elif isinstance(event, node_pb2.StreamClosed):
+        named = {voice_id for speaker in event.speakers for voice_id in _voices_of(speaker)}
+    named.discard("")
+    return named
+
+
+def strip_event(event: LiveEvent, may_name: MayName) -> bool:
     """Take out of a live stream's message who may not be named; whether anybody was."""
-    match event.WhichOneof("message"):
-        case "turns":
-            turned = [_strip(turn, may_name) for turn in event.turns.turns]
-            return any(turned)
-        case "relabel":
-            relabel = event.relabel
-            is_denied = _strip(relabel, may_name)
-            return _strip_match(relabel, may_name) or is_denied
-        case "closed":
-            summed_up = [_strip_speaker(speaker, may_name) for speaker in event.closed.speakers]
-            return any(summed_up)
-        case _:
-            return False
+    stripped: list[bool] = []
+    if isinstance(event, node_pb2.Turns):
+        stripped = [_strip(turn, may_name) for turn in event.turns]
+    elif isinstance(event, node_pb2.Relabel):
+        stripped = [_strip(event, may_name), _strip_match(event, may_name)]
+    elif isinstance(event, node_pb2.StreamClosed):
+        stripped = [_strip_speaker(speaker, may_name) for speaker in event.speakers]
+    return any(stripped)
 
 
 def _strip(one: common_pb2.Turn | common_pb2.Speaker | node_pb2.Relabel, may_name: MayName) -> bool:

@@ -96,6 +96,11 @@ class Tls:
         self._refresh()
         return self._version
 
+    @property
+    def authority(self) -> bytes:
+        """The certificates whose holders we trust, PEM."""
+        return self._refresh().authority
+
     def server_credentials(self, *, is_public: bool = False) -> grpc.ServerCredentials:
         """For a server that asks every client for a certificate of the authority, or, when it is public, none."""
         served = self._served(is_public)

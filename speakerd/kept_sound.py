@@ -29,11 +29,16 @@ def is_resumable(options: StreamOptions) -> bool:
     return options.encoding in _SAMPLE_BYTES
 
 
+def frame_bytes(options: StreamOptions) -> int:
+    """Bytes of one sample of all channels; 1 for a container, which has none."""
+    return _SAMPLE_BYTES.get(options.encoding, 1) * max(1, options.channels)
+
+
 class KeptSound:
     """What was sent since the last checkpoint. Of a container nothing is kept but what was not written yet."""
 
     def __init__(self, options: StreamOptions) -> None:
-        self._frame_bytes = _SAMPLE_BYTES.get(options.encoding, 1) * max(1, options.channels)
+        self._frame_bytes = frame_bytes(options)
         self._rate_hz = options.sample_rate_hz or 16_000
         self._bytes_max = KEPT_S * self._rate_hz * self._frame_bytes
         self._sound = bytearray()
