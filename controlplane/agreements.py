@@ -35,6 +35,8 @@ class Event(Enum):
     LICENCE_GRANTED = "licence_granted"
     LICENCE_EXPIRED = "licence_expired"
     LICENCE_USED_UP = "licence_used_up"
+    LICENCE_REVOKED = "licence_revoked"
+    LICENCE_ENDED = "licence_ended"  # by a decision of the platform's
 
 
 class LicenceKind(Enum):

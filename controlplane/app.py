@@ -42,7 +42,7 @@ from controlplane.keys import KeyRing
 from controlplane.lease_rules import LeaseRules, LeaseTimes
 from controlplane.leases import SqlTables
 from controlplane.live_relay import LiveRelay
-from controlplane.media_sources import FolderDrive, MediaSources, NoDrive
+from controlplane.media_sources import MediaSources, open_drive
 from controlplane.metrics import Metrics, declare
 from controlplane.nodes import Nodes
 from controlplane.orphans import sweep_orphans
@@ -314,11 +314,10 @@ class ControlPlane:
         fleet.drift = reconciler
         tenant_keys = TenantKeys(keys, clock)
         library = Voices(database, keys, tenant_keys, warming)
-        drive = FolderDrive(settings.drive_folder) if settings.drive_folder else NoDrive()
         intake = Intake(
             fleet,
             nodes,
-            sources=MediaSources(GuardedHttp(settings.url_policy()), blobs, drive),
+            sources=MediaSources(GuardedHttp(settings.url_policy()), blobs, open_drive(settings)),
             preflight_limits=settings.preflight,
             speaker_limits=settings.speaker_checks,
         )
@@ -369,6 +368,16 @@ class ControlPlane:
             clock=clock,
             metrics=metrics,
         )
+        completion = Completion(
+            database=database,
+            keys=keys,
+            blobs=blobs,
+            fleet=fleet,
+            intake=intake,
+            library=library,
+            clock=clock,
+            waiting_voices=waiting_voices,
+        )
         ground = Ground(
             settings=settings,
             database=database,
@@ -384,7 +393,14 @@ class ControlPlane:
             database=database,
             identity=identity,
             tenant_keys=tenant_keys,
-            people=build_people(ground, library=library, enrolment=enrolment, erasures=erasures, relay=relay),
+            people=build_people(
+                ground,
+                library=library,
+                enrolment=enrolment,
+                erasures=erasures,
+                relay=relay,
+                completion=completion,
+            ),
             registry=registry,
             nodes=nodes,
             fleet=fleet,
@@ -405,16 +421,7 @@ class ControlPlane:
                 clock=clock,
                 metrics=metrics,
             ),
-            completion=Completion(
-                database=database,
-                keys=keys,
-                blobs=blobs,
-                fleet=fleet,
-                intake=intake,
-                library=library,
-                clock=clock,
-                waiting_voices=waiting_voices,
-            ),
+            completion=completion,
             placing=placing,
             relay=relay,
             live_relay=LiveRelay(

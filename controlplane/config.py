@@ -81,6 +81,9 @@ class ControlPlaneSettings(DaemonSettings):
     )
     fetch_ports: tuple[int, ...] = Field((443, 8443), description="Ports that urls may name.")
     fetch_plain_http: bool = Field(False, description="Fetch from http:// as well as from https://.")
+    drive: str | None = Field(
+        None, description="An installed entry point of the group speakerd.drives that drive references are read by."
+    )
     drive_folder: Path | None = Field(None, description="A folder that drive references (file_id) are read from.")
     preflight: PreflightLimits = Field(
         default_factory=PreflightLimits, description="What a recording for enrolment has to be; a table of its own."

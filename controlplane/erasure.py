@@ -15,6 +15,7 @@ from sqlalchemy import and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane import erasure_record
+from controlplane.agreements import Event, Signed, note
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import erasures, voices
 from controlplane.erasure_rows import GONE, Asking, Erasure, erasure_of, latest_of
@@ -33,6 +34,12 @@ PAGE_MAX = 200
 PAGE_DEFAULT = 50
 LOOK_S = 0.1
 """How often whoever waits for a proof looks whether another control plane has it."""
+ENDS_LICENCE = {
+    "license_revoked": Event.LICENCE_REVOKED,
+    "license_expired": Event.LICENCE_EXPIRED,
+    "platform_decision": Event.LICENCE_ENDED,
+}
+"""What becomes of a global voice's licence when the voice is erased for this."""
 BATCH_VOICES = 50
 """Voices of a tenant that are asked for in one transaction."""
 
@@ -73,7 +80,7 @@ class Erasures:
         async with self._database.write() as connection:
             await locked_head(connection)
             voice = await find_voice(connection, principal, voice_id, Right.ERASE)
-            audit_id = await self._request(connection, voice, asking)
+            audit_id = await self._request(connection, voice, asking, ends_licence=voice.tenant_id == GLOBAL_TENANT)
         return await self._asked(audit_id, wait_s_max)
 
     async def erase_voice(self, voice: VoiceAddress, asking: Asking) -> Erasure:
@@ -152,7 +159,9 @@ class Erasures:
         """Leave off; what is open is taken up by the next run."""
         await self._work.close()
 
-    async def _request(self, connection: AsyncConnection, voice: VoiceAddress, asking: Asking) -> str:
+    async def _request(
+        self, connection: AsyncConnection, voice: VoiceAddress, asking: Asking, *, ends_licence: bool = False
+    ) -> str:
         row = (
             await connection.execute(
                 select(voices.c.state, voices.c.generation)
@@ -164,6 +173,9 @@ class Erasures:
             raise NotFound(NO_SUCH_VOICE)
         if row.state in GONE:
             return await latest_of(connection, voice)
+        if ends_licence and asking.trigger in ENDS_LICENCE:
+            signed = Signed(asking.key_id, self._clock.wall_s())
+            await note(connection, ENDS_LICENCE[asking.trigger], voice, int(row.generation), signed=signed)
         audit_id = erasure_record.new_audit_id()
         _, sequence = await erasure_record.request(
             connection,

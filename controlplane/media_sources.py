@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
 
 from controlplane.blobs import Blobs
 from controlplane.guarded_http import GuardedHttp
@@ -17,6 +19,11 @@ from runtime.errors import InvalidRequest, NotFound, TooLarge
 
 FETCH_S_MAX = 60.0
 REFERENCE_CHARS_MAX = 1_024
+DRIVES = "speakerd.drives"
+"""Entry points that make a Drive of the control plane's settings."""
+FILE_ID = "file_id"
+KINDS = (FILE_ID, "mcp_uri", "share_url")
+"""How a file on a drive may be named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,20 @@ class DriveReference:
 Source = bytes | Url | InStore | DriveReference
 
 
+class DriveSettings(Protocol):
+    """What is set of a drive."""
+
+    @property
+    def drive(self) -> str | None:
+        """The installed adapter; None: none."""
+        ...
+
+    @property
+    def drive_folder(self) -> Path | None:
+        """The folder that is the drive, where no adapter is named."""
+        ...
+
+
 class Drive(Protocol):
     """A drive of the platform's."""
 
@@ -61,7 +82,7 @@ class NoDrive:
 
 
 class FolderDrive:
-    """A folder as a drive: file_id is a path in it."""
+    """A folder as a drive: file_id is a path in it, mcp_uri and share_url are URIs whose path is one."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
@@ -71,11 +92,12 @@ class FolderDrive:
 
     async def read(self, reference: DriveReference, *, bytes_max: int) -> bytes:
         """The file's content; nothing outside of the folder is read, links included."""
-        if reference.kind != "file_id":
-            raise InvalidRequest(f"this drive knows file_id alone, not {reference.kind[:20]!r}")
+        if reference.kind not in KINDS:
+            raise InvalidRequest(f"a file on the drive is named by one of {', '.join(KINDS)}")
         if len(reference.value) > REFERENCE_CHARS_MAX or "\0" in reference.value:
-            raise InvalidRequest(f"file_id: at most {REFERENCE_CHARS_MAX} characters")
-        return await asyncio.to_thread(self._read, reference.value, bytes_max)
+            raise InvalidRequest(f"{reference.kind}: at most {REFERENCE_CHARS_MAX} characters")
+        name = reference.value if reference.kind == FILE_ID else _path_of(reference.value)
+        return await asyncio.to_thread(self._read, name, bytes_max)
 
     def _read(self, name: str, bytes_max: int) -> bytes:
         try:
@@ -91,6 +113,23 @@ class FolderDrive:
         if len(data) > bytes_max:
             raise TooLarge(f"the file is larger than {bytes_max >> 20} MiB")
         return data
+
+
+def _path_of(uri: str) -> str:
+    try:
+        return unquote(urlsplit(uri).path).lstrip("/").replace("\0", "")
+    except ValueError:
+        raise InvalidRequest("the reference is no URI") from None
+
+
+def open_drive(settings: DriveSettings) -> Drive:
+    """The drive that the settings name: a folder, an installed adapter, or none. Raises InvalidRequest."""
+    if settings.drive is not None:
+        for point in entry_points(group=DRIVES, name=settings.drive):
+            drive: Drive = point.load()(settings)
+            return drive
+        raise InvalidRequest(f"drive: no installed package gives {settings.drive!r} in the group {DRIVES}")
+    return NoDrive() if settings.drive_folder is None else FolderDrive(settings.drive_folder)
 
 
 class MediaSources:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from controlplane.administration import Administration
+from controlplane.agreement_reading import AgreementReading
 from controlplane.blobs import Blobs
 from controlplane.chores import Chores
+from controlplane.completion import Completion
 from controlplane.config import ControlPlaneSettings
 from controlplane.database.engine import Database
 from controlplane.enrolment import Enrolment
@@ -18,6 +20,7 @@ from controlplane.kek_rotation import KekRotation
 from controlplane.keys import KeyRing
 from controlplane.promotion import Promotion
 from controlplane.relay import Relay
+from controlplane.repromotion import Repromotion
 from controlplane.tenant_keys import TenantKeys
 from controlplane.upkeep import Upkeep
 from controlplane.usage import Usage
@@ -34,6 +37,8 @@ class People:
     library: Voices
     enrolment: Enrolment
     changes: VoiceChanges
+    repromotion: Repromotion
+    agreements: AgreementReading
     promotion: Promotion
     export: Export
     usage: Usage
@@ -59,7 +64,15 @@ class Ground:
     fleet_key: str
 
 
-def build_people(ground: Ground, *, library: Voices, enrolment: Enrolment, erasures: Erasures, relay: Relay) -> People:
+def build_people(
+    ground: Ground,
+    *,
+    library: Voices,
+    enrolment: Enrolment,
+    erasures: Erasures,
+    relay: Relay,
+    completion: Completion,
+) -> People:
     """Build what is not built yet."""
     database, keys, clock = ground.database, ground.keys, ground.clock
     upkeep = Upkeep(
@@ -76,6 +89,8 @@ def build_people(ground: Ground, *, library: Voices, enrolment: Enrolment, erasu
         changes=VoiceChanges(
             database=database, keys=keys, tenant_keys=ground.tenant_keys, library=library, clock=clock
         ),
+        repromotion=Repromotion(database=database, keys=keys, library=library, completion=completion, clock=clock),
+        agreements=AgreementReading(database, keys),
         promotion=Promotion(enrolment, SpeakerSeal(ground.fleet_key, clock)),
         export=Export(database=database, keys=keys, blobs=ground.blobs, library=library, clock=clock),
         usage=Usage(database, keys, clock),

@@ -22,6 +22,8 @@ from controlplane.nodes import Analysis
 from controlplane.policy import VoiceFacts
 from runtime.errors import Conflict
 
+NOT_HEARD = "no node has listened to the recording yet"
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -70,7 +72,7 @@ async def insert_voice(
             voice_id=voice.voice_id,
             generation=1,
             state="pending",
-            state_reason="no node has listened to the recording yet",
+            state_reason=NOT_HEARD,
             net_speech_ms=0,
             model="",
             revision=0,

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import ColumnElement, Row, Select, and_, case, false, or_, select
+from sqlalchemy import ColumnElement, Row, Select, and_, case, false, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.engine import Database
@@ -26,6 +26,8 @@ from runtime.errors import InvalidRequest, NotFound
 
 PAGE_MAX = 200
 PAGE_DEFAULT = 50
+SEARCHED_PAGES_MAX = 50
+"""Pages that one search opens: what it has not come to by then is for the next one, from the token on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,20 @@ class Voice:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which voices are listed. Empty and None: whichever."""
+    """Which voices are listed. Empty and None: whichever.
+
+    language: also its regional forms. text: somewhere in label, description or style tags. states: one of these.
+    heard: whether nodes were ever told of it.
+    """
 
     label: str = ""
     scope: VoiceScope | None = None
     language: str = ""
     gender: str = ""
     state: str = ""
+    text: str = ""
+    states: tuple[str, ...] = ()
+    heard: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,9 @@ class Warmer(Protocol):
     async def spread(self, voice: VoiceAddress) -> tuple[str, ...]:
         """Have a voice that was just written told to all nodes; those that hold it now."""
         ...
+
+
+_Page = tuple[list[Voice], str]
 
 
 class Voices:
@@ -146,15 +158,23 @@ class Voices:
         if not 0 <= page_size <= PAGE_MAX:
             raise InvalidRequest(f"page_size: 1 to {PAGE_MAX}, or 0 for {PAGE_DEFAULT}")
         size = page_size or PAGE_DEFAULT
-        query = _with_key().where(visible_to(principal), voices.c.voice_id > page_token, voices.c.state != "erased")
-        for column, value in (
-            (voices.c.scope, wanted.scope.value if wanted.scope else ""),
-            (voices.c.language, wanted.language),
-            (voices.c.gender, wanted.gender),
-            (voices.c.state, wanted.state),
-        ):
-            if value:
-                query = query.where(column == value)
+        if not wanted.text:
+            return await self._page(principal, size, page_token, wanted)
+        # What is searched lies sealed under each voice's own key: it is opened, page by page, up to a bound.
+        found: list[Voice] = []
+        for _ in range(SEARCHED_PAGES_MAX):
+            page, page_token = await self._page(principal, PAGE_MAX, page_token, wanted)
+            for voice in page:
+                if _says(voice, wanted.text):
+                    if len(found) == size:
+                        return found, found[-1].voice_id
+                    found.append(voice)
+            if not page_token:
+                return found, ""
+        return found, page_token
+
+    async def _page(self, principal: Principal, size: int, page_token: str, wanted: Filter) -> _Page:
+        query = _with_key().where(visible_to(principal), voices.c.voice_id > page_token, *_conditions(wanted))
         query = query.order_by(voices.c.voice_id).limit(size + 1)
         async with self._database.read() as connection:
             if wanted.label:
@@ -184,6 +204,30 @@ class Voices:
     async def spread(self, voice: VoiceAddress) -> tuple[str, ...]:
         """Have a voice that was just written told to all nodes; those that hold it now."""
         return await self._warming.spread(voice)
+
+
+def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [voices.c.state != "erased"]
+    for column, value in (
+        (voices.c.scope, wanted.scope.value if wanted.scope else ""),
+        (voices.c.gender, wanted.gender),
+        (voices.c.state, wanted.state),
+    ):
+        if value:
+            conditions.append(column == value)
+    if wanted.language:
+        language, said = func.lower(voices.c.language), wanted.language.lower()
+        conditions.append(or_(language == said, language.startswith(f"{said}-", autoescape=True)))
+    if wanted.states:
+        conditions.append(voices.c.state.in_(wanted.states))
+    if wanted.heard is not None:
+        conditions.append(voices.c.revision > 0 if wanted.heard else voices.c.revision == 0)
+    return conditions
+
+
+def _says(voice: Voice, text: str) -> bool:
+    words = (voice.label or "", voice.details.description, *voice.details.style_tags)
+    return any(text.casefold() in word.casefold() for word in words)
 
 
 def _with_key() -> Select[Any]:
