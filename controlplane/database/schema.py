@@ -496,3 +496,55 @@ job_results = Table(
     Column("ciphertext", LargeBinary, nullable=False),
     ForeignKeyConstraint(["job_id"], ["jobs.job_id"], name="job_results_job"),
 )
+
+# What a tenant's webhooks are signed with, under the tenant's own key.
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("tenant_id", ID, primary_key=True),
+    Column("ciphertext", LargeBinary, nullable=False),
+    Column("created_at_s", Float, nullable=False),
+    ForeignKeyConstraint(["tenant_id"], ["tenants.tenant_id"], name="webhook_secrets_tenant"),
+)
+
+# Whom to tell of a job's end, one row a job, written with it. What is told is made at each attempt, never kept.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("job_id", ID, primary_key=True),
+    Column("tenant_id", ID, nullable=False),
+    # The url, under the tenant's own key: it may hold a secret of the receiver's.
+    Column("url_ciphertext", LargeBinary, nullable=False),
+    Column("status_only", Boolean, nullable=False),
+    # waiting, delivered, given_up
+    Column("state", String(16), nullable=False),
+    # Attempts that have begun, and why the last one failed, in the words of x-retry-reason; "": none has.
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("reason", String(32), nullable=False, server_default=""),
+    # On the lease clock: when the next attempt is due, and up to when the one under way is somebody's.
+    Column("due_lease_s", Float, nullable=False),
+    Column("claimed_until_lease_s", Float, nullable=False, server_default="0"),
+    Column("created_at_s", Float, nullable=False),
+    Column("ended_at_s", Float),
+    Index("webhook_deliveries_by_due", "state", "due_lease_s"),
+)
+
+# Live streams over a WebSocket that are asked for first and connected to once.
+live_sessions = Table(
+    "live_sessions",
+    metadata,
+    Column("session_id", ID, primary_key=True),
+    Column("tenant_id", ID, nullable=False),
+    # Whose it is: asked for again as the WebSocket connects, so that a revoked key opens nothing.
+    Column("key_id", ID, nullable=False),
+    # SHA-256 of the word in the url.
+    Column("token_hash", LargeBinary, nullable=False),
+    # created, running, succeeded, failed, canceled
+    Column("state", String(16), nullable=False),
+    Column("created_at_s", Float, nullable=False),
+    Column("started_at_s", Float),
+    Column("completed_at_s", Float),
+    # On the lease clock: a running one that has not been heard of for long has died with its control plane.
+    Column("seen_lease_s", Float, nullable=False, server_default="0"),
+    Index("live_sessions_by_age", "created_at_s"),
+)
