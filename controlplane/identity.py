@@ -10,8 +10,9 @@ import hashlib
 import hmac
 import secrets
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import and_, insert, or_, select, update
+from sqlalchemy import Row, and_, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.engine import Database
@@ -41,7 +42,19 @@ class Identity:
         """The caller of a token. Raises Unauthenticated, or Denied without the scope."""
         if token is None:
             raise Unauthenticated("send an API key: metadata or header `authorization: Bearer sk_…`")
-        now_s = self._clock.wall_s()
+        row = await self._live_key(_key_id(token))
+        if row is None or not hmac.compare_digest(bytes(row.key_hash), _hash(token)):
+            raise Unauthenticated("this API key is unknown, expired or revoked")
+        return self._caller(row, scope)
+
+    async def principal_of_key(self, key_id: str, scope: str) -> Principal:
+        """The caller who asked for something with a key a while ago. Raises Unauthenticated, or Denied."""
+        row = await self._live_key(key_id)
+        if row is None:
+            raise Unauthenticated("the API key that asked for it is expired or revoked")
+        return self._caller(row, scope)
+
+    async def _live_key(self, key_id: str) -> Row[Any] | None:
         query = (
             select(api_keys)
             .join(tenants, and_(tenants.c.tenant_id == api_keys.c.tenant_id, tenants.c.closed_at_s.is_(None)))
@@ -51,17 +64,17 @@ class Identity:
                 isouter=True,
             )
             .where(
-                api_keys.c.key_id == _key_id(token),
+                api_keys.c.key_id == key_id,
                 api_keys.c.revoked_at_s.is_(None),
-                or_(api_keys.c.expires_at_s.is_(None), api_keys.c.expires_at_s > now_s),
+                or_(api_keys.c.expires_at_s.is_(None), api_keys.c.expires_at_s > self._clock.wall_s()),
                 or_(api_keys.c.user_id.is_(None), and_(users.c.user_id.is_not(None), users.c.closed_at_s.is_(None))),
             )
         )
         async with self._database.read() as connection:
-            row = (await connection.execute(query)).one_or_none()
-        if row is None or not hmac.compare_digest(bytes(row.key_hash), _hash(token)):
-            raise Unauthenticated("this API key is unknown, expired or revoked")
-        self._used[row.key_id] = now_s
+            return (await connection.execute(query)).one_or_none()
+
+    def _caller(self, row: Row[Any], scope: str) -> Principal:
+        self._used[row.key_id] = self._clock.wall_s()
         principal = Principal(row.tenant_id, row.key_id, expand(row.scopes.split()), row.user_id)
         principal.require(scope)
         return principal
