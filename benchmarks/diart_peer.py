@@ -91,12 +91,12 @@ def networks(checkpoint: Path) -> tuple[Any, Any, float]:
     manifest = tomllib.loads((folder / "bundle.toml").read_text())
     given = dict(manifest["segmentation"]["specifications"])
     given["problem"], given["resolution"] = Problem[given["problem"]], Resolution[given["resolution"]]
-    segmentation = PyanNet(**manifest["segmentation"]["hyperparameters"])
+    segmentation: Any = PyanNet(**manifest["segmentation"]["hyperparameters"])
     segmentation.specifications = Specifications(**given)
     segmentation.build()
     known = {"sample_rate", "num_channels", "num_mel_bins", "frame_length", "frame_shift", "dither", "window_type"}
     hyperparameters = manifest["embedding"]["hyperparameters"]
-    embedding = getattr(wespeaker, manifest["embedding"]["architecture"])(
+    embedding: Any = getattr(wespeaker, manifest["embedding"]["architecture"])(
         **{name: value for name, value in hyperparameters.items() if name in known}
     )
     for network, name in ((segmentation, "segmentation"), (embedding, "embedding")):

@@ -1,33 +1,30 @@
 """The client: enrol people, diarize recordings, open live streams, erase.
 
-`Client` talks to a control plane with an API key, and streams straight to the node that it is given; `NodeClient` talks
-to one standalone node. What goes in is files, bytes and names; what comes out is the contract's own messages
-(`speakerd.v1`). Every call raises SpeakerdError, and nothing else, when it does not succeed.
+`Client` talks to a control plane with an API key, and streams straight to the node that it is given. What goes in is
+files, bytes and names; what comes out is the contract's own messages (`speakerd.v1`). Every call raises SpeakerdError,
+and nothing else, when it does not succeed. A standalone node has a client of its own: speakerd.node_client.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Self, TypeVar
 
 from grpc import aio
 
 from speakerd.channel import TlsTrust, credentials, open_channel
 from speakerd.errors import SpeakerdError, error_from_status
 from speakerd.late_status import keep_status
-from speakerd.live_stream import Event, LiveStream, Resumed, open_placed, open_stream_at
+from speakerd.live_stream import Event, LiveStream, Resumed, open_placed
+from speakerd.node_client import NodeClient
 from speakerd.stream_leg import Place, StreamOptions
+from speakerd.uploads import CHUNK_BYTES, Clip, FileOptions, OnProgress, answer, clip_content, diarized, enrolment
 from speakerd.v1 import (
     audit_pb2,
     audit_pb2_grpc,
-    common_pb2,
     jobs_pb2_grpc,
     node_pb2,
-    node_pb2_grpc,
     people_pb2,
     people_pb2_grpc,
     streams_pb2,
@@ -35,46 +32,25 @@ from speakerd.v1 import (
 )
 
 __all__ = [
+    "CHUNK_BYTES",
     "Client",
+    "Clip",
     "Event",
     "FileOptions",
     "LiveStream",
     "NodeClient",
+    "OnProgress",
     "Resumed",
     "SpeakerdError",
     "StreamOptions",
     "TlsTrust",
 ]
 
-Clip: TypeAlias = Path | bytes
-"""A recording: the path of a file, or the bytes of one."""
-
-OnProgress: TypeAlias = Callable[[node_pb2.FileProgress], None]
-
 CALL_BOUND_S = 60.0
 VERIFY_BOUND_S = 3600.0
-CHUNK_BYTES = 256 * 1024
-CLIP_BYTES_MAX = 32 << 20
 PAGES_MAX = 10_000
 
 AnswerT = TypeVar("AnswerT")
-
-
-@dataclass(frozen=True, slots=True)
-class FileOptions:
-    """How a recording is to be diarized. Zero and empty mean the contract's defaults.
-
-    embeddings: give each speaker's voiceprint. on_confidence: called with pieces of the confidence of each frame, in
-    order, before the result.
-    """
-
-    mode: node_pb2.FileOpen.Mode.ValueType = node_pb2.FileOpen.MODE_UNSPECIFIED
-    num_speakers: int = 0
-    min_speakers: int = 0
-    max_speakers: int = 0
-    voice_ids: tuple[str, ...] = ()
-    embeddings: bool = False
-    on_confidence: Callable[[node_pb2.FileConfidence], None] | None = None
 
 
 class Client:
@@ -129,14 +105,12 @@ class Client:
         self, spec: people_pb2.VoiceSpec, clips: Sequence[Clip], *, consent_clip: Clip | None = None
     ) -> people_pb2.EnrollVoiceResponse:
         """Enrol a person with all that can be said of them. consent_clip: the person speaking their consent."""
-        sound = [await _content(clip) for clip in clips]
-        spoken_consent = None if consent_clip is None else await _content(consent_clip)
-        if any(len(clip) > CLIP_BYTES_MAX for clip in sound):
-            raise SpeakerdError("too_large", f"a recording is over {CLIP_BYTES_MAX >> 20} MiB: 5 to 30 s are enough")
+        sound = [await clip_content(clip) for clip in clips]
+        spoken_consent = None if consent_clip is None else await clip_content(consent_clip)
         return await self._ask(
             keep_status(
                 self._people.EnrollVoice(
-                    _enrolment(spec, sound, spoken_consent), metadata=self._metadata, timeout=CALL_BOUND_S
+                    enrolment(spec, sound, spoken_consent), metadata=self._metadata, timeout=CALL_BOUND_S
                 )
             )
         )
@@ -229,11 +203,15 @@ class Client:
     async def diarize_file(
         self, recording: Clip, options: FileOptions | None = None, *, on_progress: OnProgress | None = None
     ) -> node_pb2.FileResult:
-        """Diarize a recording while waiting. on_progress is called as the node gets on."""
-        options = options or FileOptions()
-        content = await _content(recording)
-        call = keep_status(self._jobs.DiarizeFile(_file_requests(content, options), metadata=self._metadata))
-        return await _file_result(call, options, on_progress, peer=self._address)
+        """Diarize a recording while waiting, uploading it as it is read. on_progress is called as the node gets on."""
+        return await diarized(
+            self._jobs.DiarizeFile,
+            recording,
+            options or FileOptions(),
+            on_progress,
+            metadata=self._metadata,
+            peer=self._address,
+        )
 
     async def nodes(self) -> streams_pb2.ListNodesResponse:
         """The fleet as placement sees it. For keys with the scope platform:admin."""
@@ -277,142 +255,4 @@ class Client:
         )
 
     async def _ask(self, call: Awaitable[AnswerT]) -> AnswerT:
-        return await _answer(call, peer=self._address)
-
-
-class NodeClient:
-    """One standalone node, straight. address: "host:port" of its gRPC. tls: whose certificates to trust."""
-
-    def __init__(self, address: str, key: str | None = None, *, tls: TlsTrust | None = None) -> None:
-        self._address = address
-        self._key = key
-        self._tls = tls
-        self._metadata = credentials(key)
-        self._channel = open_channel(address, tls)
-        self._node = node_pb2_grpc.NodeStub(self._channel)
-
-    def __repr__(self) -> str:
-        return f"NodeClient({self._address!r})"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Hang up."""
-        await self._channel.close()
-
-    async def describe(self) -> node_pb2.DescribeResponse:
-        """What the node is and how loaded."""
-        return await self._ask(
-            self._node.Describe(node_pb2.DescribeRequest(), metadata=self._metadata, timeout=CALL_BOUND_S)
-        )
-
-    async def enroll(self, voice_id: str, clip: Clip, *, label: str = "") -> node_pb2.EnrollResponse:
-        """Hold a voice, heard in a recording. label: what turns say; empty: the voice id."""
-        request = node_pb2.EnrollRequest(
-            voice=common_pb2.VoiceRef(voice_id=voice_id),
-            label=label,
-            clip=common_pb2.AudioClip(
-                format=common_pb2.AudioFormat(encoding=common_pb2.ENCODING_CONTAINER), data=await _content(clip)
-            ),
-        )
-        return await self._ask(self._node.Enroll(request, metadata=self._metadata, timeout=CALL_BOUND_S))
-
-    async def evict(self, voice_id: str) -> node_pb2.EvictResponse:
-        """Forget a voice."""
-        request = node_pb2.EvictRequest(voice=common_pb2.VoiceRef(voice_id=voice_id))
-        return await self._ask(self._node.Evict(request, metadata=self._metadata, timeout=CALL_BOUND_S))
-
-    async def diarize_file(
-        self, recording: Clip, options: FileOptions | None = None, *, on_progress: OnProgress | None = None
-    ) -> node_pb2.FileResult:
-        """Diarize a recording while waiting."""
-        options = options or FileOptions()
-        content = await _content(recording)
-        call = keep_status(self._node.DiarizeFile(_file_requests(content, options), metadata=self._metadata))
-        return await _file_result(call, options, on_progress, peer=self._address)
-
-    async def open_stream(self, options: StreamOptions | None = None) -> LiveStream:
-        """Open a live stream on this node. It ends with the node: there is no other to go on at."""
-        return await open_stream_at(Place(self._address, key=self._key, tls=self._tls), options or StreamOptions())
-
-    async def _ask(self, call: Awaitable[AnswerT]) -> AnswerT:
-        return await _answer(call, peer=self._address)
-
-
-async def _answer(call: Awaitable[AnswerT], *, peer: str) -> AnswerT:
-    try:
-        return await call
-    except aio.AioRpcError as error:
-        raise error_from_status(error, peer=peer) from None
-    except aio.UsageError:
-        raise SpeakerdError("stale", "the client was closed: open another") from None
-
-
-async def _content(clip: Clip) -> bytes:
-    if isinstance(clip, bytes):
-        return clip
-    try:
-        return await asyncio.to_thread(clip.read_bytes)
-    except OSError as error:
-        raise SpeakerdError("invalid", f"cannot read {clip}: {(error.strerror or 'failed').lower()}") from None
-
-
-async def _enrolment(
-    spec: people_pb2.VoiceSpec, clips: Sequence[bytes], consent: bytes | None
-) -> AsyncIterator[people_pb2.EnrollVoiceRequest]:
-    yield people_pb2.EnrollVoiceRequest(spec=spec)
-    container = common_pb2.AudioFormat(encoding=common_pb2.ENCODING_CONTAINER)
-    spoken = [*((clip, False) for clip in clips), *([(consent, True)] if consent is not None else [])]
-    for number, (clip, is_consent) in enumerate(spoken):
-        for at in range(0, max(len(clip), 1), CHUNK_BYTES):
-            chunk = people_pb2.ClipChunk(
-                clip=number, format=container, data=clip[at : at + CHUNK_BYTES], is_consent=is_consent
-            )
-            yield people_pb2.EnrollVoiceRequest(chunk=chunk)
-
-
-async def _file_requests(content: bytes, options: FileOptions) -> AsyncIterator[node_pb2.DiarizeFileRequest]:
-    yield node_pb2.DiarizeFileRequest(
-        open=node_pb2.FileOpen(
-            format=common_pb2.AudioFormat(encoding=common_pb2.ENCODING_CONTAINER),
-            mode=options.mode,
-            num_speakers=options.num_speakers,
-            min_speakers=options.min_speakers,
-            max_speakers=options.max_speakers,
-            voice_ids=options.voice_ids,
-            embeddings=options.embeddings,
-            frame_confidence=options.on_confidence is not None,
-        )
-    )
-    for at in range(0, max(len(content), 1), CHUNK_BYTES):
-        yield node_pb2.DiarizeFileRequest(audio=content[at : at + CHUNK_BYTES])
-
-
-async def _file_result(
-    call: Any, options: FileOptions, on_progress: OnProgress | None, *, peer: str
-) -> node_pb2.FileResult:
-    result: node_pb2.FileResult | None = None
-    try:
-        async for response in call:
-            match response.WhichOneof("message"):
-                case "result":
-                    if result is None:
-                        result = node_pb2.FileResult()
-                    result.MergeFrom(response.result)
-                case "progress" if on_progress is not None:
-                    on_progress(response.progress)
-                case "confidence" if options.on_confidence is not None:
-                    options.on_confidence(response.confidence)
-    except aio.AioRpcError as error:
-        raise error_from_status(error, peer=peer) from None
-    finally:
-        call.cancel()
-    if result is None:
-        raise SpeakerdError("internal", f"{peer} ended the call without a result: see its log")
-    return result
+        return await answer(call, peer=self._address)

@@ -24,7 +24,7 @@ from speakerd.kept_sound import KeptSound, is_resumable
 from speakerd.stream_leg import Place, StreamLeg, StreamOptions, open_leg
 from speakerd.v1 import node_pb2
 
-__all__ = ["Event", "LiveStream", "Resumed", "StreamOptions", "open_placed", "open_stream_at"]
+__all__ = ["Event", "LiveStream", "Resumed", "StreamOptions", "open_placed"]
 
 WATCHDOG_S = 3.0
 """A node tells that a stream lives about once a second; one that says nothing for so long is taken for dead."""
@@ -71,13 +71,16 @@ Finding: TypeAlias = Callable[[StreamOptions, Sequence[str], float], Awaitable[P
 class LiveStream:
     """One open stream. Use it as a context manager; leaving it early cancels the stream.
 
-    placing: None for a stream that stays where it is, whatever happens there.
+    placing: finds where to go on. is_only_node: that is the same node ever again, which is not left for its silence.
     """
 
-    def __init__(self, leg: StreamLeg, options: StreamOptions, placing: Placing | None) -> None:
+    def __init__(
+        self, leg: StreamLeg, options: StreamOptions, placing: Placing | None, *, is_only_node: bool = False
+    ) -> None:
         self._leg = leg
         self._options = replace(options, stream_id=leg.opened.stream_id or options.stream_id)
         self._placing = placing if options.resume_s > 0 and is_resumable(options) else None
+        self._is_only_node = is_only_node
         self._kept = KeptSound(options)
         self._given = GivenOut()
         self._ready: deque[Event] = deque()
@@ -177,7 +180,7 @@ class LiveStream:
         while True:
             reading = leg.reading()
             began_s = loop.time()
-            patience_s = None if self._placing is None else self._patience_s
+            patience_s = None if self._placing is None or self._is_only_node else self._patience_s
             done, _ = await asyncio.wait(
                 {reading, *self._moves()}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
             )
@@ -245,8 +248,9 @@ class LiveStream:
 
     def _begin_to_move(self) -> None:
         # A stream whose end is on its way ends where it is, before the node does.
-        if self._placing is not None and self._moving is None and not self._is_finished:
-            self._begin(self._move(self._leg, avoid=[self._leg.node_id]))
+        if self._placing is None or self._moving is not None or self._is_finished or self._is_only_node:
+            return
+        self._begin(self._move(self._leg, avoid=[self._leg.node_id]))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         self._moving = asyncio.create_task(work, name="stream-move")
@@ -348,15 +352,11 @@ class LiveStream:
             ) from None
 
 
-async def open_stream_at(place: Place, options: StreamOptions) -> LiveStream:
-    """Open a stream on one node, where it stays. Raises SpeakerdError: overloaded when every slot is taken."""
-    return LiveStream(await open_leg(place, options), options, None)
-
-
-async def open_placed(options: StreamOptions, find: Finding) -> LiveStream:
+async def open_placed(options: StreamOptions, find: Finding, *, is_only_node: bool = False) -> LiveStream:
     """Place a stream and open it on its node, from where it goes on by itself when the node is lost.
 
-    A node that cannot take it after all is avoided, twice at most. Raises SpeakerdError.
+    A node that cannot take it after all is avoided, twice at most. is_only_node: there is no other, so that a refusal
+    is the answer, and so that one that is merely slow is not left. Raises SpeakerdError.
     """
 
     async def again(stream_id: str, avoid: Sequence[str]) -> Place:
@@ -376,7 +376,7 @@ async def open_placed(options: StreamOptions, find: Finding) -> LiveStream:
             leg = await open_leg(place, options)
         except SpeakerdError as error:
             avoid.append(place.node_id)
-            if error.cause not in _FULL_OR_GONE or len(avoid) == PLACEMENTS_MAX:
+            if error.cause not in _FULL_OR_GONE or len(avoid) == PLACEMENTS_MAX or is_only_node:
                 raise
         else:
-            return LiveStream(leg, options, again)
+            return LiveStream(leg, options, again, is_only_node=is_only_node)

@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from speakerd.channel import TlsTrust
-from speakerd.client import Client, Clip, FileOptions, OnProgress
+from speakerd.client import Client
 from speakerd.errors import SpeakerdError
 from speakerd.live_stream import Event, LiveStream
 from speakerd.stream_leg import StreamOptions
+from speakerd.uploads import Clip, FileOptions, OnProgress
 from speakerd.v1 import node_pb2, people_pb2
 
 ResultT = TypeVar("ResultT")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,6 +182,44 @@ async def test_a_recording_is_diarized_with_progress(script: Script) -> None:
     assert len(script.file) == CHUNK_BYTES + 1
     assert seen == [500]
     assert result.turns[0].label == "alice"
+
+
+async def test_a_recording_is_uploaded_while_it_is_read(script: Script, tmp_path: Path) -> None:
+    """From a pipe whose writer waits: the first piece arrives before the last one exists."""
+    pipe = tmp_path / "recording"
+    os.mkfifo(pipe)
+    more = threading.Event()
+
+    def write() -> None:
+        with pipe.open("wb", buffering=0) as file:
+            file.write(b"x" * CHUNK_BYTES)
+            assert more.wait(60)
+            file.write(b"y" * 10)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    async with Client(script.address, "sk_test") as client:
+        diarizing = asyncio.create_task(client.diarize_file(pipe))
+        async with asyncio.timeout(60):
+            while len(script.file) < CHUNK_BYTES:
+                await asyncio.sleep(0.01)
+        more.set()
+        assert (await diarizing).turns[0].label == "alice"
+    writer.join()
+    assert len(script.file) == CHUNK_BYTES + 10
+
+
+async def test_a_recording_that_cannot_be_read_is_told_of_by_its_path(script: Script, tmp_path: Path) -> None:
+    async with Client(script.address, "sk_test") as client, NodeClient(script.address) as node:
+        for missing in (tmp_path / "missing.wav", tmp_path):
+            with pytest.raises(SpeakerdError, match=f"cannot read {missing}"):
+                await client.diarize_file(missing)
+            with pytest.raises(SpeakerdError, match=f"cannot read {missing}"):
+                await node.enroll("v0", missing)
+        broken = Path("/proc/self/mem")  # opens, and cannot be read at its beginning
+        if broken.exists():
+            with pytest.raises(SpeakerdError, match="cannot read /proc/self/mem"):
+                await client.diarize_file(broken)
 
 
 async def test_a_standalone_node_is_driven_without_a_control_plane(script: Script) -> None:
