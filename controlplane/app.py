@@ -65,6 +65,7 @@ from controlplane.rpc_people import PeopleServicer
 from controlplane.rpc_streams import StreamsServicer
 from controlplane.secret_files import prepare_data_folder, read_or_make_bytes, read_or_make_text
 from controlplane.tenant_keys import TenantKeys, index_labels, open_audit_key
+from controlplane.voice_profile import VoiceProfiles
 from controlplane.voices import Voices
 from controlplane.wakes import listen
 from controlplane.wanted import Wanting
@@ -125,6 +126,7 @@ class Core:
     blobs: Blobs
     rate_limits: RateLimits
     kept_answers: KeptAnswers
+    profiles: VoiceProfiles
 
 
 class ControlPlane:
@@ -437,6 +439,16 @@ class ControlPlane:
             blobs=blobs,
             rate_limits=RateLimits(redis_url, clock),
             kept_answers=KeptAnswers(database, keys, clock),
+            profiles=VoiceProfiles(
+                database=database,
+                intake=intake,
+                enrolment=enrolment,
+                erasures=erasures,
+                relay=relay,
+                settings=settings,
+                preflight_limits=settings.preflight,
+                clock=clock,
+            ),
         )
 
     async def _serve(self, core: Core, tickets: TicketSigner, checkpoints: CheckpointKeys) -> None:

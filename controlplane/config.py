@@ -11,12 +11,12 @@ from typing import Self
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 
 from controlplane.guarded_http import UrlPolicy
+from controlplane.scryon_settings import ScryonSettings
 from controlplane.speaker_checks import SpeakerLimits
-from runtime.config import DaemonSettings
 from runtime.media import PreflightLimits
 
 
-class ControlPlaneSettings(DaemonSettings):
+class ControlPlaneSettings(ScryonSettings):
     """Settings of `speakerd controlplane`; section [controlplane] of the file."""
 
     data: Path = Field(description="Folder of keys, database, blobs and Redis.")

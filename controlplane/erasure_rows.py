@@ -19,6 +19,7 @@ from controlplane.database.schema import (
     voices,
 )
 from controlplane.keys import VoiceAddress
+from controlplane.space_rows import forget_voice
 from controlplane.voices import Outcome
 from runtime.errors import InvalidRequest
 
@@ -80,8 +81,10 @@ async def destroy(
 ) -> None:
     """The tombstone: the voice's key and voiceprints go at once; its recordings follow.
 
-    Consents and licences stay, as ciphertext that nothing opens any more.
+    So does what dialects have of their own: the identity in a space, and the profile, that the voice is. Consents and
+    licences stay, as ciphertext that nothing opens any more.
     """
+    await forget_voice(connection, voice, generation)
     for table in (data_keys, voiceprints, voiceprint_members, idempotency):
         await connection.execute(
             delete(table).where(table.c.tenant_id == voice.tenant_id, table.c.voice_id == voice.voice_id)
