@@ -20,6 +20,11 @@ def backup_key(keys: KeyRing) -> bytes:
     return _of(keys, "backup manifest")
 
 
+def media_url_key(keys: KeyRing) -> bytes:
+    """What signed urls of the media store are sealed with."""
+    return _of(keys, "media urls")
+
+
 def reason_digest(keys: KeyRing, reason: str) -> str:
     """What the audit keeps of the reason for an erasure."""
     return hmac.digest(_of(keys, "erasure reason digest"), reason.encode(), "sha256").hex()

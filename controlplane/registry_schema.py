@@ -16,6 +16,18 @@ All keys begin with `speakerd:2:`. Ids only: never a name, never an embedding. `
     faults:{node}     zset, FAULTS_S; written by `place`, read by `view`. stream that left the node as failed -> when.
     wake              channel; published to when the log has grown or nodes have got further, heard by every control
                       plane. "{process} grown|moved {revision}".
+    jobs:{n}:{tenant} stream with the group `workers`, until it is empty; written by `job_enqueue`, `job_take`,
+                      `job_done`. The tenant's jobs of priority n that wait, a field `job` each. An entry is delivered
+                      to a worker until the job is claimed in SQL; from then on the claim's lease there says whose it
+                      is.
+    jobs:known        hash, for ever; written by `job_enqueue`, `job_done`, read by `job_enqueue`. job -> 1, of all
+    entries:                   so that SQL can be gone through again and again, and no job is queued twice.
+    jobs:turns        zset, for ever; written by `job_enqueue`, `job_take`, read by `job_take`. tenant that has
+    entries ->                   the number of its last turn.
+    jobs:served       hash, for ever; written by `job_take`, read by `job_enqueue`. tenant -> the same, kept when its
+                      queue is empty: who comes back with one job at a time is no newcomer each time.
+    jobs:turn         counter, for ever; written by `job_take`. The number of the last turn.
+    jobs              channel; heard by every control plane. "new", "canceled {job}", "changed {job}".
 
 A voice has no key. All nodes hold all voices, so the warm set of a voice is who has applied the log up to the voice's
 revision with a model that has its voiceprint, and is not doubted: one comparison a node with what `nodes` answers
@@ -32,6 +44,7 @@ PREFIX = "speakerd:2:"
 EPOCH = f"{PREFIX}epoch"
 NODES = f"{PREFIX}nodes"
 WAKE = f"{PREFIX}wake"
+JOB_NEWS = f"{PREFIX}jobs"
 
 NODE_TTL_S = 6.0
 """A node that was not heard for so long is no candidate; it stays known, as stale, for a day."""
@@ -246,3 +259,68 @@ end
 return redis.call('GET', ARGV[1] .. 'epoch') or ''
 """
 )
+
+# ARGV: prefix, then (job, tenant, priority) again and again. How many were not known yet.
+JOB_ENQUEUE = """
+local added = 0
+for at = 2, #ARGV, 3 do
+  local job, tenant = ARGV[at], ARGV[at + 1]
+  if redis.call('HSETNX', ARGV[1] .. 'jobs:known', job, 1) == 1 then
+    redis.call('XADD', ARGV[1] .. 'jobs:' .. ARGV[at + 2] .. ':' .. tenant, '*', 'job', job)
+    local turn = redis.call('HGET', ARGV[1] .. 'jobs:served', tenant) or 0
+    redis.call('ZADD', ARGV[1] .. 'jobs:turns', 'NX', turn, tenant)
+    added = added + 1
+  end
+end
+return added
+"""
+
+# ARGV: prefix, worker, milliseconds after which a delivery that came to nothing is another's, the lowest priority, then
+# (tenant, jobs of it that run, -1 when it may have no more) again and again. The next job by turns: of the tenant with
+# the fewest that run, and of those the one whose last turn is the longest ago.
+JOB_TAKE = """
+local running, tenants = {}, {}
+for at = 5, #ARGV, 2 do running[ARGV[at]] = tonumber(ARGV[at + 1]) end
+for place, tenant in ipairs(redis.call('ZRANGE', ARGV[1] .. 'jobs:turns', 0, -1)) do
+  tenants[place] = {tenant, running[tenant] or 0, place}
+end
+table.sort(tenants, function(one, other)
+  if one[2] ~= other[2] then return one[2] < other[2] end
+  return one[3] < other[3]
+end)
+for _, row in ipairs(tenants) do
+  local tenant, entries = row[1], 0
+  if row[2] >= 0 then
+    for priority = 0, tonumber(ARGV[4]) do
+      local key = ARGV[1] .. 'jobs:' .. priority .. ':' .. tenant
+      local left = redis.call('XLEN', key)
+      entries = entries + left
+      if left > 0 then
+        redis.pcall('XGROUP', 'CREATE', key, 'workers', '0')
+        local entry = redis.call('XAUTOCLAIM', key, 'workers', ARGV[2], ARGV[3], '0-0', 'COUNT', 1)[2][1]
+        if not entry or not entry[2] then
+          local read = redis.call('XREADGROUP', 'GROUP', 'workers', ARGV[2], 'COUNT', 1, 'STREAMS', key, '>')
+          entry = read and read[1] and read[1][2][1]
+        end
+        if entry and entry[2] then
+          local turn = redis.call('INCR', ARGV[1] .. 'jobs:turn')
+          redis.call('ZADD', ARGV[1] .. 'jobs:turns', turn, tenant)
+          redis.call('HSET', ARGV[1] .. 'jobs:served', tenant, turn)
+          return {key, entry[1], entry[2][2]}
+        end
+      end
+    end
+    if entries == 0 then redis.call('ZREM', ARGV[1] .. 'jobs:turns', tenant) end
+  end
+end
+return false
+"""
+
+# ARGV: prefix, stream, entry, job: the entry is no longer needed.
+JOB_DONE = """
+redis.pcall('XACK', ARGV[2], 'workers', ARGV[3])
+redis.call('XDEL', ARGV[2], ARGV[3])
+redis.call('HDEL', ARGV[1] .. 'jobs:known', ARGV[4])
+if redis.call('XLEN', ARGV[2]) == 0 then redis.call('DEL', ARGV[2]) end
+return 1
+"""

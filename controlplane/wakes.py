@@ -14,8 +14,8 @@ LISTEN_S = 2.0
 AGAIN_S = 1.0
 
 
-async def listen(url: str, heard: Callable[[str], None]) -> None:
-    """Call `heard` with every message, for ever. Each time that the connection is made anew, with an empty one."""
+async def listen(url: str, heard: Callable[[str], None], *, channel_name: str = WAKE) -> None:
+    """Call `heard` with every message of a channel, for ever; with an empty one each time that it is connected anew."""
     # A client of its own: a call that waits for news must not be cut off by the bound of those that do not.
     client = open_redis(url, timeout_s=2 * LISTEN_S)
     task = asyncio.current_task()
@@ -25,7 +25,7 @@ async def listen(url: str, heard: Callable[[str], None]) -> None:
         while not task.cancelling():
             channel = client.pubsub(ignore_subscribe_messages=True)
             try:
-                await channel.subscribe(WAKE)
+                await channel.subscribe(channel_name)
                 heard("")  # whatever was said meanwhile
                 while not task.cancelling():
                     message = await channel.get_message(timeout=LISTEN_S)
