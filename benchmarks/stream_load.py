@@ -13,10 +13,13 @@ import gc
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import soundfile
 import uvloop
@@ -33,73 +36,50 @@ OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
 
 @dataclass(slots=True)
 class Told:
-    """What all streams were told. lags_s: of results within the measured time."""
+    """What all streams were told. lags_s: of results within the measured time. errors: how streams ended early."""
 
+    latency_ms: int
     measures: bool = False
     lags_s: list[float] = field(default_factory=list)
-    results: int = 0
-    failed: int = 0
-    refused: int = 0
     skipped_windows: int = 0
-    errors: set[str] = field(default_factory=set)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def count(self, code: grpc.StatusCode) -> None:
+        """A stream ended early."""
+        self.errors[code.name] += 1
 
 
-async def _stream(
-    stub: node_pb2_grpc.NodeStub,
-    sound: list[bytes],
-    first: int,
-    begin_s: float,
-    over: asyncio.Event,
-    told: Told,
-    latency_ms: int,
-) -> None:
+async def _stream(call: Any, sound: Sequence[bytes], begin_s: float, over: asyncio.Event, told: Told) -> None:
     """One stream: chunks go in as they are due, results are timed."""
     try:
-        call = stub.Diarize()
-        await call.write(node_pb2.DiarizeRequest(open=node_pb2.StreamOpen(latency_ms=latency_ms, provisional=True)))
+        opening = node_pb2.StreamOpen(latency_ms=told.latency_ms, provisional=True)
+        await call.write(node_pb2.DiarizeRequest(open=opening))
         if (await call.read()) is aio.EOF:
-            raise await _error(call)
-        reading = asyncio.create_task(_read(call, begin_s, told, latency_ms))
+            told.count(await call.code())
+            return
+        reading = asyncio.create_task(_read(call, begin_s, told))
         sent = 0
         while not over.is_set():
             sent += 1
             due_s = begin_s + sent * CHUNK_MS / 1000
             if (wait_s := due_s - time.monotonic()) > 0:
                 await asyncio.sleep(wait_s)
-            await call.write(node_pb2.DiarizeRequest(audio=sound[(first + sent) % len(sound)]))
+            await call.write(node_pb2.DiarizeRequest(audio=sound[sent % len(sound)]))
         call.cancel()
         await asyncio.gather(reading, return_exceptions=True)
-    except (aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
-        if over.is_set():
-            return
-        code = error.code().name if isinstance(error, aio.AioRpcError) else type(error).__name__
-        told.errors.add(code)
-        if code == "RESOURCE_EXHAUSTED":
-            told.refused += 1
-        else:
-            told.failed += 1
+    except (aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+        if not over.is_set():
+            told.count(await call.code())
 
 
-async def _error(call: aio.StreamStreamCall[node_pb2.DiarizeRequest, node_pb2.DiarizeResponse]) -> aio.AioRpcError:
-    return aio.AioRpcError(
-        await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
-    )
-
-
-async def _read(
-    call: aio.StreamStreamCall[node_pb2.DiarizeRequest, node_pb2.DiarizeResponse],
-    begin_s: float,
-    told: Told,
-    latency_ms: int,
-) -> None:
+async def _read(call: Any, begin_s: float, told: Told) -> None:
     skipped = 0
     while (response := await call.read()) is not aio.EOF:
         now_s = time.monotonic()
         kind = response.WhichOneof("message")
         if kind == "turns" and response.turns.final_ms > 0:
-            chunks = -(-(response.turns.final_ms + latency_ms) // CHUNK_MS)
+            chunks = -(-(response.turns.final_ms + told.latency_ms) // CHUNK_MS)
             if told.measures:
-                told.results += 1
                 told.lags_s.append(now_s - begin_s - chunks * CHUNK_MS / 1000)
         elif kind == "progress":
             told.skipped_windows += response.progress.skipped_windows - skipped
@@ -116,7 +96,7 @@ def _rss_mib(pid: int) -> float:
 
 
 async def _run(given: argparse.Namespace, sound: list[bytes]) -> dict[str, object]:
-    told, over = Told(), asyncio.Event()
+    told, over = Told(given.latency_ms), asyncio.Event()
     begin_s = time.monotonic() + 0.5
     channels = [aio.insecure_channel(given.address, options=OPTIONS) for _ in range(given.connections or given.streams)]
     stubs = [node_pb2_grpc.NodeStub(channel) for channel in channels]
@@ -126,7 +106,8 @@ async def _run(given: argparse.Namespace, sound: list[bytes]) -> dict[str, objec
         for number in range(given.streams):
             first = number * len(sound) // given.streams
             at_s = begin_s + SPREAD_S * number / given.streams
-            tasks.create_task(_stream(stubs[number % len(stubs)], sound, first, at_s, over, told, given.latency_ms))
+            call = stubs[number % len(stubs)].Diarize()
+            tasks.create_task(_stream(call, sound[first:] + sound[:first], at_s, over, told))
         await asyncio.sleep(0.5 + SPREAD_S + given.warm_up)
         told.measures = True
         began_s, cpu_s, own_s = time.monotonic(), _cpu_s(given.node_pid), time.process_time()
@@ -139,7 +120,8 @@ async def _run(given: argparse.Namespace, sound: list[bytes]) -> dict[str, objec
     for channel in channels:
         await channel.close()
     lags = np.sort(np.array(told.lags_s or [1e6])) * 1000
-    carried = given.streams - told.failed - told.refused
+    refused = told.errors.pop(grpc.StatusCode.RESOURCE_EXHAUSTED.name, 0)
+    carried = given.streams - refused - told.errors.total()
     return {
         "streams": given.streams,
         "lag_p50_ms": round(float(np.quantile(lags, 0.5)), 2),
@@ -149,11 +131,11 @@ async def _run(given: argparse.Namespace, sound: list[bytes]) -> dict[str, objec
         "cpu_share": round(cpu_s / took_s, 4),
         "client_cpu_share": round(own_s / took_s, 4),
         "rss_mib": round(rss_mib, 1),
-        "results": told.results,
-        "failed": told.failed,
-        "refused": told.refused,
+        "results": len(told.lags_s),
+        "failed": told.errors.total(),
+        "refused": refused,
         "skipped_windows": told.skipped_windows,
-        "errors": sorted(told.errors),
+        "errors": dict(told.errors),
     }
 
 

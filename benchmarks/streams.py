@@ -219,7 +219,7 @@ def _streams(run: Run) -> int:
 
 def _line(engine: str, run: Run) -> str:
     return (
-        f"{engine:>9} {run['streams']:>5} streams: lag p50 {run['lag_p50_ms']:7.1f} ms, p99 {run['lag_p99_ms']:7.1f} ms; "
+        f"{engine:>9} {run['streams']:>5} streams: lag p50 {run['lag_p50_ms']:.1f} ms, p99 {run['lag_p99_ms']:.1f} ms; "
         f"{run['cpu_s_per_audio_s']:.5f} s CPU a second of sound, {100 * run['cpu_share']:.0f} % of a core; "
         f"{'holds' if run['holds'] else 'does not hold'} (failed {run['failed']}, refused {run['refused']}, "
         f"skipped {run['skipped_windows']})"

@@ -1,10 +1,11 @@
 """The one batcher: when the device is free it takes the windows that are due, live ones first, files fill what is left.
 
 In: samples, pushed into a Source by each stream and file. Out: the analyses of its windows, in order. What always
-holds: one batch is on the device at a time and there are no timers; a source's sound waits in a bounded backlog, and
-who pushes more than that waits; a source whose results are not collected gets no further windows; results of a slot
-that was closed are dropped. A batch that fails is tried again slot by slot, so that a fault costs only the streams
-that cause it.
+holds: one batch is on the device at a time and there are no timers; a batch is as large as the device gets through in
+BATCH_S, and while there are live streams files get FILL_S of it at most; who waits longest is served first, a window
+at a time; a live stream that the device is late with jumps to its newest window, and what it leaves out is counted;
+results of a slot that was closed are dropped. A batch that fails is tried again slot by slot, so that a fault costs
+only the streams that cause it.
 """
 
 from __future__ import annotations
@@ -27,29 +28,42 @@ from runtime.logs import get_logger
 from runtime.units import ms_from_samples, seconds_from_samples
 
 WINDOWS_A_BATCH = 32
+"""The largest batch where the engine does not say otherwise."""
+BATCH_S = 0.1
+"""Aimed at for a batch: what becomes due meanwhile waits so long, and larger batches bring little more."""
+FILL_S = 0.05
+"""Of a batch beside live streams, for windows that can wait: those of files, and of recordings sent as streams."""
+LATE_S = 2.0
+"""A live window that has waited for so long is left out where there is a newer one of its stream."""
 LATENESS_KEPT = 4096
 LATENESS_WINDOW_S = 60.0
+SATURATED_WINDOW_S = 5.0
+COST_WEIGHT = 0.2  # of the newest batch in what a window is expected to take
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What a source could have analysed now."""
+    """What a source could have analysed now. live: it cannot wait."""
 
     slot: Slot
     live: bool
     num_windows: int
 
 
-def take_batch(due: Sequence[Due], *, windows_max: int, windows_a_slot_max: int) -> dict[Slot, int]:
+def take_batch(
+    due: Sequence[Due], *, windows_max: int, windows_a_slot_max: int, fill_max: int | None = None
+) -> dict[Slot, int]:
     """Choose a batch: how many windows of which slots.
 
     due: in the order in which they should be served. Live slots are served in turns, one window each, until nothing of
-    theirs is due or the batch is full; then files, in the same way.
+    theirs is due or the batch is full; then the others, in the same way, fill_max windows at most.
     """
     taken: dict[Slot, int] = {}
     room = windows_max
     for live in (True, False):
         waiting = {entry.slot: min(entry.num_windows, windows_a_slot_max) for entry in due if entry.live is live}
+        if not live and fill_max is not None:
+            room = min(room, fill_max)
         while waiting and room:
             for slot in list(waiting):
                 if not waiting[slot]:
@@ -66,15 +80,31 @@ class DeviceFault(SpeakerdError):
 
 
 class Batcher:
-    """All sources of a node, and the loop that feeds the device from them."""
+    """All sources of a node, and the loop that feeds the device from them.
 
-    def __init__(self, device: DeviceThread, grid: FrameGrid, metrics: NodeMetrics, clock: Clock) -> None:
+    windows_max: the largest batch that the device takes. late_s: None for never leaving a window out.
+    """
+
+    def __init__(
+        self,
+        device: DeviceThread,
+        grid: FrameGrid,
+        metrics: NodeMetrics,
+        clock: Clock,
+        *,
+        windows_max: int = WINDOWS_A_BATCH,
+        late_s: float | None = LATE_S,
+    ) -> None:
         self._device = device
         self._grid = grid
         self._metrics = metrics
         self._clock = clock
+        self._windows_max = windows_max
+        self._late_s = late_s
         self._sources: dict[Slot, Source] = {}
+        self._due: dict[Source, None] = {}  # in the order in which their windows became due
         self._wake = asyncio.Event()
+        self._window_s = 0.0  # what a window takes, by the last batches
         self._lateness: deque[tuple[float, float]] = deque(maxlen=LATENESS_KEPT)  # (when, seconds)
 
     def __repr__(self) -> str:
@@ -83,7 +113,7 @@ class Batcher:
     @property
     def num_queued(self) -> int:
         """Windows waiting for the device."""
-        return sum(source.num_due for source in self._sources.values())
+        return sum(source.num_due for source in self._due)
 
     def lateness_p99_s(self) -> float:
         """99th percentile over the last minute of how long live windows waited until they were analysed."""
@@ -91,13 +121,33 @@ class Batcher:
         recent = sorted(seconds for when, seconds in self._lateness if when >= horizon)
         return recent[int(0.99 * (len(recent) - 1))] if recent else 0.0
 
+    def is_saturated(self) -> bool:
+        """Whether live windows wait for longer than a step: the device gets less done than is asked of it.
+
+        Half of the last seconds' windows have to, so that one stall of the machine is not taken for it.
+        """
+        horizon = self._clock.monotonic_s() - SATURATED_WINDOW_S
+        recent: list[float] = []
+        for when, seconds in reversed(self._lateness):
+            if when < horizon:
+                break
+            recent.append(seconds)
+        bound_s = seconds_from_samples(self._grid.hop_samples)
+        return len(recent) > 1 and 2 * sum(seconds > bound_s for seconds in recent) > len(recent)
+
     async def open(
-        self, slot: Slot, *, kind: SlotKind = SlotKind.LIVE, first_end: int | None = None, heard: int = 0
+        self,
+        slot: Slot,
+        *,
+        kind: SlotKind = SlotKind.LIVE,
+        first_end: int | None = None,
+        heard: int = 0,
+        is_resumed: bool = False,
     ) -> Source:
         """A source on a slot that the caller holds.
 
         first_end: where its first window ends, a window from the start if it is not said. heard: sound up to here
-        needs no window of its own, for it is there as the context of others.
+        needs no window of its own, for it is there as the context of others. is_resumed: it goes on from elsewhere.
         """
 
         def opened(engine: Engine) -> FrameGrid:
@@ -112,14 +162,18 @@ class Batcher:
             grid=grid,
             first_end=grid.window_samples if first_end is None else first_end,
             heard=heard,
-            wake=self._wake,
+            clock=self._clock,
+            on_due=self._note_due,
+            is_resumed=is_resumed,
         )
         self._sources[slot] = source
         return source
 
     def close(self, slot: Slot) -> None:
         """Forget a source and its sound; results that still come are dropped."""
-        self._sources.pop(slot, None)
+        source = self._sources.pop(slot, None)
+        if source is not None:
+            self._due.pop(source, None)
         try:
             forgotten = self._device.submit(lambda engine: engine.device.open(slot.index, self._grid.window_samples))
         except SpeakerdError:
@@ -129,61 +183,74 @@ class Batcher:
 
     async def run(self) -> None:
         """Form a batch whenever the device is free and a window is due. Ends with DeviceLost."""
+        self._device.lost.add_done_callback(lambda _: self._wake.set())
         while True:
-            now_s = self._clock.monotonic_s()
-            for source in self._sources.values():
-                if source.due_since_s is None and source.num_due:
-                    source.due_since_s = now_s
-            waiting = sorted(
-                (source for source in self._sources.values() if source.num_due),
-                key=lambda source: source.due_since_s or now_s,
-            )
-            taken = take_batch(
-                [Due(source.slot, source.live, source.num_due) for source in waiting],
-                windows_max=WINDOWS_A_BATCH,
-                windows_a_slot_max=WINDOWS_A_SLOT,
-            )
-            if not taken:
-                self._wake.clear()
-                await self._first(self._wake)
+            if taken := self._next_batch():
+                await self._analyse(taken)
                 continue
-            await self._analyse(taken)
+            self._wake.clear()
+            self._raise_lost()
+            await self._wake.wait()
 
-    async def _first(self, wake: asyncio.Event) -> None:
-        waiting = asyncio.ensure_future(wake.wait())
-        try:
-            await asyncio.wait((waiting, self._device.lost), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
-        self._raise_lost()
+    def _note_due(self, source: Source) -> None:
+        if source.slot in self._sources:
+            self._due.setdefault(source)
+            self._wake.set()
+
+    def _next_batch(self) -> dict[Slot, int]:
+        """How many windows of which slots are analysed next."""
+        if self._late_s is not None:
+            for source in self._due:
+                self._metrics.skipped_windows.inc(source.skip_late(self._late_s))
+        is_live = any(source.is_paced for source in self._sources.values())
+        due = [Due(source.slot, source.is_paced, source.num_due) for source in self._due]
+        return take_batch(
+            due,
+            windows_max=self._affordable(BATCH_S),
+            windows_a_slot_max=WINDOWS_A_SLOT,
+            fill_max=self._affordable(FILL_S) if is_live else None,
+        )
+
+    def _affordable(self, seconds: float) -> int:
+        """How many windows the device gets through in so long; one at least."""
+        return min(self._windows_max, max(1, int(seconds / self._window_s))) if self._window_s else self._windows_max
 
     def _raise_lost(self) -> None:
         if self._device.lost.done():
             raise self._device.lost.result()
 
     async def _analyse(self, taken: dict[Slot, int]) -> None:
-        works = {slot: self._sources[slot].begin(count) for slot, count in taken.items()}
+        works: dict[Slot, SlotWork] = {}
+        due_since_s: dict[Slot, float] = {}
+        for slot, count in taken.items():
+            source = self._sources[slot]
+            if source.is_paced:
+                due_since_s[slot] = source.oldest_due_s()
+            works[slot] = source.begin(count)
+            # Whoever is left with more to do waits behind all others; `complete` puts them there.
+            del self._due[source]
         num_windows = sum(taken.values())
         began_s = self._clock.monotonic_s()
         outcomes = await self._device.call(lambda engine: _analyze_works(engine, list(works.values())))
         ended_s = self._clock.monotonic_s()
+        cost_s = (ended_s - began_s) / num_windows
+        self._window_s = self._window_s + COST_WEIGHT * (cost_s - self._window_s) if self._window_s else cost_s
         self._metrics.batch_size.observe(num_windows)
         self._metrics.infer_seconds.observe(ended_s - began_s)
         failed = False
         for slot, outcome in zip(works, outcomes, strict=True):
-            source = self._sources.get(slot)
+            source_now = self._sources.get(slot)
             if isinstance(outcome, DeviceFault):
                 failed = True
                 self._metrics.device_faults.inc()
-            if source is None:
+            if source_now is None:
                 self._metrics.late_results.inc(taken[slot])
                 continue
-            if source.live and source.due_since_s is not None:
-                self._metrics.queue_wait_seconds.observe(began_s - source.due_since_s)
-                self._lateness.append((ended_s, ended_s - source.due_since_s))
-            source.due_since_s = None
-            source.complete(outcome)
-            self._metrics.audio_seconds.inc(seconds_from_samples(taken[slot] * source.grid.hop_samples))
+            if slot in due_since_s:
+                self._metrics.queue_wait_seconds.observe(began_s - due_since_s[slot])
+                self._lateness.append((ended_s, ended_s - due_since_s[slot]))
+            source_now.complete(outcome)
+            self._metrics.audio_seconds.inc(seconds_from_samples(taken[slot] * source_now.grid.hop_samples))
         if failed:
             await self._check_device()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import struct
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography.exceptions import InvalidTag
@@ -37,6 +37,7 @@ class StreamState:
 
     analysed_samples: end of the last window that was analysed. sequence: of the last final turn. speech: final speech
     of each speaker shown, samples. shown_as: speakers found to be another. numbers: session speaker → number shown.
+    skipped: windows that were left out.
     """
 
     analysed_samples: int = 0
@@ -45,6 +46,7 @@ class StreamState:
     shown_as: dict[int, int] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
     naming: dict[str, Any] = field(default_factory=dict)
+    skipped: int = 0
 
     def resume_samples(self, grid: FrameGrid) -> int:
         """Where the sound has to begin on resumption: the next window needs what lies before it, the engine a start.
@@ -57,7 +59,8 @@ class StreamState:
 
     def to_bytes(self, snapshot: bytes) -> bytes:
         """This state and the snapshot that belongs to it."""
-        text = json.dumps(asdict(self), separators=(",", ":")).encode()
+        values = {name: getattr(self, name) for name in self.__slots__}
+        text = json.dumps(values, separators=(",", ":")).encode()
         return len(text).to_bytes(4, "big") + text + snapshot
 
     @classmethod

@@ -17,6 +17,7 @@ import numpy as np
 from models.analysis import FloatArray
 from node import events
 from node.enrolment import CONTAINER, SILENCE_DBFS, SILENCE_PEAK
+from node.patience import Patience
 from node.source import Source
 from runtime.errors import BadAudio, InvalidRequest, SpeakerdError, TimedOut, TooLarge
 from runtime.media import adecode_stream
@@ -72,6 +73,7 @@ class Intake:
     async def run(self) -> None:
         """Read until the stream is finished, half-closed or handed over."""
         self._reader = asyncio.current_task()
+        self._patience = Patience(IDLE_S)
         try:
             if self._decoder is None:
                 await self._read_container()
@@ -80,6 +82,8 @@ class Intake:
         except SpeakerdError:
             if not self.handing_over:
                 raise
+        finally:
+            self._patience.close()
         if not self.received_samples and not self.handing_over and not self._is_resumed:
             raise BadAudio("there is no audio: send `audio` after `open`")
         if self._peak <= SILENCE_PEAK and not self.handing_over and not self._is_resumed:
@@ -96,12 +100,11 @@ class Intake:
             self._reader.cancel()
 
     async def _read_samples(self, decoder: PcmDecoder) -> None:
-        async with aclosing(self._messages()) as messages:
-            async for data in messages:
-                if len(data) > DECODE_ON_LOOP_BYTES_MAX:
-                    await self._push(await asyncio.to_thread(decoder.feed, data))
-                else:
-                    await self._push(decoder.feed(data))
+        while (data := await self._message()) is not None:
+            if len(data) > DECODE_ON_LOOP_BYTES_MAX:
+                await self._push(await asyncio.to_thread(decoder.feed, data))
+            else:
+                await self._push(decoder.feed(data))
         await self._push(decoder.flush())
 
     async def _read_container(self) -> None:
@@ -110,22 +113,28 @@ class Intake:
                 await self._push(block)
 
     async def _messages(self) -> AsyncGenerator[bytes, None]:
-        while not self.handing_over:
-            message = await self._receive()
-            if message is None or isinstance(message, events.Finish):
-                return
-            if not isinstance(message, bytes):
-                raise InvalidRequest("`open` was sent twice: send it once, then `audio`")
-            if len(message) > AUDIO_BYTES_MAX:
-                raise TooLarge(
-                    f"an audio message holds {len(message)} bytes: send at most {AUDIO_BYTES_MAX}, 100 ms is best"
-                )
-            yield message
+        while (data := await self._message()) is not None:
+            yield data
+
+    async def _message(self) -> bytes | None:
+        """The next piece of sound; None at its end."""
+        if self.handing_over:
+            return None
+        message = await self._receive()
+        if message is None or isinstance(message, events.Finish):
+            return None
+        if not isinstance(message, bytes):
+            raise InvalidRequest("`open` was sent twice: send it once, then `audio`")
+        if len(message) > AUDIO_BYTES_MAX:
+            raise TooLarge(
+                f"an audio message holds {len(message)} bytes: send at most {AUDIO_BYTES_MAX}, 100 ms is best"
+            )
+        return message
 
     async def _receive(self) -> object:
         self._receiving = True
         try:
-            async with asyncio.timeout(IDLE_S):
+            with self._patience:
                 return await self._sender.receive()
         except TimeoutError:
             raise TimedOut(f"no audio for {IDLE_S:g} s: send audio as it comes, or `finish` when it ends") from None
@@ -143,8 +152,9 @@ class Intake:
             raise TooLarge(
                 f"the recording is longer than {seconds_from_samples(self._samples_max) / 3600:g} h: send it in parts"
             )
-        self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
+        if self._peak <= SILENCE_PEAK:
+            self._peak = max(self._peak, float(np.abs(samples).max(initial=0.0)))
         for at in range(0, len(samples), self._piece_samples):
-            piece = samples[at : at + self._piece_samples]
+            piece = samples if len(samples) <= self._piece_samples else samples[at : at + self._piece_samples]
             await self._source.push(piece)
             self.received_samples += len(piece)

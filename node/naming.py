@@ -159,6 +159,10 @@ class SessionNaming:
         found = matches(speakers, cosines, roster, self._parameters)
         return {index: match for index, match in found.items() if self._is_held(match.best, match.runner_up)}
 
+    def known(self) -> dict[int, str]:
+        """The voice of each session speaker who is recognised now."""
+        return self._live.voices
+
     def voices(self) -> dict[int, tuple[str | None, float]]:
         """The voice that each session speaker carries after the last step, and its probability."""
         return {int(k): (voice, probability) for k, voice, probability in self._live.state()["voices"]}

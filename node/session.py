@@ -1,27 +1,31 @@
 """One live stream: sound comes in, turns with names go out, and the stream can be carried on elsewhere.
 
-In: messages of a peer, through an Intake. Out: events to it. What always holds: results wait in a bounded queue, and
-a client that does not read for WRITE_BOUND_S is cut; names are looked up as a result is written, never before; final
-turns are numbered without gaps, across resumption too; whatever ends the stream, its tasks end with it.
+In: messages of a peer, through an Intake. Out: events to it. What always holds: results wait in a queue bounded in
+number and bytes, and a client that does not read for WRITE_BOUND_S is cut; names are looked up as a result is written,
+never before; final turns are numbered without gaps, across resumption too; whatever ends the stream, its tasks end with
+it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from models.analysis import FrameGrid, WindowAnalysis
 from models.live_naming import NamedTurn, NamingOutcome, Relabel
-from models.online import OnlineDiarization, StepOutcome
+from models.online import OnlineDiarization, SessionSpeaker, StepOutcome
 from node import events
 from node.checkpoint import CheckpointSeal, StreamState
 from node.intake import Intake
 from node.metrics import NodeMetrics
 from node.naming import NamingGuard, SessionNaming
+from node.patience import Patience
+from node.results import Results
 from node.source import Source
+from node.steps import Steps
 from runtime.clock import Clock
 from runtime.errors import SpeakerdError, TimedOut, Unavailable
 from runtime.units import SAMPLE_RATE_HZ, seconds_from_samples
@@ -30,7 +34,8 @@ WRITE_BOUND_S = 5.0
 TICK_S = 1.0
 CHECKPOINT_SAMPLES_MAX = 20 * SAMPLE_RATE_HZ
 """A stream that is faster than speech gets a checkpoint at least this often, so that its client need not keep more."""
-EVENTS_MAX = 64
+EVENT_BYTES, TURN_BYTES = 64, 160
+"""About what a result takes while it waits, and each turn in it."""
 
 
 class Peer(Protocol):
@@ -57,8 +62,8 @@ class Said:
     final_samples: int
 
 
-class Tick:
-    """Nothing was decided, but it is time to tell that the stream lives."""
+class End:
+    """Nothing comes after it."""
 
 
 class LiveSession:
@@ -77,7 +82,7 @@ class LiveSession:
         resumed: StreamState | None,
         guard: NamingGuard,
         seal: CheckpointSeal,
-        steps: Executor,
+        steps: Steps,
         metrics: NodeMetrics,
         clock: Clock,
     ) -> None:
@@ -97,7 +102,7 @@ class LiveSession:
         self._intake = Intake(
             peer, source, request.sound, piece_samples=grid.hop_samples, is_resumed=resumed is not None
         )
-        self._queue: asyncio.Queue[Said | events.Event | None] = asyncio.Queue(EVENTS_MAX)
+        self._results: Results[Said | events.Event | End] = Results()
         state = resumed or StreamState()
         self._base = state.resume_samples(grid)  # where the source's sound begins in the stream
         self._analysed = state.analysed_samples
@@ -108,13 +113,21 @@ class LiveSession:
         self._told = self._base  # final turns that begin before it have been written
         self._drain_deadline_s: float | None = None
         self._drain_told = False
-        self.skipped_windows = 0
+        self._skipped_before = state.skipped  # on the nodes that carried it so far
 
     def __repr__(self) -> str:
         return f"LiveSession({self._request.stream_id}, {self._source!r}, {self._sequence} final turns)"
 
     async def run(self) -> None:
         """Serve the stream to its end. Raises what went wrong; Unavailable when it was handed over."""
+        self._writing = Patience(WRITE_BOUND_S)
+        try:
+            await self._serve()
+        finally:
+            self._writing.close()
+            self._results.close()
+
+    async def _serve(self) -> None:
         await self._send(
             events.Opened(
                 self._request.stream_id,
@@ -145,7 +158,6 @@ class LiveSession:
 
     async def _step(self) -> None:
         """Analyses become turns with names. Several that came back together are named together."""
-        loop = asyncio.get_running_loop()
         checkpoint_due_s, checkpoint_due = self._clock.monotonic_s() + TICK_S, self._analysed + CHECKPOINT_SAMPLES_MAX
         handed_over = False
         while analyses := await self._source.take():
@@ -159,44 +171,59 @@ class LiveSession:
                     # window is analysed with what was really said.
                     await self._hand_over_checkpoint()
                     handed_over = True
-                outcomes = await loop.run_in_executor(self._steps, _step_all, self._online, placed[:together], known)
-                self._analysed = placed[:together][-1].start_samples + self._grid.window_samples
-                await self._tell(outcomes)
-                del placed[:together]
+                now, placed = placed[:together], placed[together:]
+                outcomes, speakers = await self._steps.run(partial(_step_all, self._online, now, known))
+                self._analysed = now[-1].start_samples + self._grid.window_samples
+                await self._tell(outcomes, speakers)
             if self._drain_deadline_s is not None and not self._drain_told:
                 await self._hand_over_checkpoint()
             elif self._clock.monotonic_s() >= checkpoint_due_s or self._analysed >= checkpoint_due:
-                await self._queue.put(await self._checkpoint())
+                await self._put(await self._checkpoint())
                 checkpoint_due_s = self._clock.monotonic_s() + TICK_S
                 checkpoint_due = self._analysed + CHECKPOINT_SAMPLES_MAX
         if self._intake.handing_over and not handed_over:
             await self._hand_over_checkpoint()
         ended = self._online.finish(self._end, self._known_voices(), goes_on=self._intake.handing_over)
-        await self._tell([ended])
-        await self._queue.put(self._summary())
-        await self._queue.put(None)
+        await self._tell([ended], self._online.session_speakers())
+        await self._put(self._summary())
+        await self._put(End())
 
     async def _hand_over_checkpoint(self) -> None:
         """A checkpoint to move on with, and word of the drain behind it if none was given."""
-        await self._queue.put(await self._checkpoint())
+        await self._put(await self._checkpoint())
         if self._drain_deadline_s is not None and not self._drain_told:
             self._drain_told = True
-            await self._queue.put(events.Draining(self._drain_deadline_s))
+            await self._put(events.Draining(self._drain_deadline_s))
 
     def _known_voices(self) -> dict[int, str]:
         """The voice of each session speaker who is recognised now."""
-        return {index: voice for index, (voice, _) in self._naming.voices().items() if voice is not None}
+        return self._naming.known()
+
+    @property
+    def skipped_windows(self) -> int:
+        """Windows of the stream that were left out, here and on nodes that carried it before."""
+        return self._skipped_before + self._source.num_skipped
 
     @property
     def _end(self) -> int:
         return self._base + self._intake.received_samples
 
-    async def _tell(self, outcomes: Sequence[StepOutcome]) -> None:
-        told = await self._naming.step(outcomes, self._online.session_speakers())
+    async def _tell(self, outcomes: Sequence[StepOutcome], speakers: Sequence[SessionSpeaker]) -> None:
+        told = await self._naming.step(outcomes, speakers)
         for outcome, named in zip(outcomes, told, strict=True):
             turns = [self._numbered(turn) for turn in named.turns if turn.turn.final or self._request.provisional]
             self._note(named)
-            await self._queue.put(Said(named.relabels, turns, outcome.final_samples))
+            await self._put(Said(named.relabels, turns, outcome.final_samples))
+
+    async def _put(self, item: Said | events.Event | End) -> None:
+        match item:
+            case Said():
+                num_bytes = EVENT_BYTES + TURN_BYTES * (len(item.turns) + len(item.relabels))
+            case events.Checkpoint():
+                num_bytes = EVENT_BYTES + len(item.data)
+            case _:
+                num_bytes = EVENT_BYTES
+        await self._results.put(item, num_bytes)
 
     def _numbered(self, named: NamedTurn) -> tuple[NamedTurn, int]:
         if not named.turn.final:
@@ -220,25 +247,25 @@ class LiveSession:
             shown_as=self._shown_as,
             numbers=self._numbers,
             naming=self._naming.state(),
+            skipped=self.skipped_windows,
         )
-        loop = asyncio.get_running_loop()
-        snapshot = await loop.run_in_executor(self._steps, self._online.snapshot)
-        sealed = self._seal.seal(
-            state.to_bytes(snapshot), tenant_id=self._request.tenant_id, stream_id=self._request.stream_id
-        )
+        sealed = await self._steps.run(partial(self._sealed, state))
         return events.Checkpoint(sealed, state.resume_samples(self._grid))
 
+    def _sealed(self, state: StreamState) -> bytes:
+        return self._seal.seal(
+            state.to_bytes(self._online.snapshot()),
+            tenant_id=self._request.tenant_id,
+            stream_id=self._request.stream_id,
+        )
+
     async def _write(self) -> None:
-        tick_s = self._clock.monotonic_s() + TICK_S
+        now_s = asyncio.get_running_loop().time
+        tick_s = now_s() + TICK_S
         degraded = False
         while True:
-            item: Said | events.Event | Tick | None = Tick()
-            try:
-                async with asyncio.timeout(max(0.0, tick_s - self._clock.monotonic_s())):
-                    item = await self._queue.get()
-            except TimeoutError:
-                pass
-            if item is None:
+            item = await self._results.next(tick_s)
+            if isinstance(item, End):
                 return
             if degraded is self._guard.allows():
                 degraded = not degraded
@@ -247,10 +274,10 @@ class LiveSession:
                 await self._say(item)
             elif isinstance(item, events.Closed):
                 await self._send(self._described(item))
-            elif not isinstance(item, Tick):
+            elif item is not None:
                 await self._send(item)
-            if self._clock.monotonic_s() >= tick_s:
-                tick_s = self._clock.monotonic_s() + TICK_S
+            if now_s() >= tick_s:
+                tick_s = now_s() + TICK_S
                 await self._send(self._progress())
                 if self._drain_deadline_s is not None and not self._drain_told:
                     # No sound comes, so that no step tells it: the last checkpoint is as good as another.
@@ -283,7 +310,7 @@ class LiveSession:
 
     async def _send(self, event: events.Event) -> None:
         try:
-            async with asyncio.timeout(WRITE_BOUND_S):
+            with self._writing:
                 await self._peer.send(event)
         except TimeoutError:
             raise TimedOut(f"results were not read for {WRITE_BOUND_S:g} s: read while you send") from None
@@ -329,9 +356,10 @@ class LiveSession:
 
 def _step_all(
     online: OnlineDiarization, analyses: Sequence[WindowAnalysis], known: Mapping[int, str]
-) -> list[StepOutcome]:
+) -> tuple[list[StepOutcome], list[SessionSpeaker]]:
     # Who carries different voices is never merged, however alike they sound on a poor line.
-    return [online.step(analysis, known) for analysis in analyses]
+    outcomes = [online.step(analysis, known) for analysis in analyses]
+    return outcomes, online.session_speakers()
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -23,6 +23,7 @@ from node.naming import Scope, SessionNaming
 from node.session import LiveSession, Peer
 from node.slots import Slot, SlotTable
 from node.standing import Standing
+from node.steps import Steps
 from node.voice_store import VoiceStore
 from runtime.clock import Clock
 from runtime.errors import InvalidRequest, SpeakerdError, TimedOut
@@ -61,7 +62,7 @@ class LiveStreams:
         self._seal = seal
         self._slots = slots
         self._decoders = decoders
-        self._steps = steps
+        self._steps = Steps(steps)
         self._metrics = metrics
         self._clock = clock
         self._sessions: set[LiveSession] = set()
@@ -176,7 +177,9 @@ class LiveStreams:
         )
         # On resumption the sound begins before the last window analysed, and is analysed from one hop after it on.
         heard = resumed.analysed_samples - resumed.resume_samples(grid) if resumed else 0
-        source = await self._batcher.open(slot, first_end=heard + grid.hop_samples, heard=heard)
+        source = await self._batcher.open(
+            slot, first_end=heard + grid.hop_samples, heard=heard, is_resumed=resumed is not None
+        )
         get_logger().info(
             "stream.opened",
             stream_id=request.stream_id,
