@@ -21,6 +21,7 @@ from typing import Any
 import asyncpg
 import numpy as np
 import pytest
+from grpc import aio
 
 from controlplane.app import ControlPlane
 from controlplane.config import ControlPlaneSettings
@@ -31,6 +32,11 @@ from speakerd.v1 import common_pb2, fleet_pb2_grpc, jobs_pb2_grpc, people_pb2, p
 from tests.controlplane.fake_node import FakeNode
 
 RATE_HZ = 16_000
+
+HASTY = {"node_lease_s": 0.9, "lease_s": 1.2}
+"""Leases for tests of what happens when one ends, in which no other has to go on."""
+WAIT_MS = 25_000
+"""How long an erasure is waited for: all the time that a lease may take to end, on a machine that stalls."""
 
 
 def speech(seed: int = 0, seconds: float = 4.0) -> np.ndarray:
@@ -54,10 +60,10 @@ def wav(samples: np.ndarray, rate_hz: int = RATE_HZ) -> bytes:
 class Client:
     """An administrator's stubs."""
 
-    def __init__(self, plane: ControlPlane, token: str) -> None:
+    def __init__(self, plane: ControlPlane, token: str, channel: aio.Channel | None = None) -> None:
         self.token = token
         self.metadata = (("authorization", f"Bearer {token}"),)
-        self.channel = open_channel(plane.grpc_address)
+        self.channel = channel or open_channel(plane.grpc_address)
         self.people = people_pb2_grpc.PeopleStub(self.channel)
         self.streams = streams_pb2_grpc.StreamsStub(self.channel)
         self.jobs = jobs_pb2_grpc.JobsStub(self.channel)

@@ -21,7 +21,7 @@ from controlplane.identity import add_key, new_key
 from runtime.clock import SystemClock
 from runtime.errors import InvalidRequest, NotFound, Unavailable
 from speakerd.v1 import audit_pb2, audit_pb2_grpc, people_pb2
-from tests.controlplane.conftest import Client, World, until
+from tests.controlplane.conftest import WAIT_MS, Client, World, until
 from tests.controlplane.people import Library, make_key, make_tenant
 
 
@@ -61,7 +61,7 @@ async def rows_of(plane: ControlPlane) -> list[dict[str, Any]]:
 async def erased_one(world: World, plane: ControlPlane, client: Client) -> people_pb2.Erasure:
     """A voice enrolled and erased, its erasure signed."""
     voice_id = (await client.enrol("Alice")).voice.voice_id
-    erasure = await client.erase(voice_id, wait_ms=10_000)
+    erasure = await client.erase(voice_id, wait_ms=WAIT_MS)
     assert erasure.state == people_pb2.Erasure.STATE_ERASED
     await until(lambda: list((world.data / "audit-checkpoints").glob("*.json")))
     return erasure
@@ -216,7 +216,7 @@ async def test_request_and_completion_say_who_why_where_and_what_became_of_it_no
     erasure = await client.people.EraseVoice(
         people_pb2.EraseVoiceRequest(
             voice_id=voice_id,
-            wait_ms=10_000,
+            wait_ms=WAIT_MS,
             trigger="license_revoked",
             trigger_user="dpo@example.org",
             reason="Alice asked by letter",
@@ -265,7 +265,7 @@ async def test_a_residual_node_that_wakes_clears_itself_and_one_that_never_does_
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     silent.freeze()
     gone.freeze()
-    erasure = await client.erase(voice_id, wait_ms=10_000)
+    erasure = await client.erase(voice_id, wait_ms=WAIT_MS)
     assert list(erasure.residual_node_ids) == ["node-2", "node-3"]
     found = await verdict(client)
     assert found.ok
@@ -313,7 +313,7 @@ async def test_an_operators_word_on_a_node_does_not_end_an_erasure_whose_recordi
         raise Unavailable("the recordings' store is away")
 
     blobs.delete = away  # type: ignore[method-assign]
-    erasure = await client.erase(voice_id, wait_ms=10_000)
+    erasure = await client.erase(voice_id, wait_ms=WAIT_MS)
     assert list(erasure.residual_node_ids) == ["node-2"]
     request = audit_pb2.AssertDestroyedRequest(node_id="node-2", trigger_user="ops-7")
     assert (await stub.AssertDestroyed(request, metadata=client.metadata)).num_erasures == 1
@@ -397,7 +397,7 @@ async def test_erasures_that_complete_together_share_a_checkpoint(world: World) 
     voices = [(await client.enrol(f"P{index}", seed=index)).voice.voice_id for index in range(6)]
     folder = world.data / "audit-checkpoints"
     before = len(list(folder.glob("*.json")))
-    await asyncio.gather(*(client.erase(voice_id, wait_ms=5_000) for voice_id in voices))
+    await asyncio.gather(*(client.erase(voice_id, wait_ms=WAIT_MS) for voice_id in voices))
     rows = len(await rows_of(plane))
     await until(lambda: any(int(path.name[:12]) == rows for path in folder.glob("*.json")))
     assert len(list(folder.glob("*.json"))) - before <= 3
@@ -416,7 +416,7 @@ async def test_an_unsigned_tail_is_signed_as_the_daemon_ends_and_a_store_that_is
     async with world.running(audit_checkpoints=str(file / "checkpoints")) as plane:
         client = await world.client(plane)
         voice_id = (await client.enrol("Bob", seed=1)).voice.voice_id
-        assert (await client.erase(voice_id, wait_ms=5_000)).state == people_pb2.Erasure.STATE_ERASED
+        assert (await client.erase(voice_id, wait_ms=WAIT_MS)).state == people_pb2.Erasure.STATE_ERASED
         await until(lambda: plane.metrics.audit_checkpoint_failures._value.get() > 0)
         found = await verdict(client)
         assert any("no signed checkpoint" in note for note in found.notes)

@@ -21,7 +21,7 @@ from controlplane.config import ControlPlaneSettings
 from controlplane.restore import restore
 from runtime.errors import Conflict, InvalidRequest
 from speakerd.v1 import people_pb2
-from tests.controlplane.conftest import World, until
+from tests.controlplane.conftest import WAIT_MS, World, until
 from tests.controlplane.test_audit import verdict
 from tests.controlplane.test_daemon import ROOT, admin, plane_arguments, running
 from tests.faults.test_fault_points import voice_of
@@ -50,7 +50,7 @@ async def test_a_voice_erased_after_the_backup_stays_gone_when_it_is_restored(tm
         assert made.returncode == 0, made.stderr
         assert json.loads(made.stdout)["num_keys"] == 2
         carol = (await client.enrol("Carol", data=voice_of("Carol"))).voice.voice_id
-        erasure = await client.erase(alice, wait_ms=10_000)
+        erasure = await client.erase(alice, wait_ms=WAIT_MS)
         assert erasure.state == people_pb2.Erasure.STATE_ERASED
         await daemon.end(signal.SIGTERM)
     # The machine is lost. What is in no backup, its operator has kept: the key of keys, and the journal of erasures.
@@ -171,7 +171,7 @@ async def test_with_postgresql_its_own_tools_bring_the_rows_and_we_the_keys(
         made = await back_up(settings, tmp_path / "out", keys_days=30, now_s=time.time())
         assert "pg_dump" in made.database
         assert (made.num_keys, made.num_blobs) == (2, 2)
-        erasure = await client.erase(alice, wait_ms=10_000)
+        erasure = await client.erase(alice, wait_ms=WAIT_MS)
         # As pg_restore leaves it: the rows of then, without keys.
         async with plane.core.database.write() as connection:
             await connection.execute(text("DELETE FROM data_keys"))

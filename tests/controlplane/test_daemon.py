@@ -25,7 +25,7 @@ from controlplane.commands import register
 from runtime.grpc_server import open_channel
 from runtime.tickets import verify_ticket
 from speakerd.v1 import node_pb2, node_pb2_grpc, people_pb2, streams_pb2
-from tests.controlplane.conftest import Client, until
+from tests.controlplane.conftest import WAIT_MS, Client, until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RATE_HZ = 16_000
@@ -210,7 +210,7 @@ async def test_with_a_real_node_a_voice_is_enrolled_placed_kept_over_a_kill_and_
             await daemon.end(signal.SIGKILL)
             async with running(*plane_arguments(data, address), log=log) as again, admin(again, data) as client:
                 await until(placed, 15)
-                erasure = await client.erase(voice_id, wait_ms=10_000)
+                erasure = await client.erase(voice_id, wait_ms=WAIT_MS)
                 assert erasure.state == people_pb2.Erasure.STATE_ERASED
                 assert [(outcome.node_id, outcome.ok) for outcome in erasure.nodes] == [("n1", True)]
                 stream = await client.streams.PlaceStream(streams_pb2.PlaceStreamRequest(), metadata=client.metadata)

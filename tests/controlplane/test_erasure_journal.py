@@ -19,7 +19,7 @@ from controlplane.erasure_journal import HEADER_BYTES, Erased, FileJournal, Jour
 from controlplane.journal_replay import BEFORE_RESTORE
 from runtime.errors import InvalidRequest, SpeakerdError, Unavailable
 from speakerd.v1 import people_pb2
-from tests.controlplane.conftest import Client, World, until
+from tests.controlplane.conftest import WAIT_MS, Client, World, until
 from tests.controlplane.test_audit import rows_of, verdict
 
 ERASED = people_pb2.Erasure.STATE_ERASED
@@ -146,7 +146,7 @@ async def test_a_database_from_before_an_erasure_erases_again_before_anybody_can
         bob = (await client.enrol("Bob", seed=1)).voice.voice_id
         backup = Backup(world.data)
         carol = (await client.enrol("Carol", seed=2)).voice.voice_id
-        first, second = await client.erase(alice, wait_ms=5_000), await client.erase(carol, wait_ms=5_000)
+        first, second = await client.erase(alice, wait_ms=WAIT_MS), await client.erase(carol, wait_ms=WAIT_MS)
         await node.stop()
     backup.restore()
     plane = await world.plane()
@@ -207,7 +207,7 @@ async def test_an_ordinary_restart_changes_no_epoch_and_nodes_keep_what_they_hol
         async with world.running() as plane:
             client = await world.client(plane)
             voice_id = (await client.enrol("Alice", seed=len(epochs))).voice.voice_id
-            await client.erase(voice_id, wait_ms=5_000)
+            await client.erase(voice_id, wait_ms=WAIT_MS)
             epochs.append(await epoch(plane))
     assert len(set(epochs)) == 1
 
@@ -247,7 +247,7 @@ async def test_a_missing_damaged_or_foreign_journal_stops_the_start_until_that_i
     async with world.running() as plane:
         client = await world.client(plane)
         voice_id = (await client.enrol("Alice")).voice.voice_id
-        erasure = await client.erase(voice_id, wait_ms=5_000)
+        erasure = await client.erase(voice_id, wait_ms=WAIT_MS)
     path, kept = world.data / "erasure-journal", tmp_path / "kept"
     path.rename(kept)
     assert "missing" in await refused(world)
@@ -294,7 +294,7 @@ async def test_an_erasure_is_answered_when_it_is_in_the_journal_and_not_before(w
     await asyncio.sleep(0.7)
     assert (await client.get(voice_id)).state == people_pb2.Voice.STATE_ERASING
     aside.rename(path)
-    erasure = await client.erase(voice_id, wait_ms=5_000)
+    erasure = await client.erase(voice_id, wait_ms=WAIT_MS)
     assert erasure.state == ERASED
     journal = plane.core.erasures._work._journal
     assert isinstance(journal, FileJournal)
@@ -308,7 +308,7 @@ async def test_the_journal_names_nobody(world: World) -> None:
     plane = await world.plane()
     client = await world.client(plane)
     voice_id = (await client.enrol("Zaphod Canary")).voice.voice_id
-    await client.erase(voice_id, wait_ms=5_000)
+    await client.erase(voice_id, wait_ms=WAIT_MS)
     journal = (world.data / "erasure-journal").read_bytes()
     assert voice_id.encode() not in journal
     assert b"Zaphod" not in journal
@@ -330,6 +330,6 @@ async def test_control_planes_on_one_database_have_to_share_the_journal(
         async with world.running(data=other, erasure_journal=shared) as second:
             client = await world.client(second)
             voice_id = (await client.enrol("Alice")).voice.voice_id
-            assert (await client.erase(voice_id, wait_ms=10_000)).state == ERASED
+            assert (await client.erase(voice_id, wait_ms=WAIT_MS)).state == ERASED
             assert await epoch(plane) == await epoch(second)
             assert (await verdict(client)).ok

@@ -17,7 +17,7 @@ from controlplane.keys import VoiceAddress
 from runtime.errors import Unavailable
 from runtime.voice_digest import VoiceDigest
 from speakerd.v1 import people_pb2
-from tests.controlplane.conftest import Client, World, until
+from tests.controlplane.conftest import WAIT_MS, Client, World, until
 from tests.controlplane.fake_node import FakeNode
 
 A, B, C = (VoiceAddress("t", name) for name in "abc")
@@ -117,7 +117,7 @@ async def test_a_voice_that_does_not_open_keeps_no_other_from_the_nodes(any_worl
     await plane.core.library.warm(VoiceAddress("default", voices[0]), ("node-1",))
     other = (await client.enrol("Other", seed=9)).voice.voice_id
     await until(lambda: ("default", other) in node.voices)
-    assert (await client.erase(voices[2], wait_ms=5_000)).state == people_pb2.Erasure.STATE_ERASED
+    assert (await client.erase(voices[2], wait_ms=WAIT_MS)).state == people_pb2.Erasure.STATE_ERASED
     assert ("default", voices[2]) not in node.voices
 
 
@@ -202,6 +202,6 @@ async def test_the_log_is_trimmed_below_what_all_have_applied_and_who_is_behind_
     late.voices.clear()
     await late.sync()
     assert late.voices == node.voices
-    erasure = await client.erase(voices[0], wait_ms=5_000)
+    erasure = await client.erase(voices[0], wait_ms=WAIT_MS)
     assert erasure.state == people_pb2.Erasure.STATE_ERASED
     assert ("default", voices[0]) not in late.voices

@@ -13,7 +13,7 @@ from grpc import aio
 
 from controlplane import arrivals, rpc_people
 from speakerd.v1 import common_pb2, jobs_pb2, node_pb2, people_pb2
-from tests.controlplane.conftest import Client, World, speech, wav
+from tests.controlplane.conftest import WAIT_MS, Client, World, speech, wav
 
 
 async def diarize(
@@ -111,7 +111,7 @@ async def test_a_caller_who_stops_half_way_is_let_go(world: World, monkeypatch: 
 
     async def and_nothing_more(first: object) -> AsyncIterator[Any]:
         yield first
-        await asyncio.sleep(10)
+        await asyncio.sleep(60)
 
     people, jobs = client.people, client.jobs
     calls: tuple[Any, ...] = (
@@ -120,7 +120,7 @@ async def test_a_caller_who_stops_half_way_is_let_go(world: World, monkeypatch: 
         people.ReportMatches(and_nothing_more(people_pb2.ReportMatchesRequest(open=opening)), metadata=client.metadata),
     )
     for call in calls:
-        assert await asyncio.wait_for(call.code(), 5) is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert await asyncio.wait_for(call.code(), 30) is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "running=0" in repr(plane.core.relay)
 
 
@@ -160,7 +160,7 @@ async def test_an_erased_voice_that_a_thawed_node_still_names_leaves_under_no_na
     node.result = node_pb2.FileResult(turns=turns, exclusive_turns=turns, speakers=speakers)
     before = await diarize(client, wav(speech(seconds=1)))
     assert before[-1].result == node.result
-    await client.erase(erased, wait_ms=5_000)
+    await client.erase(erased, wait_ms=WAIT_MS)
     result = (await diarize(client, wav(speech(seconds=1))))[-1].result
     assert "Alice" not in str(result)
     assert erased not in str(result)

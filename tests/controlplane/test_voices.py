@@ -9,7 +9,7 @@ from grpc import aio
 from controlplane.identity import add_key, new_key
 from runtime.clock import SystemClock
 from speakerd.v1 import people_pb2
-from tests.controlplane.conftest import World, speech, until, wav
+from tests.controlplane.conftest import WAIT_MS, World, speech, until, wav
 from tests.controlplane.fake_node import embedding_of
 
 READY = people_pb2.Voice.STATE_READY
@@ -53,7 +53,7 @@ async def test_an_erased_voice_leaves_every_node_and_is_proven(any_world: World)
     client = await any_world.client(plane)
     node = await any_world.node(plane)
     voice_id = (await client.enrol("Alice")).voice.voice_id
-    erasure = await client.erase(voice_id, wait_ms=5_000)
+    erasure = await client.erase(voice_id, wait_ms=WAIT_MS)
     assert erasure.state == people_pb2.Erasure.STATE_ERASED
     assert [(outcome.node_id, outcome.ok) for outcome in erasure.nodes] == [("node-1", True)]
     assert not erasure.residual_node_ids
