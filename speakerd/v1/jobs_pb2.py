@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from speakerd.v1 import node_pb2 as speakerd_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16speakerd/v1/jobs.proto\x12\x0bspeakerd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16speakerd/v1/node.proto\">\n\x12UploadMediaRequest\x12\r\n\x03key\x18\x01 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"f\n\x13UploadMediaResponse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf0\x01\n\x10\x43reateJobRequest\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".speakerd.v1.CreateJobRequest.Kind\x12\x11\n\tmedia_key\x18\x02 \x01(\t\x12&\n\x07options\x18\x03 \x01(\x0b\x32\x15.speakerd.v1.FileOpen\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"V\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_DIARIZE\x10\x01\x12\x11\n\rKIND_IDENTIFY\x10\x02\x12\x13\n\x0fKIND_VOICEPRINT\x10\x03\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"_\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.speakerd.v1.Job.State\"K\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.speakerd.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x8c\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x30\n\x04kind\x18\x02 \x01(\x0e\x32\".speakerd.v1.CreateJobRequest.Kind\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.speakerd.v1.Job.State\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08progress\x18\x06 \x01(\x0b\x32\x19.speakerd.v1.FileProgress\x12\'\n\x06result\x18\x07 \x01(\x0b\x32\x17.speakerd.v1.FileResult\x12\x12\n\nvoiceprint\x18\x08 \x01(\x0c\x12\r\n\x05\x65rror\x18\t \x01(\t\x12.\n\nexpires_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x92\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_CREATED\x10\x02\x12\x11\n\rSTATE_RUNNING\x10\x03\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x12\n\x0eSTATE_CANCELED\x10\x06\x32\xe9\x03\n\x04Jobs\x12T\n\x0b\x44iarizeFile\x12\x1f.speakerd.v1.DiarizeFileRequest\x1a .speakerd.v1.DiarizeFileResponse(\x01\x30\x01\x12R\n\x0bUploadMedia\x12\x1f.speakerd.v1.UploadMediaRequest\x1a .speakerd.v1.UploadMediaResponse(\x01\x12<\n\tCreateJob\x12\x1d.speakerd.v1.CreateJobRequest\x1a\x10.speakerd.v1.Job\x12\x36\n\x06GetJob\x12\x1a.speakerd.v1.GetJobRequest\x1a\x10.speakerd.v1.Job\x12G\n\x08ListJobs\x12\x1c.speakerd.v1.ListJobsRequest\x1a\x1d.speakerd.v1.ListJobsResponse\x12<\n\tCancelJob\x12\x1d.speakerd.v1.CancelJobRequest\x1a\x10.speakerd.v1.Job\x12:\n\x08WatchJob\x12\x1a.speakerd.v1.GetJobRequest\x1a\x10.speakerd.v1.Job0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16speakerd/v1/jobs.proto\x12\x0bspeakerd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16speakerd/v1/node.proto\">\n\x12UploadMediaRequest\x12\r\n\x03key\x18\x01 \x01(\tH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"f\n\x13UploadMediaResponse\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9e\x04\n\x10\x43reateJobRequest\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".speakerd.v1.CreateJobRequest.Kind\x12\x11\n\tmedia_key\x18\x02 \x01(\t\x12&\n\x07options\x18\x03 \x01(\x0b\x32\x15.speakerd.v1.FileOpen\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x0b\n\x03url\x18\x05 \x01(\t\x12/\n\x0bvoiceprints\x18\x06 \x03(\x0b\x32\x1a.speakerd.v1.JobVoiceprint\x12*\n\x08matching\x18\x07 \x01(\x0b\x32\x18.speakerd.v1.JobMatching\x12(\n\x07webhook\x18\x08 \x01(\x0b\x32\x17.speakerd.v1.JobWebhook\x12\x38\n\x08priority\x18\t \x01(\x0e\x32&.speakerd.v1.CreateJobRequest.Priority\"V\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_DIARIZE\x10\x01\x12\x11\n\rKIND_IDENTIFY\x10\x02\x12\x13\n\x0fKIND_VOICEPRINT\x10\x03\"^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_HIGH\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x10\n\x0cPRIORITY_LOW\x10\x03\"2\n\rJobVoiceprint\x12\r\n\x05label\x18\x01 \x01(\t\x12\x12\n\nvoiceprint\x18\x02 \x01(\x0c\"l\n\x0bJobMatching\x12\x16\n\texclusive\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x11\n\tthreshold\x18\x02 \x01(\x02\x12\x11\n\teverybody\x18\x03 \x01(\x08\x12\x11\n\tvoice_ids\x18\x04 \x03(\tB\x0c\n\n_exclusive\".\n\nJobWebhook\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x13\n\x0bstatus_only\x18\x02 \x01(\x08\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"_\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.speakerd.v1.Job.State\"K\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.speakerd.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\xb5\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x30\n\x04kind\x18\x02 \x01(\x0e\x32\".speakerd.v1.CreateJobRequest.Kind\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.speakerd.v1.Job.State\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08progress\x18\x06 \x01(\x0b\x32\x19.speakerd.v1.FileProgress\x12\'\n\x06result\x18\x07 \x01(\x0b\x32\x17.speakerd.v1.FileResult\x12\x12\n\nvoiceprint\x18\x08 \x01(\x0c\x12\r\n\x05\x65rror\x18\t \x01(\t\x12.\n\nexpires_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07warning\x18\x0b \x01(\t\x12\x16\n\x0eresult_is_long\x18\x0c \x01(\x08\"\x92\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_CREATED\x10\x02\x12\x11\n\rSTATE_RUNNING\x10\x03\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x12\n\x0eSTATE_CANCELED\x10\x06\x32\xba\x04\n\x04Jobs\x12T\n\x0b\x44iarizeFile\x12\x1f.speakerd.v1.DiarizeFileRequest\x1a .speakerd.v1.DiarizeFileResponse(\x01\x30\x01\x12R\n\x0bUploadMedia\x12\x1f.speakerd.v1.UploadMediaRequest\x1a .speakerd.v1.UploadMediaResponse(\x01\x12<\n\tCreateJob\x12\x1d.speakerd.v1.CreateJobRequest\x1a\x10.speakerd.v1.Job\x12\x36\n\x06GetJob\x12\x1a.speakerd.v1.GetJobRequest\x1a\x10.speakerd.v1.Job\x12G\n\x08ListJobs\x12\x1c.speakerd.v1.ListJobsRequest\x1a\x1d.speakerd.v1.ListJobsResponse\x12<\n\tCancelJob\x12\x1d.speakerd.v1.CancelJobRequest\x1a\x10.speakerd.v1.Job\x12:\n\x08WatchJob\x12\x1a.speakerd.v1.GetJobRequest\x1a\x10.speakerd.v1.Job0\x01\x12O\n\rReadJobResult\x12\x1a.speakerd.v1.GetJobRequest\x1a .speakerd.v1.DiarizeFileResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,21 +38,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADMEDIARESPONSE']._serialized_start=160
   _globals['_UPLOADMEDIARESPONSE']._serialized_end=262
   _globals['_CREATEJOBREQUEST']._serialized_start=265
-  _globals['_CREATEJOBREQUEST']._serialized_end=505
-  _globals['_CREATEJOBREQUEST_KIND']._serialized_start=419
-  _globals['_CREATEJOBREQUEST_KIND']._serialized_end=505
-  _globals['_GETJOBREQUEST']._serialized_start=507
-  _globals['_GETJOBREQUEST']._serialized_end=538
-  _globals['_LISTJOBSREQUEST']._serialized_start=540
-  _globals['_LISTJOBSREQUEST']._serialized_end=635
-  _globals['_LISTJOBSRESPONSE']._serialized_start=637
-  _globals['_LISTJOBSRESPONSE']._serialized_end=712
-  _globals['_CANCELJOBREQUEST']._serialized_start=714
-  _globals['_CANCELJOBREQUEST']._serialized_end=748
-  _globals['_JOB']._serialized_start=751
-  _globals['_JOB']._serialized_end=1275
-  _globals['_JOB_STATE']._serialized_start=1129
-  _globals['_JOB_STATE']._serialized_end=1275
-  _globals['_JOBS']._serialized_start=1278
-  _globals['_JOBS']._serialized_end=1767
+  _globals['_CREATEJOBREQUEST']._serialized_end=807
+  _globals['_CREATEJOBREQUEST_KIND']._serialized_start=625
+  _globals['_CREATEJOBREQUEST_KIND']._serialized_end=711
+  _globals['_CREATEJOBREQUEST_PRIORITY']._serialized_start=713
+  _globals['_CREATEJOBREQUEST_PRIORITY']._serialized_end=807
+  _globals['_JOBVOICEPRINT']._serialized_start=809
+  _globals['_JOBVOICEPRINT']._serialized_end=859
+  _globals['_JOBMATCHING']._serialized_start=861
+  _globals['_JOBMATCHING']._serialized_end=969
+  _globals['_JOBWEBHOOK']._serialized_start=971
+  _globals['_JOBWEBHOOK']._serialized_end=1017
+  _globals['_GETJOBREQUEST']._serialized_start=1019
+  _globals['_GETJOBREQUEST']._serialized_end=1050
+  _globals['_LISTJOBSREQUEST']._serialized_start=1052
+  _globals['_LISTJOBSREQUEST']._serialized_end=1147
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1149
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1224
+  _globals['_CANCELJOBREQUEST']._serialized_start=1226
+  _globals['_CANCELJOBREQUEST']._serialized_end=1260
+  _globals['_JOB']._serialized_start=1263
+  _globals['_JOB']._serialized_end=1828
+  _globals['_JOB_STATE']._serialized_start=1682
+  _globals['_JOB_STATE']._serialized_end=1828
+  _globals['_JOBS']._serialized_start=1831
+  _globals['_JOBS']._serialized_end=2401
 # @@protoc_insertion_point(module_scope)

@@ -95,18 +95,57 @@ class CreateJobRequest(_message.Message):
     KIND_IDENTIFY: CreateJobRequest.Kind.ValueType  # 2
     KIND_VOICEPRINT: CreateJobRequest.Kind.ValueType  # 3
 
+    class _Priority:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[CreateJobRequest._Priority.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PRIORITY_UNSPECIFIED: CreateJobRequest._Priority.ValueType  # 0
+        """NORMAL."""
+        PRIORITY_HIGH: CreateJobRequest._Priority.ValueType  # 1
+        PRIORITY_NORMAL: CreateJobRequest._Priority.ValueType  # 2
+        PRIORITY_LOW: CreateJobRequest._Priority.ValueType  # 3
+
+    class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+        """Among the tenant's own jobs; tenants take turns."""
+
+    PRIORITY_UNSPECIFIED: CreateJobRequest.Priority.ValueType  # 0
+    """NORMAL."""
+    PRIORITY_HIGH: CreateJobRequest.Priority.ValueType  # 1
+    PRIORITY_NORMAL: CreateJobRequest.Priority.ValueType  # 2
+    PRIORITY_LOW: CreateJobRequest.Priority.ValueType  # 3
+
     KIND_FIELD_NUMBER: _builtins.int
     MEDIA_KEY_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    VOICEPRINTS_FIELD_NUMBER: _builtins.int
+    MATCHING_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     kind: Global___CreateJobRequest.Kind.ValueType
     media_key: _builtins.str
-    """In the tenant's media store. Required."""
+    """In the tenant's media store. This or `url`."""
     idempotency_key: _builtins.str
     """Repeating a request with the same key within 24 h gives the first job. Absent: not repeatable."""
+    url: _builtins.str
+    """https, at a public address. At most 1 GiB, 24 h."""
+    priority: Global___CreateJobRequest.Priority.ValueType
     @_builtins.property
     def options(self) -> _node_pb2.FileOpen:
-        """Options; format and duration are found out by decoding."""
+        """Numbers of speakers, voice_ids, mode and frame_confidence; the rest is found out, or not the caller's to say."""
+
+    @_builtins.property
+    def voiceprints(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobVoiceprint]:
+        """IDENTIFY: whom to look for, at most 50; and among the enrolled."""
+
+    @_builtins.property
+    def matching(self) -> Global___JobMatching: ...
+    @_builtins.property
+    def webhook(self) -> Global___JobWebhook:
+        """Told when the job ends. Absent: nobody is."""
 
     def __init__(
         self,
@@ -115,14 +154,102 @@ class CreateJobRequest(_message.Message):
         media_key: _builtins.str = ...,
         options: _node_pb2.FileOpen | None = ...,
         idempotency_key: _builtins.str = ...,
+        url: _builtins.str = ...,
+        voiceprints: _abc.Iterable[Global___JobVoiceprint] | None = ...,
+        matching: Global___JobMatching | None = ...,
+        webhook: Global___JobWebhook | None = ...,
+        priority: Global___CreateJobRequest.Priority.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["matching", b"matching", "options", b"options", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "kind", b"kind", "media_key", b"media_key", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "kind", b"kind", "matching", b"matching", "media_key", b"media_key", "options", b"options", "priority", b"priority", "url", b"url", "voiceprints", b"voiceprints", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateJobRequest: _TypeAlias = CreateJobRequest  # noqa: Y015
+
+@_typing.final
+class JobVoiceprint(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    VOICEPRINT_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """1 to 100 characters, not beginning with "speaker_"."""
+    voiceprint: _builtins.bytes
+    """Job.voiceprint, unchanged."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        voiceprint: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "voiceprint", b"voiceprint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobVoiceprint: _TypeAlias = JobVoiceprint  # noqa: Y015
+
+@_typing.final
+class JobMatching(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    EVERYBODY_FIELD_NUMBER: _builtins.int
+    VOICE_IDS_FIELD_NUMBER: _builtins.int
+    exclusive: _builtins.bool
+    """Each voiceprint or voice matches one speaker at most. Absent: true."""
+    threshold: _builtins.float
+    """Least score of a match, 0 to 100."""
+    everybody: _builtins.bool
+    """Every enrolled voice that the caller may use is a candidate."""
+    @_builtins.property
+    def voice_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """These are."""
+
+    def __init__(
+        self,
+        *,
+        exclusive: _builtins.bool | None = ...,
+        threshold: _builtins.float = ...,
+        everybody: _builtins.bool = ...,
+        voice_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exclusive", b"_exclusive", "exclusive", b"exclusive"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exclusive", b"_exclusive", "everybody", b"everybody", "exclusive", b"exclusive", "threshold", b"threshold", "voice_ids", b"voice_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exclusive: _TypeAlias = _typing.Literal["exclusive"]  # noqa: Y015
+    _WhichOneofArgType__exclusive: _TypeAlias = _typing.Literal["_exclusive", b"_exclusive"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exclusive) -> _WhichOneofReturnType__exclusive | None: ...
+
+Global___JobMatching: _TypeAlias = JobMatching  # noqa: Y015
+
+@_typing.final
+class JobWebhook(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    STATUS_ONLY_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    status_only: _builtins.bool
+    """Leave the result out."""
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        status_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["status_only", b"status_only", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobWebhook: _TypeAlias = JobWebhook  # noqa: Y015
 
 @_typing.final
 class GetJobRequest(_message.Message):
@@ -249,6 +376,8 @@ class Job(_message.Message):
     VOICEPRINT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
+    RESULT_IS_LONG_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     kind: Global___CreateJobRequest.Kind.ValueType
     state: Global___Job.State.ValueType
@@ -256,6 +385,10 @@ class Job(_message.Message):
     """Of a VOICEPRINT job that succeeded: opaque, bound to tenant and model."""
     error: _builtins.str
     """Of a job that failed: what to mend."""
+    warning: _builtins.str
+    """What to know before relying on it; voiceprints of another model, for one."""
+    result_is_long: _builtins.bool
+    """It is left out, being too long for one message: ReadJobResult gives it."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -268,7 +401,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When result and media are deleted."""
+        """When result and request are deleted. Absent before the end."""
 
     def __init__(
         self,
@@ -283,10 +416,12 @@ class Job(_message.Message):
         voiceprint: _builtins.bytes = ...,
         error: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        warning: _builtins.str = ...,
+        result_is_long: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "progress", b"progress", "result", b"result", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "expires_at", b"expires_at", "job_id", b"job_id", "kind", b"kind", "progress", b"progress", "result", b"result", "state", b"state", "updated_at", b"updated_at", "voiceprint", b"voiceprint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "error", b"error", "expires_at", b"expires_at", "job_id", b"job_id", "kind", b"kind", "progress", b"progress", "result", b"result", "result_is_long", b"result_is_long", "state", b"state", "updated_at", b"updated_at", "voiceprint", b"voiceprint", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

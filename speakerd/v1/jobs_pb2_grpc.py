@@ -71,6 +71,11 @@ class JobsStub(object):
                 request_serializer=speakerd_dot_v1_dot_jobs__pb2.GetJobRequest.SerializeToString,
                 response_deserializer=speakerd_dot_v1_dot_jobs__pb2.Job.FromString,
                 _registered_method=True)
+        self.ReadJobResult = channel.unary_stream(
+                '/speakerd.v1.Jobs/ReadJobResult',
+                request_serializer=speakerd_dot_v1_dot_jobs__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=speakerd_dot_v1_dot_node__pb2.DiarizeFileResponse.FromString,
+                _registered_method=True)
 
 
 class JobsServicer(object):
@@ -124,6 +129,13 @@ class JobsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadJobResult(self, request, context):
+        """What a job gave, in pieces as of DiarizeFile: for results that are too long for one message, and for confidences.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -161,6 +173,11 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.WatchJob,
                     request_deserializer=speakerd_dot_v1_dot_jobs__pb2.GetJobRequest.FromString,
                     response_serializer=speakerd_dot_v1_dot_jobs__pb2.Job.SerializeToString,
+            ),
+            'ReadJobResult': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadJobResult,
+                    request_deserializer=speakerd_dot_v1_dot_jobs__pb2.GetJobRequest.FromString,
+                    response_serializer=speakerd_dot_v1_dot_node__pb2.DiarizeFileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -353,6 +370,33 @@ class Jobs(object):
             '/speakerd.v1.Jobs/WatchJob',
             speakerd_dot_v1_dot_jobs__pb2.GetJobRequest.SerializeToString,
             speakerd_dot_v1_dot_jobs__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadJobResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/speakerd.v1.Jobs/ReadJobResult',
+            speakerd_dot_v1_dot_jobs__pb2.GetJobRequest.SerializeToString,
+            speakerd_dot_v1_dot_node__pb2.DiarizeFileResponse.FromString,
             options,
             channel_credentials,
             insecure,

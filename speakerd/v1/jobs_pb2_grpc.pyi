@@ -30,6 +30,8 @@ class JobsStub:
     """Cancel a job that has not ended. Repeating it changes nothing."""
     WatchJob: _aio.UnaryStreamMultiCallable[_jobs_pb2.GetJobRequest, _jobs_pb2.Job]
     """The job now, and again whenever it changes, until it ends."""
+    ReadJobResult: _aio.UnaryStreamMultiCallable[_jobs_pb2.GetJobRequest, _node_pb2.DiarizeFileResponse]
+    """What a job gave, in pieces as of DiarizeFile: for results that are too long for one message, and for confidences."""
 
 class JobsServicer(metaclass=_abc_1.ABCMeta):
     """Callers: API keys. A job is seen by its tenant alone."""
@@ -88,5 +90,13 @@ class JobsServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_jobs_pb2.GetJobRequest, _abc.AsyncIterator[_jobs_pb2.Job]],
     ) -> _abc.AsyncIterator[_jobs_pb2.Job]:
         """The job now, and again whenever it changes, until it ends."""
+
+    @_abc_1.abstractmethod
+    def ReadJobResult(
+        self,
+        request: _jobs_pb2.GetJobRequest,
+        context: _aio.ServicerContext[_jobs_pb2.GetJobRequest, _abc.AsyncIterator[_node_pb2.DiarizeFileResponse]],
+    ) -> _abc.AsyncIterator[_node_pb2.DiarizeFileResponse]:
+        """What a job gave, in pieces as of DiarizeFile: for results that are too long for one message, and for confidences."""
 
 def add_JobsServicer_to_server(servicer: JobsServicer, server: _aio.Server) -> None: ...

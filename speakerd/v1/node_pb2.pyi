@@ -892,6 +892,7 @@ class FileOpen(_message.Message):
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
     FRAME_CONFIDENCE_FIELD_NUMBER: _builtins.int
     AUDIENCES_FIELD_NUMBER: _builtins.int
+    IDENTIFY_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Standalone nodes: absent means "default". From the control plane: required."""
     duration_ms: _builtins.int
@@ -917,6 +918,10 @@ class FileOpen(_message.Message):
         "global". Empty: the tenant's.
         """
 
+    @_builtins.property
+    def identify(self) -> Global___FileIdentify:
+        """From the control plane: whom the speakers are to be told to be. Turns are named by that then."""
+
     def __init__(
         self,
         *,
@@ -931,14 +936,119 @@ class FileOpen(_message.Message):
         embeddings: _builtins.bool = ...,
         frame_confidence: _builtins.bool = ...,
         audiences: _abc.Iterable[_builtins.str] | None = ...,
+        identify: Global___FileIdentify | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "identify", b"identify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "duration_ms", b"duration_ms", "embeddings", b"embeddings", "format", b"format", "frame_confidence", b"frame_confidence", "max_speakers", b"max_speakers", "min_speakers", b"min_speakers", "mode", b"mode", "num_speakers", b"num_speakers", "tenant_id", b"tenant_id", "voice_ids", b"voice_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "duration_ms", b"duration_ms", "embeddings", b"embeddings", "format", b"format", "frame_confidence", b"frame_confidence", "identify", b"identify", "max_speakers", b"max_speakers", "min_speakers", b"min_speakers", "mode", b"mode", "num_speakers", b"num_speakers", "tenant_id", b"tenant_id", "voice_ids", b"voice_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FileOpen: _TypeAlias = FileOpen  # noqa: Y015
+
+@_typing.final
+class FileIdentify(_message.Message):
+    """Who the speakers of a recording are, out of voiceprints that come with it and, where asked for, enrolled voices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOICEPRINTS_FIELD_NUMBER: _builtins.int
+    ENROLLED_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    enrolled: _builtins.bool
+    """Enrolled voices (FileOpen.voice_ids, FileOpen.audiences) are candidates too."""
+    exclusive: _builtins.bool
+    """A candidate matches one speaker at most: the best assignment of all."""
+    threshold: _builtins.float
+    """Least score of a match, 0 to 100. A score of 0 is never a match."""
+    @_builtins.property
+    def voiceprints(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Voiceprint]:
+        """At most 50. One of another model matches nobody, which a warning says."""
+
+    def __init__(
+        self,
+        *,
+        voiceprints: _abc.Iterable[_common_pb2.Voiceprint] | None = ...,
+        enrolled: _builtins.bool = ...,
+        exclusive: _builtins.bool = ...,
+        threshold: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enrolled", b"enrolled", "exclusive", b"exclusive", "threshold", b"threshold", "voiceprints", b"voiceprints"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileIdentify: _TypeAlias = FileIdentify  # noqa: Y015
+
+@_typing.final
+class SpeakerIdentity(_message.Message):
+    """What a speaker was found to be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    MATCH_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    speaker: _builtins.str
+    """As in Turn.speaker."""
+    @_builtins.property
+    def match(self) -> Global___Candidate:
+        """Absent: none of them."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+        """All that came with the recording, and the enrolled ones; of more than 100 of those, the nearest."""
+
+    def __init__(
+        self,
+        *,
+        speaker: _builtins.str = ...,
+        match: Global___Candidate | None = ...,
+        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["match", b"match"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "match", b"match", "speaker", b"speaker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpeakerIdentity: _TypeAlias = SpeakerIdentity  # noqa: Y015
+
+@_typing.final
+class Candidate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SENT_FIELD_NUMBER: _builtins.int
+    VOICE_ID_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    sent: _builtins.int
+    """Which of FileIdentify.voiceprints, from 1. 0: an enrolled voice."""
+    voice_id: _builtins.str
+    label: _builtins.str
+    """What it is called. From a node: of enrolled voices alone."""
+    probability: _builtins.float
+    """Calibrated probability in [0, 1], and the same as round(100 p)."""
+    score: _builtins.int
+    def __init__(
+        self,
+        *,
+        sent: _builtins.int = ...,
+        voice_id: _builtins.str = ...,
+        label: _builtins.str = ...,
+        probability: _builtins.float = ...,
+        score: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "probability", b"probability", "score", b"score", "sent", b"sent", "voice_id", b"voice_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
 
 @_typing.final
 class DiarizeFileResponse(_message.Message):
@@ -1033,6 +1143,7 @@ class FileResult(_message.Message):
     SPEAKERS_FIELD_NUMBER: _builtins.int
     DURATION_MS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    IDENTITIES_FIELD_NUMBER: _builtins.int
     duration_ms: _builtins.int
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Turn]: ...
@@ -1046,6 +1157,10 @@ class FileResult(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What to know before relying on it, in plain words."""
 
+    @_builtins.property
+    def identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpeakerIdentity]:
+        """Where FileOpen.identify asks for it: one a speaker."""
+
     def __init__(
         self,
         *,
@@ -1054,10 +1169,11 @@ class FileResult(_message.Message):
         speakers: _abc.Iterable[_common_pb2.Speaker] | None = ...,
         duration_ms: _builtins.int = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        identities: _abc.Iterable[Global___SpeakerIdentity] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "exclusive_turns", b"exclusive_turns", "speakers", b"speakers", "turns", b"turns", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "exclusive_turns", b"exclusive_turns", "identities", b"identities", "speakers", b"speakers", "turns", b"turns", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
