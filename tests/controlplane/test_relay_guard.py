@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc import aio
 
 from controlplane import relay_guard
 from controlplane.relay_guard import Relaying
