@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from edge.late_websocket import LateWebSocketProtocol
 from runtime.errors import InvalidRequest, Unavailable
 from runtime.grpc_server import is_loopback
 from runtime.lifecycle import Tasks
@@ -18,6 +19,8 @@ KEEP_ALIVE_S = 15
 CONCURRENCY_MAX = 2_000
 BACKLOG = 512
 START_BOUND_S = 10.0
+FRAME_BYTES_MAX = 256 << 10
+PING_S = 10.0
 
 
 class HttpServer:
@@ -54,6 +57,13 @@ class HttpServer:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             limit_concurrency=CONCURRENCY_MAX,
+            ws=LateWebSocketProtocol,
+            ws_max_size=FRAME_BYTES_MAX,
+            ws_ping_interval=PING_S,
+            # Pongs lie behind the sound that a client was quicker to send than a node to hear: their coming late says
+            # nothing. Who does not read, or says nothing, is cut by edge.live_socket.
+            ws_ping_timeout=None,
+            ws_per_message_deflate=False,
             backlog=BACKLOG,
         )
         self._server = _Server(config)
