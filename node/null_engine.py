@@ -88,7 +88,7 @@ class NullDevice:
     def open(self, slot: int, ring_samples: int, kind: SlotKind = SlotKind.LIVE) -> None:
         """Give a slot an empty ring."""
         assert ring_samples >= GRID.window_samples
-        self._rings[slot] = _Ring(ring_samples)
+        self._rings[slot] = _Ring(-(-ring_samples // GRID.step_samples))
 
     def write(self, slot: int, samples: FloatArray) -> None:
         """Append (N,) float32 to a slot's ring."""
@@ -101,7 +101,8 @@ class NullDevice:
     def analyze_voice(self, samples: FloatArray) -> VoiceSample:
         """The loudest group of the clip's frames, and how many groups are long enough to be somebody."""
         frames = len(samples) // GRID.step_samples
-        groups, spectra = _group(np.asarray(samples[: frames * GRID.step_samples], np.float32), NUM_SPEAKERS_MAX)
+        loud, spectra = _hear(np.asarray(samples[: frames * GRID.step_samples], np.float32))
+        groups = _group(loud, spectra, NUM_SPEAKERS_MAX)
         lengths = np.array([int((groups == g).sum()) for g in range(NUM_SPEAKERS_MAX)])
         if lengths.max() < CLEAN_FRAMES_MIN:
             return VoiceSample(np.zeros(GRID.embedding_dim, np.float32), 0, 0, 0.0)
@@ -116,16 +117,20 @@ class NullDevice:
 
     def _analyze(self, window: DueWindow) -> WindowAnalysis:
         start = window.end_samples - GRID.window_samples
-        groups, spectra = _group(self._rings[window.slot].read(start, window.end_samples), GRID.num_local_speakers)
+        loud, spectra = self._rings[window.slot].read(start, window.end_samples)
+        groups = _group(loud, spectra, GRID.num_local_speakers)
         activity = np.zeros((GRID.num_frames, GRID.num_local_speakers), np.float32)  # (F, S)
         embeddings = np.zeros((GRID.num_local_speakers, GRID.embedding_dim), np.float32)  # (S, D)
         clean = np.zeros(GRID.num_local_speakers, np.float32)  # (S,)
         for speaker in range(GRID.num_local_speakers):
             mine = groups == speaker
+            num_frames = np.count_nonzero(mine)
+            if not num_frames:
+                break  # groups are numbered from 0 on
             activity[mine, speaker] = 1.0
-            if mine.sum() >= CLEAN_FRAMES_MIN:
-                clean[speaker] = mine.sum()
-                embeddings[speaker] = _unit(spectra[mine].sum(axis=0))[self._bands]
+            if num_frames >= CLEAN_FRAMES_MIN:
+                clean[speaker] = num_frames
+                embeddings[speaker] = _unit(mine.astype(np.float32) @ spectra)[self._bands]
         return WindowAnalysis(start, activity, embeddings, clean)
 
 
@@ -168,45 +173,63 @@ class NullGallery:
 
 
 class _Ring:
-    """The last `capacity` samples of a slot, and the position after them."""
+    """The last `capacity` frames of a slot as they sound, made once, as their samples come, and the position after."""
 
     def __init__(self, capacity: int) -> None:
-        self._samples = np.zeros(capacity, np.float32)
-        self._end = 0
+        self._loud = np.zeros(capacity, bool)
+        self._spectra = np.zeros((capacity, GRID.embedding_dim), np.float32)
+        self._rest = np.zeros(0, np.float32)  # samples after the last whole frame
+        self._end = 0  # frames
 
     def append(self, samples: FloatArray) -> None:
-        kept = np.asarray(samples, np.float32)[-len(self._samples) :]
-        first = self._end + len(samples) - len(kept)
-        self._samples[(first + np.arange(len(kept))) % len(self._samples)] = kept
-        self._end += len(samples)
+        sound = np.concatenate([self._rest, samples])
+        whole = len(sound) // GRID.step_samples
+        self._rest = sound[whole * GRID.step_samples :]
+        first = max(0, whole - len(self._loud))
+        loud, spectra = _hear(sound[first * GRID.step_samples : whole * GRID.step_samples])
+        at = (self._end + np.arange(first, whole)) % len(self._loud)
+        self._loud[at], self._spectra[at] = loud, spectra
+        self._end += whole
 
-    def read(self, start: int, end: int) -> FloatArray:
-        """[start, end); silence before position 0."""
-        assert end <= self._end and max(start, 0) >= self._end - len(self._samples), "not in the ring"
-        found = np.zeros(end - start, np.float32)
-        at = np.arange(max(start, 0), end)
-        found[at - start] = self._samples[at % len(self._samples)]
-        return found
+    def read(self, start: int, end: int) -> tuple[np.ndarray, FloatArray]:
+        """Which frames of the samples [start, end) are loud (F,), and their spectra (F, D); silence before 0."""
+        first, last = start // GRID.step_samples, end // GRID.step_samples
+        assert last <= self._end and max(first, 0) >= self._end - len(self._loud), "not in the ring"
+        at = np.arange(max(first, 0), last) % len(self._loud)
+        loud, spectra = np.take(self._loud, at), np.take(self._spectra, at, axis=0)
+        if first < 0:
+            loud, spectra = np.pad(loud, (-first, 0)), np.pad(spectra, ((-first, 0), (0, 0)))
+        return loud, spectra
 
 
-def _group(samples: FloatArray, num_groups: int) -> tuple[np.ndarray, FloatArray]:
-    """Group frames by spectrum, in order of appearance. (N,) -> group of each frame (F,), -1 silent; spectra (F, D)."""
+_TAPER = np.hanning(GRID.step_samples)
+# 2.5 bins of 50 Hz a band: 125 Hz, up to 8 kHz.
+_BAND_STARTS = (np.arange(GRID.embedding_dim) * 2.5).astype(int)
+
+
+def _hear(samples: FloatArray) -> tuple[np.ndarray, FloatArray]:
+    """Which frames of (N,) samples are loud (F,), and the shape of their spectra (F, D)."""
     frames = samples.reshape(-1, GRID.step_samples)  # (F, 320)
     loud = np.sqrt((frames**2).mean(axis=1)) > FLOOR_RMS  # (F,)
-    power = np.abs(np.fft.rfft(frames * np.hanning(GRID.step_samples), axis=1))  # (F, 161)
-    # 2.5 bins of 50 Hz a band: 125 Hz, up to 8 kHz.
-    bands = np.add.reduceat(power[:, :160], (np.arange(GRID.embedding_dim) * 2.5).astype(int), axis=1)  # (F, D)
-    spectra = (bands / np.maximum(np.linalg.norm(bands, axis=1, keepdims=True), 1e-9)).astype(np.float32)
-    groups = np.full(len(frames), -1)
+    power = np.abs(np.fft.rfft(frames * _TAPER, axis=1))  # (F, 161)
+    bands = np.add.reduceat(power[:, :160], _BAND_STARTS, axis=1)  # (F, D)
+    return loud, (bands / np.maximum(np.linalg.norm(bands, axis=1, keepdims=True), 1e-9)).astype(np.float32)
+
+
+def _group(loud: np.ndarray, spectra: FloatArray, num_groups: int) -> np.ndarray:
+    """Group frames by spectrum, in order of appearance: the group of each frame (F,), -1 for silence."""
+    groups = np.full(len(loud), -1)
+    left = np.flatnonzero(loud)
     for group in range(num_groups):
-        left = np.flatnonzero(loud & (groups < 0))
         if len(left) == 0:
             break
         # The leader is the mean of a few frames, so that one frame across a change of speaker leads nobody.
         leader = _unit(spectra[left[: CLEAN_FRAMES_MIN // 2]].mean(axis=0))
-        near = left[spectra[left] @ leader > SAME_SPEAKER_COSINE]
-        groups[near if len(near) else left[:1]] = group
-    return groups, spectra
+        near = spectra[left] @ leader > SAME_SPEAKER_COSINE
+        near[0] |= not near.any()
+        groups[left[near]] = group
+        left = left[~near]
+    return groups
 
 
 def _unit(vector: FloatArray) -> FloatArray:
