@@ -42,6 +42,7 @@ from controlplane.keys import KeyRing
 from controlplane.lease_rules import LeaseRules, LeaseTimes
 from controlplane.leases import SqlTables
 from controlplane.live_relay import LiveRelay
+from controlplane.live_sessions import LiveSessions
 from controlplane.media_sources import MediaSources, open_drive
 from controlplane.metrics import Metrics, declare
 from controlplane.nodes import Nodes
@@ -122,6 +123,7 @@ class Core:
     placing: Placing
     relay: Relay
     live_relay: LiveRelay
+    live_sessions: LiveSessions
     guard: RelayGuard
     blobs: Blobs
     rate_limits: RateLimits
@@ -435,6 +437,7 @@ class ControlPlane:
                 streams_max=settings.relay_streams_max,
                 tenant_streams_max=functools.partial(streams_max, database),
             ),
+            live_sessions=LiveSessions(database, identity, clock),
             guard=guard,
             blobs=blobs,
             rate_limits=RateLimits(redis_url, clock),
