@@ -6,19 +6,17 @@ the request's id. Total over causes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
-from edge.failures import Failure
-from runtime.errors import HTTP_STATUS, Cause
+from edge.failures import Failure, FieldError, InvalidFields
+from runtime.errors import HTTP_STATUS, Cause, InvalidRequest
 
-STATUS: Mapping[Cause, int] = {
-    **HTTP_STATUS,
-    # A file that is too large or is no sound is told as any wrong request is.
-    Cause.TOO_LARGE: 413,
-}
+STATUS: Mapping[Cause, int] = HTTP_STATUS
 
 ERRORS: Mapping[int, str] = {
     400: "The request is malformed.",
@@ -28,6 +26,7 @@ ERRORS: Mapping[int, str] = {
     405: "The path does not take this method.",
     409: "The request collides with another one.",
     413: "The body is too large.",
+    415: "It is of a kind that is not read here.",
     429: "Too many requests, or too many jobs.",
     500: "Our fault.",
     503: "A part that is needed is away.",
@@ -50,6 +49,17 @@ class ErrorBody(BaseModel):
     message: str
     errors: list[FieldProblem] | None = Field(None, description="The fields that are wrong; with 400.")
     request_id: str | None = Field(None, alias="requestId")
+
+
+_OUR_FIELD = re.compile(r"([a-z][a-z_]*(?:\.[a-z0-9_]+)*): (.+)", re.DOTALL)
+
+
+def in_their_words(error: InvalidRequest) -> InvalidFields:
+    """The core's "num_speakers: …" as an error of the field that the client sent: numSpeakers."""
+    named = _OUR_FIELD.fullmatch(str(error))
+    if named is None:
+        return InvalidFields(FieldError("", str(error)))
+    return InvalidFields(FieldError(".".join(to_camel(part) for part in named[1].split(".")), named[2]))
 
 
 def render(failure: Failure) -> tuple[int, dict[str, Any]]:
