@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
@@ -19,6 +18,7 @@ from controlplane.arrivals import arriving
 from controlplane.fleet import Fleet
 from controlplane.intake import CONTAINER
 from controlplane.nodes import Nodes
+from controlplane.places import Places
 from controlplane.policy import Principal, Right, audiences_of
 from controlplane.relay_guard import RelayGuard
 from controlplane.relay_names import strip_result, voices_in
@@ -57,22 +57,17 @@ class Relay:
         self._guard = guard
         self._seal = seal
         self._jobs_max = jobs_max
-        self._running = 0
-        self._running_of: Counter[str] = Counter()
+        self._places = Places("recordings", RUNNING_MAX, retry_after_s=5.0)
         self._turn = 0
 
     def __repr__(self) -> str:
-        return f"Relay(running={self._running})"
+        return f"Relay(running={self._places.num_taken})"
 
     async def diarize_file(
         self, principal: Principal, requests: AsyncIterator[node_pb2.DiarizeFileRequest]
     ) -> AsyncIterator[node_pb2.DiarizeFileResponse]:
         """Progress, then one result. Raises BadAudio, UnsupportedMedia, TooLarge, NotFound, Overloaded, Unavailable."""
-        if self._running >= RUNNING_MAX:
-            raise Overloaded("too many recordings are under way; try again", retry_after_s=5.0)
-        self._running += 1
-        self._running_of[principal.tenant_id] += 1
-        try:
+        with self._places.taken(principal.tenant_id):
             await self._require_room(principal.tenant_id)
             opening = await _opening(requests)
             for voice_id in opening.voice_ids:
@@ -115,15 +110,10 @@ class Relay:
                         # Last, and without an await before it is written: whatever happened meanwhile counts.
                         relaying.result(answer.result)
                     yield answer
-        finally:
-            self._running -= 1
-            self._running_of[principal.tenant_id] -= 1
-            if not self._running_of[principal.tenant_id]:
-                del self._running_of[principal.tenant_id]
 
     async def _require_room(self, tenant_id: str) -> None:
         most = None if self._jobs_max is None else await self._jobs_max(tenant_id)
-        if most is not None and self._running_of[tenant_id] > most:
+        if most is not None and self._places.taken_by(tenant_id) > most:
             raise Overloaded(
                 f"the tenant's quota of {most} recordings at once is used up; try again", retry_after_s=5.0
             )

@@ -23,6 +23,7 @@ from controlplane.people_wire import (
     voice_on_the_wire,
     warmth_on_the_wire,
 )
+from controlplane.places import Places
 from controlplane.policy import Principal, Right
 from controlplane.scopes import (
     ADMIN,
@@ -33,7 +34,7 @@ from controlplane.scopes import (
     VOICES_SHARE,
     VOICES_WRITE,
 )
-from runtime.errors import InvalidRequest, Overloaded, SpeakerdError
+from runtime.errors import InvalidRequest, SpeakerdError
 from runtime.grpc_server import bearer
 from speakerd.v1 import node_pb2, people_pb2, people_pb2_grpc
 
@@ -52,21 +53,16 @@ class PeopleServicer(people_pb2_grpc.PeopleServicer):
     def __init__(self, identity: Identity, people: People) -> None:
         self._identity = identity
         self._people = people
-        self._uploads = 0
+        self._uploads = Places("enrolments", UPLOADS_MAX, retry_after_s=2.0)
 
     async def EnrollVoice(  # noqa: N802
         self, request_iterator: AsyncIterator[people_pb2.EnrollVoiceRequest], context: Context
     ) -> people_pb2.EnrollVoiceResponse:
         """Collect the clips, then enrol."""
         principal = await self._caller(context, VOICES_WRITE)
-        if self._uploads >= UPLOADS_MAX:
-            raise Overloaded("too many enrolments are under way; try again", retry_after_s=2.0)
-        self._uploads += 1
-        try:
+        with self._uploads.taken(principal.tenant_id):
             request = await collected(request_iterator)
             return enrolled_on_the_wire(await self._people.enrolment.enrol(principal, request))
-        finally:
-            self._uploads -= 1
 
     async def GetVoice(self, request: people_pb2.GetVoiceRequest, context: Context) -> people_pb2.Voice:  # noqa: N802
         """One voice."""

@@ -12,6 +12,7 @@ import pytest
 from grpc import aio
 
 from controlplane import arrivals, rpc_people
+from controlplane.enrolment_request import Request
 from speakerd.v1 import common_pb2, jobs_pb2, node_pb2, people_pb2
 from tests.controlplane.conftest import WAIT_MS, Client, World, speech, wav
 
@@ -128,14 +129,21 @@ async def test_only_so_many_enrolments_lie_in_memory_at_once(world: World, monke
     monkeypatch.setattr(rpc_people, "UPLOADS_MAX", 1)
     plane = await world.plane()
     client = await world.client(plane)
-    goes_on = asyncio.Event()
+    goes_on, under_way = asyncio.Event(), asyncio.Event()
+    collect = rpc_people.collected
+
+    async def collected(requests: AsyncIterator[people_pb2.EnrollVoiceRequest]) -> Request:
+        under_way.set()
+        return await collect(requests)
+
+    monkeypatch.setattr(rpc_people, "collected", collected)
 
     async def slow() -> AsyncIterator[people_pb2.EnrollVoiceRequest]:
         yield people_pb2.EnrollVoiceRequest(spec=people_pb2.VoiceSpec(label="Alice"))
         await goes_on.wait()
 
     first = client.people.EnrollVoice(slow(), metadata=client.metadata)
-    await asyncio.sleep(0.3)
+    await under_way.wait()
     with pytest.raises(aio.AioRpcError) as refused:
         await client.enrol("Bob")
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
