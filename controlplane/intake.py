@@ -109,7 +109,12 @@ class Intake:
             raise InvalidRequest("a clip has data, a url or a place on a drive, one of them")
         if self._sources is None:
             raise InvalidRequest("recordings are not fetched here: send the recording itself")
-        data = await self._sources.read(elsewhere[0], bytes_max=CLIP_BYTES_MAX)
+        try:
+            data = await self._sources.read(elsewhere[0], bytes_max=CLIP_BYTES_MAX)
+        except SpeakerdError as error:
+            if not clip.is_consent:
+                raise
+            raise type(error)(f"{OF_CONSENT}{error}", retry_after_s=error.retry_after_s) from None
         return replace(clip, data=data, url="", drive=None)
 
     async def listen(self, clips: Sequence[Clip], limits: PreflightLimits | None = None) -> Sound:

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from controlplane.blobs import Blobs
 from controlplane.guarded_http import GuardedHttp
-from runtime.errors import InvalidRequest, NotFound, TooLarge
+from runtime.errors import BadAudio, InvalidRequest, NotFound, TooLarge
 
 FETCH_S_MAX = 60.0
 REFERENCE_CHARS_MAX = 1_024
@@ -48,6 +48,10 @@ class DriveReference:
     value: str
 
 
+class FileMissing(BadAudio):
+    """A reference leads nowhere: the request is wrong, and not where it was sent to."""
+
+
 Source = bytes | Url | InStore | DriveReference
 
 
@@ -69,7 +73,7 @@ class Drive(Protocol):
     """A drive of the platform's."""
 
     async def read(self, reference: DriveReference, *, bytes_max: int) -> bytes:
-        """The file's content. Raises NotFound, TooLarge, InvalidRequest for a kind that it does not know."""
+        """The file's content. Raises FileMissing, TooLarge, InvalidRequest for a kind that it does not know."""
         ...
 
 
@@ -103,13 +107,13 @@ class FolderDrive:
         try:
             path = (self._folder / name).resolve(strict=True)
             if not path.is_relative_to(self._folder) or not path.is_file():
-                raise NotFound("the drive has no such file")
+                raise FileMissing("the drive has no such file")
             if path.stat().st_size > bytes_max:
                 raise TooLarge(f"the file is larger than {bytes_max >> 20} MiB")
             with path.open("rb") as file:
                 data = file.read(bytes_max + 1)
         except OSError:
-            raise NotFound("the drive has no such file") from None
+            raise FileMissing("the drive has no such file") from None
         if len(data) > bytes_max:
             raise TooLarge(f"the file is larger than {bytes_max >> 20} MiB")
         return data

@@ -24,6 +24,7 @@ from controlplane.tenant_keys import TenantKeys
 from controlplane.voice_lookup import NO_SUCH_VOICE, find_voice, usable_by, visible_to
 from runtime.errors import InvalidRequest, NotFound
 
+GONE = ("erasing", "erased")
 PAGE_MAX = 200
 PAGE_DEFAULT = 50
 SEARCHED_PAGES_MAX = 50
@@ -133,6 +134,13 @@ class Voices:
         if row is None:
             raise NotFound(NO_SUCH_VOICE)
         return _voice(row, self._keys)
+
+    async def present(self, principal: Principal, voice_id: str) -> Voice:
+        """A voice that a caller may see, as one that is being erased is not. Raises NotFound."""
+        voice = await self.seen(principal, voice_id)
+        if voice.state in GONE:
+            raise NotFound(NO_SUCH_VOICE)
+        return voice
 
     async def get(self, voice: VoiceAddress) -> Voice:
         """One voice, wherever its address came from. Raises NotFound."""
