@@ -8,7 +8,8 @@ audit row are one transaction.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import hmac
+import json
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from controlplane.agreements import (
 from controlplane.blobs import Blobs
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import idempotency, samples
+from controlplane.derived_keys import kept_answers_key
 from controlplane.enrolment_request import Request
 from controlplane.fault_points import reach
 from controlplane.keys import DataKey, KeyRing, VoiceAddress
@@ -100,7 +102,7 @@ class EnrolmentStore:
                 await connection.execute(
                     select(idempotency).where(
                         idempotency.c.tenant_id == principal.tenant_id,
-                        idempotency.c.idempotency_key == callers_own(principal, key),
+                        idempotency.c.idempotency_key == kept_as(self._keys, principal, key),
                         idempotency.c.created_at_s > self._clock.wall_s() - IDEMPOTENCY_S,
                     )
                 )
@@ -247,7 +249,7 @@ class EnrolmentStore:
     async def _remember(self, connection: AsyncConnection, voice: VoiceAddress, storing: Storing) -> None:
         principal = storing.principal
         tenant_id = principal.tenant_id
-        idempotency_key = callers_own(principal, storing.request.idempotency_key)
+        idempotency_key = kept_as(self._keys, principal, storing.request.idempotency_key)
         now_s = self._clock.wall_s()
         await connection.execute(delete(idempotency).where(idempotency.c.created_at_s < now_s - IDEMPOTENCY_S))
         known = await connection.execute(
@@ -268,9 +270,8 @@ class EnrolmentStore:
         )
 
 
-def callers_own(principal: Principal, key: str) -> str:
-    """An idempotency key as it is kept."""
+def kept_as(keys: KeyRing, principal: Principal, key: str) -> str:
+    """What an idempotency key is found by: callers put names into them, so no database shows one in clear."""
     # One user's keys are not another's: what came of them is for the one who asked.
-    if principal.user_id is None:
-        return key
-    return f"u:{hashlib.sha256(f'{principal.user_id} {key}'.encode()).hexdigest()}"
+    whose = json.dumps([principal.tenant_id, principal.user_id, key]).encode()
+    return hmac.digest(kept_answers_key(keys), whose, "sha256").hex()

@@ -177,7 +177,7 @@ async def test_nothing_of_a_voice_lies_in_the_clear_and_nothing_at_all_after_its
     label = "Zaphod Canary Beeblebrox"
     sound = speech(7)
     file = wav(sound)
-    voice_id = (await client.enrol(label, data=file, container=True)).voice.voice_id
+    voice_id = (await client.enrol(label, data=file, container=True, key="enrol-Trillian-1")).voice.voice_id
     await client.enrol("Somebody else", seed=8)
     ((_, _, embedding),) = [held for (_, held_id), held in node.voices.items() if held_id == voice_id]
     samples = np.frombuffer(file[44:], dtype="<i2")
@@ -200,6 +200,7 @@ async def test_nothing_of_a_voice_lies_in_the_clear_and_nothing_at_all_after_its
         label.encode(),
         b"Alice Fullname",
         b"I agree",
+        b"Trillian",
         embedding[:24],
         samples[30_000:30_064].tobytes(),
         file[:400],
