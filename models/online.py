@@ -265,9 +265,8 @@ class OnlineDiarization:
             here = slice(first - horizon, last - horizon)
             weight[here] += self._weights[there]
             speech[here] += self._weights[there] * np.minimum(window.activity[there].sum(axis=1), 1.0)
-            for local in np.flatnonzero(window.speakers != NOBODY):
-                column = indices.index(int(window.speakers[local]))
-                heard[here, column] += self._weights[there] * window.activity[there, local]
+            mine = np.array(indices)[None, :] == window.speakers[:, None]  # (S, K)
+            heard[here] += (self._weights[there, None] * window.activity[there]) @ mine.astype(np.float32)
         turns, active, num_final = self._timeline.step(indices, heard / weight[:, None], speech / weight, flush=flush)
         alone = active & (active.sum(axis=1, keepdims=True) == 1)
         newly = alone[:num_final].sum(axis=0).tolist()

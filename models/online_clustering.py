@@ -108,19 +108,19 @@ class SessionClustering:
         if not self.indices:
             return
         centroids = self.centroids(windows)  # (K, D)
-        first = windows[0].start_frame
-        num_frames = windows[-1].start_frame + len(windows[-1].activity) - first
-        heard = np.zeros((num_frames, len(self.indices)), np.float32)  # (L, K), L frames from the first window on
-        covered = np.zeros((num_frames, 1), np.float32)  # (L, 1)
-        spans = [slice(w.start_frame - first, w.start_frame - first + len(w.activity)) for w in windows]
-        for window, span in zip(windows, spans, strict=True):
-            covered[span] += 1
-            self._add(heard[span], window, 1.0)
-        for window, span in zip(windows, spans, strict=True):
-            self._add(heard[span], window, -1.0)
-            others = np.maximum(covered[span] - 1, 1)
-            self._assign_window(window, centroids, np.asarray(heard[span] / others, np.float32))
-            self._add(heard[span], window, 1.0)
+        overlaps, num_locals = _overlaps(windows), windows[0].activity.shape[1]  # (W, S, W, S)
+        # A window counts as much as there was clean speech to tell its speakers by, so that guesses do not support
+        # each other. One row a local speaker of a window, one column a session speaker.
+        votes = np.zeros((len(windows), num_locals, len(self.indices)), np.float32)  # (W, S, K)
+        trusts = [np.minimum(1.0, w.clean_frames / self._params.full_weight_frames) for w in windows]
+        columns = {index: column for column, index in enumerate(self.indices)}
+        for at, window in enumerate(windows):
+            self._vote(votes[at], window, trusts[at], columns)
+        for at, window in enumerate(windows):
+            votes[at] = 0.0
+            heard = overlaps[at].reshape(num_locals, -1) @ votes.reshape(-1, len(self.indices))  # (S, K)
+            self._assign_window(window, centroids, heard)
+            self._vote(votes[at], window, trusts[at], columns)
 
     def centroids(self, windows: list[LocalWindow]) -> FloatArray:
         """Unit centroids (K, D) of `indices`, from the memory and the recent windows; zeros where nothing is known."""
@@ -220,7 +220,8 @@ class SessionClustering:
     def _assign_window(self, window: LocalWindow, centroids: FloatArray, heard: FloatArray) -> None:
         """One to one, by closeness of voice and agreement in time: the constrained assignment of one window.
 
-        centroids: (K, D). heard: (F, K), what the other recent windows say of this window's frames.
+        centroids: (K, D). heard: (S, K), frames of each local speaker that the other recent windows give to each
+        session speaker.
         """
         spoken = window.activity.sum(axis=0)  # (S,)
         present = np.flatnonzero(spoken > 0.5)
@@ -230,7 +231,7 @@ class SessionClustering:
         clean_frames = window.clean_frames[present]
         trust = np.minimum(1.0, clean_frames / self._params.full_weight_frames)[:, None]  # (S', 1)
         closeness = window.embeddings[present] @ centroids.T - self._join_cosine(clean_frames)[:, None]  # (S', K)
-        agreement = window.activity[:, present].T @ heard / spoken[present, None]  # (S', K)
+        agreement = heard[present] / spoken[present, None]  # (S', K)
         rows, columns = linear_sum_assignment(-trust * closeness - self._params.agreement_weight * agreement)
         window.speakers[present[rows]] = np.array(self.indices)[columns]
 
@@ -239,15 +240,12 @@ class SessionClustering:
         trust = np.minimum(1.0, clean_frames / self._params.full_weight_frames)
         return np.asarray(self._params.join_cosine - self._params.short_slack * (1.0 - trust), np.float32)
 
-    def _add(self, heard: FloatArray, window: LocalWindow, sign: float) -> None:
-        """Add a window's activities, or take them off, in the columns (F, K) of its session speakers.
-
-        They count as much as there was clean speech to tell them by, so that guesses do not support each other.
-        """
-        trust = sign * np.minimum(1.0, window.clean_frames / self._params.full_weight_frames)
+    @staticmethod
+    def _vote(votes: FloatArray, window: LocalWindow, trust: FloatArray, columns: Mapping[int, int]) -> None:
+        """What a window says of its local speakers: votes (S, K), all zero before."""
         for local, index in enumerate(window.speakers.tolist()):
-            if index != NOBODY and trust[local]:
-                heard[:, self.indices.index(index)] += trust[local] * window.activity[:, local]
+            if index != NOBODY:
+                votes[local, columns[index]] = trust[local]
 
     def _merges(
         self, shared: FloatArray, owner: IntArray, centroids: FloatArray, voices: Mapping[int, str]
@@ -285,3 +283,21 @@ class SessionClustering:
         for window in windows:
             taken = merge.target in window.speakers
             window.speakers[window.speakers == merge.source] = NOBODY if taken else merge.target
+
+
+def _overlaps(windows: list[LocalWindow]) -> FloatArray:
+    """Frames that local speakers of two windows share, (W, S, W, S), each frame as the mean of the other windows."""
+    first = windows[0].start_frame
+    num_frames = windows[-1].start_frame + len(windows[-1].activity) - first
+    num_locals = windows[0].activity.shape[1]
+    placed = np.zeros(
+        (num_frames, len(windows), num_locals), np.float32
+    )  # (L, W, S), L frames from the first window on
+    covered = np.zeros(num_frames, np.float32)  # (L,)
+    for at, window in enumerate(windows):
+        span = slice(window.start_frame - first, window.start_frame - first + len(window.activity))
+        placed[span, at] = window.activity
+        covered[span] += 1
+    flat = placed.reshape(num_frames, -1)
+    shared: FloatArray = flat.T @ (flat / np.maximum(covered - 1, 1)[:, None])
+    return shared.reshape(len(windows), num_locals, len(windows), num_locals)
