@@ -36,4 +36,13 @@ case ",$extras," in
         "$venv/bin/python" -m pip install --quiet --no-deps --constraint "$root/constraints.txt" Resemblyzer==0.1.4
         ;;
 esac
+case ",$extras," in
+    *,dev,*)
+        # pyannoteAI's own client, each version in a folder of its own: tests run them against the edge as they are.
+        for version in 0.1.0 0.2.0 0.3.0 0.4.0; do
+            "$venv/bin/python" -m pip install --quiet --no-deps --upgrade \
+                --target "$venv/pyannoteai-sdk/$version" "pyannoteai-sdk==$version"
+        done
+        ;;
+esac
 echo "$want" > "$stamp"
