@@ -106,9 +106,12 @@ class Enrolment:
         analysis: Analysis,
         *,
         place: VoiceFacts | VoiceAddress,
+        voice_id: str = "",
         also: Step | None = None,
     ) -> Enrolled:
         """Enrol what a node has heard and the caller has judged: a new voice, or in place of what one had.
+
+        voice_id: what a new one is to be called; "": anything.
 
         The clips of the request are kept; without any, the voice stays with the models that have heard it. Whether
         the principal may is the caller's to have asked. Raises as `enrol`.
@@ -121,7 +124,7 @@ class Enrolment:
             key, _ = await self._key_of(place)
             where = Known(place, before, key)
         else:
-            where = New(place)
+            where = New(place, voice_id)
         storing = Storing(principal, request, where, analysis, request_digest(request), also)
         voice = await self._store.store(storing)
         enrolled_on = await self._library.spread(voice)

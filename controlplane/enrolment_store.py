@@ -50,9 +50,10 @@ FROZEN = "frozen"
 
 @dataclass(frozen=True, slots=True)
 class New:
-    """A voice to be."""
+    """A voice to be. voice_id "": any."""
 
     facts: VoiceFacts
+    voice_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class EnrolmentStore:
         """Make it durable. Raises Conflict, Overloaded, Unauthenticated, Unavailable."""
         principal, request, place = storing.principal, storing.request, storing.place
         if isinstance(place, New):
-            voice, generation = VoiceAddress(place.facts.tenant_id, f"v_{secrets.token_hex(10)}"), 1
+            voice, generation = VoiceAddress(place.facts.tenant_id, place.voice_id or new_voice_id()), 1
             key, _ = self._keys.make(voice)
         else:
             voice, generation, key = place.voice, place.before.generation + 1, place.key

@@ -8,7 +8,7 @@ same.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from sqlalchemy import and_, or_, select
@@ -42,6 +42,10 @@ ENDS_LICENCE = {
 """What becomes of a global voice's licence when the voice is erased for this."""
 BATCH_VOICES = 50
 """Voices of a tenant that are asked for in one transaction."""
+
+
+Step = Callable[[AsyncConnection], Awaitable[None]]
+"""What is written before a voice is erased, in the same transaction. Whatever it raises undoes all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +87,20 @@ class Erasures:
             audit_id = await self._request(connection, voice, asking, ends_licence=voice.tenant_id == GLOBAL_TENANT)
         return await self._asked(audit_id, wait_s_max)
 
-    async def erase_voice(self, voice: VoiceAddress, asking: Asking) -> Erasure:
-        """Erase a voice on nobody's request: what a licence that ran out asks for. Raises NotFound."""
+    async def erase_voice(
+        self, voice: VoiceAddress, asking: Asking, *, before: Step | None = None, wait_s_max: float = 0.0
+    ) -> Erasure:
+        """Erase a voice whoever asks: what a licence that ran out, or the dialect that owns it, asks for.
+
+        before: what has to be written first, in the same transaction. Raises NotFound.
+        """
         asking.require_valid()
         async with self._database.write() as connection:
             await locked_head(connection)
+            if before is not None:
+                await before(connection)
             audit_id = await self._request(connection, voice, asking)
-        return await self._asked(audit_id, 0.0)
+        return await self._asked(audit_id, wait_s_max)
 
     async def erase_all(self, principal: Principal, tenant_id: str, asking: Asking) -> AsyncIterator[Erasure]:
         """Erase every voice of a tenant; each erasure as it is asked for. Raises Denied, InvalidRequest."""
