@@ -37,6 +37,8 @@ __all__ = ["LiveRelay", "RelayEvent", "RelayedStream", "Resumed", "StreamOptions
 PIECE_BYTES_MAX = 1 << 20
 LOOK_UP_BOUND_S = 2.0
 """How long the database is asked whether somebody who is named for the first time may be."""
+LOOK_UP_AGAIN_S = 5.0
+"""Where it did not answer, nobody new is named for so long: a stream is not held up each time."""
 
 StreamsMax = Callable[[str], Awaitable[int | None]]
 """How many streams a tenant may have at once; None: as many as it likes."""
@@ -89,6 +91,7 @@ class RelayedStream:
         self._living = living
         self._stack = stack
         self._frame_bytes = frame_bytes(options)
+        self._look_up_from_s = 0.0
         self._known: set[str] = set()  # voices that were found to live; who is erased after that, the lease tells
         self._resumptions = 0
         self._next: tuple[int, Relaying] | None = None
@@ -170,13 +173,14 @@ class RelayedStream:
         A voice that lives now and is erased later comes by the lease, for its eviction is behind what we have read.
         """
         unknown = voices_of_event(event) - self._known
-        if not unknown or not self._relaying.holds:
+        now_s = asyncio.get_running_loop().time()
+        if not unknown or not self._relaying.holds or now_s < self._look_up_from_s:
             return
         try:
             async with asyncio.timeout(LOOK_UP_BOUND_S):
                 self._known |= await self._living(unknown)
         except (SpeakerdError, TimeoutError):
-            return  # not named this time; asked again the next
+            self._look_up_from_s = asyncio.get_running_loop().time() + LOOK_UP_AGAIN_S
 
     def _regain(self) -> None:
         """Without the lease that this stream began with, and with another: hear it over a connection of now.
