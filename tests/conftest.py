@@ -11,6 +11,16 @@ from tests.faults import network
 
 ROOT = Path(__file__).resolve().parent.parent
 
+REAL_TIME = ("controlplane", "docs", "edge", "faults", "interop", "node", "speakerd")
+"""Tests of daemons under real clocks. `make test` gives these a second try, and prints which needed it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever depends on no clock has one try: what fails there once is wrong."""
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").parts[0] not in REAL_TIME:
+            item.add_marker(pytest.mark.flaky(reruns=0))
+
 
 @pytest.fixture(scope="session")
 def audio() -> Path:
