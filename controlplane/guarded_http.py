@@ -29,6 +29,7 @@ ADDRESSES_MAX = 3
 URL_CHARS_MAX = 2_048
 CONNECT_S = 5.0
 CHUNK_WAIT_S = 10.0
+NOT_PUBLIC = "url: its host is not a public one, or does not exist"
 REDIRECTS = (301, 302, 303, 307, 308)
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -50,6 +51,14 @@ class UrlPolicy:
 
 class NotAllowed(InvalidRequest):
     """A url that may not be called."""
+
+
+class Unreachable(Unavailable):
+    """Nobody answers at a url, or not in HTTP."""
+
+
+class BadCertificate(Unreachable):
+    """Who answers at a url does not prove to be whom it names."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -74,6 +83,15 @@ class GuardedHttp:
     def check(self, url: str) -> SplitResult:
         """A url that could be called, by its looks. Raises NotAllowed, saying what is wrong with it."""
         return _checked(url, self._policy)
+
+    async def judge(self, url: str) -> None:
+        """Refuse a url now that would be refused as it is called, as things stand. Raises NotAllowed."""
+        parts = self.check(url)
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await self._backend.addresses(_ascii_host(parts), parts.port or 443)
+        except TimeoutError:
+            raise NotAllowed(NOT_PUBLIC) from None
 
     async def get(self, url: str, *, bytes_max: int, seconds_max: float) -> bytes:
         """The body at a url.
@@ -100,10 +118,34 @@ class GuardedHttp:
         raise InvalidRequest(f"the url redirects more than {REDIRECTS_MAX} times")
 
     @asynccontextmanager
+    async def stream(self, url: str, *, bytes_max: int) -> AsyncIterator[tuple[AsyncIterator[bytes], int | None]]:
+        """The body at a url as it comes, and how long it says that it is. Raises as `get`, but for the time in all."""
+        for _ in range(REDIRECTS_MAX + 1):
+            async with self.request("GET", url) as response:
+                if response.status in REDIRECTS:
+                    url = urljoin(url, _header(response, b"location"))
+                    continue
+                if response.status != 200:
+                    raise InvalidRequest(
+                        f"the url answers with HTTP status {response.status}, and not with a recording"
+                    )
+                yield _pieces(response, bytes_max), _said_bytes(response, bytes_max)
+                return
+        raise InvalidRequest(f"the url redirects more than {REDIRECTS_MAX} times")
+
+    @asynccontextmanager
     async def request(
-        self, method: str, url: str, *, headers: Sequence[tuple[str, str]] = (), content: bytes = b""
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Sequence[tuple[str, str]] = (),
+        content: bytes | AsyncIterator[bytes] = b"",
     ) -> AsyncIterator[httpcore.Response]:
-        """One request, no redirects followed. Raises NotAllowed, Unavailable."""
+        """One request, no redirects followed. Raises NotAllowed, Unreachable, TimedOut.
+
+        content: what comes in pieces comes with its Content-Length among the headers, and is asked for once connected.
+        """
         parts = self.check(url)
         target = httpcore.URL(
             scheme=parts.scheme.encode(),
@@ -112,7 +154,7 @@ class GuardedHttp:
             target=_target(parts).encode("ascii", "strict"),
         )
         sent = [("Host", parts.netloc), ("Accept-Encoding", "identity"), ("User-Agent", "speakerd"), *headers]
-        if content:
+        if isinstance(content, bytes) and content:
             sent.append(("Content-Length", str(len(content))))
         timeout = {"connect": CONNECT_S, "read": CHUNK_WAIT_S, "write": CHUNK_WAIT_S, "pool": CONNECT_S}
         async with httpcore.AsyncConnectionPool(
@@ -127,9 +169,11 @@ class GuardedHttp:
                 raise
             except httpcore.TimeoutException:
                 raise TimedOut("the url's server does not answer in time") from None
-            except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, ssl.SSLError, OSError):
+            except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, ssl.SSLError, OSError) as error:
                 # What exactly went wrong could tell a stranger about the network.
-                raise Unavailable("the url's server cannot be reached, or does not speak HTTP") from None
+                is_tls = isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError)
+                kind = BadCertificate if is_tls else Unreachable
+                raise kind("the url's server cannot be reached, or does not speak HTTP") from None
 
 
 class _Guard(httpcore.AsyncNetworkBackend):
@@ -151,19 +195,25 @@ class _Guard(httpcore.AsyncNetworkBackend):
         """A connection to the first address of a host that answers. NotAllowed unless all of them may be called."""
         try:
             async with asyncio.timeout(timeout):
-                addresses = await self._resolve(host, port)
+                addresses = await self.addresses(host, port)
         except TimeoutError:
             raise httpcore.ConnectTimeout from None
-        except OSError:
-            addresses = []
-        if not addresses or not all(may_be_called(address, self._policy.networks) for address in addresses):
-            # One text for both: whether a name exists on this network is nobody's business.
-            raise NotAllowed("url: its host is not a public one, or does not exist")
         *first, last = addresses[:ADDRESSES_MAX]
         for address in first:
             with contextlib.suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 return await self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
         return await self._plain.connect_tcp(last, port, timeout, local_address, socket_options)
+
+    async def addresses(self, host: str, port: int) -> list[str]:
+        """All addresses of a host. NotAllowed unless all of them may be called."""
+        try:
+            found = await self._resolve(host, port)
+        except OSError:
+            found = []
+        if not found or not all(may_be_called(address, self._policy.networks) for address in found):
+            # One text for both: whether a name exists on this network is nobody's business.
+            raise NotAllowed(NOT_PUBLIC)
+        return found
 
     async def connect_unix_socket(
         self,
@@ -193,8 +243,20 @@ def _checked(url: str, policy: UrlPolicy) -> SplitResult:
         raise NotAllowed("url: a host name, without user or password, has to follow the scheme")
     if port not in policy.ports:
         raise NotAllowed(f"url: port {port} is not called, but {', '.join(str(one) for one in policy.ports)}")
-    _ascii_host(parts)
+    literal = _literal(_ascii_host(parts))
+    if literal is not None and not may_be_called(literal, policy.networks):
+        raise NotAllowed(NOT_PUBLIC)
     return parts
+
+
+def _literal(host: str) -> str | None:
+    """The address that a host is written as, in any of the ways in which systems read one; None: it is a name."""
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(host))
+    with contextlib.suppress(OSError):
+        # 127.1, 0x7f000001, 2130706433, 0177.0.0.1.
+        return socket.inet_ntoa(socket.inet_aton(host))
+    return None
 
 
 def _ascii_host(parts: SplitResult) -> str:
@@ -220,16 +282,36 @@ def _header(response: httpcore.Response, name: bytes) -> str:
 
 
 async def _body(response: httpcore.Response, bytes_max: int) -> bytes:
-    too_large = TooLarge(f"the recording at the url is larger than {bytes_max >> 20} MiB")
+    _said_bytes(response, bytes_max)
+    found = bytearray()
+    async for chunk in _pieces(response, bytes_max):
+        found += chunk
+    return bytes(found)
+
+
+async def _pieces(response: httpcore.Response, bytes_max: int) -> AsyncIterator[bytes]:
+    """The body, as far as it may go."""
+    total_bytes = 0
+    async for chunk in response.aiter_stream():
+        total_bytes += len(chunk)
+        if total_bytes > bytes_max:
+            raise _too_large(bytes_max)
+        yield chunk
+
+
+def _said_bytes(response: httpcore.Response, bytes_max: int) -> int | None:
+    """The length that the answer announces. Raises TooLarge, and InvalidRequest for what is packed."""
+    said = None
     for key, value in response.headers:
         name = key.lower()
-        if name == b"content-length" and value.isdigit() and int(value) > bytes_max:
-            raise too_large
+        if name == b"content-length" and value.isdigit():
+            said = int(value)
+            if said > bytes_max:
+                raise _too_large(bytes_max)
         if name == b"content-encoding" and value.lower() != b"identity":
             raise InvalidRequest("the url answers with packed content: a recording as it is was asked for")
-    found = bytearray()
-    async for chunk in response.aiter_stream():
-        found += chunk
-        if len(found) > bytes_max:
-            raise too_large
-    return bytes(found)
+    return said
+
+
+def _too_large(bytes_max: int) -> TooLarge:
+    return TooLarge(f"the recording at the url is larger than {bytes_max >> 20} MiB")
