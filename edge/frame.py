@@ -28,7 +28,7 @@ from edge.openapi import describe
 from edge.terms import Guarded
 from edge.uploads import METER, BodyMeter
 from runtime.errors import InvalidRequest, NotFound, SpeakerdError
-from runtime.logs import get_logger
+from runtime.logs import get_logger, stack_of
 from speakerd import __version__
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -136,7 +136,9 @@ class _Around:
             await rendered(self._dialect, failure_of(error, scope["state"]["request_id"]))(scope, receive, watch)
         except Exception as error:
             # The text of a foreign exception may hold anything, so neither the client nor the log gets it.
-            get_logger().error("http.failed", path=_route_of(scope), exc_info=error)
+            get_logger().error(
+                "http.failed", route=_route_of(scope), error_type=type(error).__name__, stack=stack_of(error)
+            )
             if began:
                 raise
             await rendered(self._dialect, failure_of(error, scope["state"]["request_id"]))(scope, receive, watch)
