@@ -122,6 +122,9 @@ class LiveNaming:
 
     def _decide(self, speakers: Sequence[SessionSpeaker], voices: Sequence[str], candidates: Candidates) -> None:
         """Give voices to session speakers, with a bonus for what stands: (K, V)."""
+        if not voices:
+            self._voices = {}
+            return
         column = {voice: at for at, voice in enumerate(voices)}
         held = np.array(candidates.cosines, np.float32)
         for row, speaker in enumerate(speakers):

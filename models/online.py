@@ -256,6 +256,7 @@ class OnlineDiarization:
         heard = np.zeros((num_frames, len(indices)), np.float32)  # (L, K)
         speech = np.zeros(num_frames, np.float32)  # (L,)
         weight = np.full(num_frames, 1e-6, np.float32)  # (L,)
+        columns = np.array(indices, np.int64)[None, :]
         for window in self._recent:
             first = max(window.start_frame, horizon)
             last = min(window.start_frame + self._grid.num_frames, end_frame)
@@ -264,9 +265,9 @@ class OnlineDiarization:
             there = slice(first - window.start_frame, last - window.start_frame)
             here = slice(first - horizon, last - horizon)
             weight[here] += self._weights[there]
-            speech[here] += self._weights[there] * np.minimum(window.activity[there].sum(axis=1), 1.0)
-            mine = np.array(indices)[None, :] == window.speakers[:, None]  # (S, K)
-            heard[here] += (self._weights[there, None] * window.activity[there]) @ mine.astype(np.float32)
+            speech[here] += self._weights[there] * window.speech[there]
+            mine = (columns == window.speakers[:, None]).astype(np.float32)  # (S, K)
+            heard[here] += (self._weights[there, None] * window.activity[there]) @ mine
         turns, active, num_final = self._timeline.step(indices, heard / weight[:, None], speech / weight, flush=flush)
         alone = active & (active.sum(axis=1, keepdims=True) == 1)
         newly = alone[:num_final].sum(axis=0).tolist()

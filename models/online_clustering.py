@@ -9,7 +9,7 @@ stream. Early doubt opens one session speaker too many rather than one too few, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -63,6 +63,10 @@ class LocalWindow:
     embeddings: FloatArray  # (S, D), zeros where there is none
     clean_frames: FloatArray  # (S,)
     speakers: IntArray  # (S,), NOBODY where silent or not known
+    speech: FloatArray = field(init=False)  # (F,), whether anybody speaks
+
+    def __post_init__(self) -> None:
+        self.speech = np.minimum(self.activity.sum(axis=1), np.float32(1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +108,35 @@ class SessionClustering:
 
         All of them are decided again, since what the newest one tells may change what the earlier ones meant.
         """
-        self._open_new_speakers(windows)
+        centroids = self.centroids(windows)  # (K, D)
+        if self._open_new_speakers(windows, centroids):
+            centroids = self.centroids(windows)
         if not self.indices:
             return
-        centroids = self.centroids(windows)  # (K, D)
         overlaps, num_locals = _overlaps(windows), windows[0].activity.shape[1]  # (W, S, W, S)
+        heard = _Heard(windows, centroids, self._params)
         # A window counts as much as there was clean speech to tell its speakers by, so that guesses do not support
         # each other. One row a local speaker of a window, one column a session speaker.
         votes = np.zeros((len(windows), num_locals, len(self.indices)), np.float32)  # (W, S, K)
-        trusts = [np.minimum(1.0, w.clean_frames / self._params.full_weight_frames) for w in windows]
         columns = {index: column for column, index in enumerate(self.indices)}
         for at, window in enumerate(windows):
-            self._vote(votes[at], window, trusts[at], columns)
+            for local, index in enumerate(window.speakers.tolist()):
+                if index != NOBODY:
+                    votes[at, local, columns[index]] = heard.trust[at, local]
+        indices = np.array(self.indices)
         for at, window in enumerate(windows):
             votes[at] = 0.0
-            heard = overlaps[at].reshape(num_locals, -1) @ votes.reshape(-1, len(self.indices))  # (S, K)
-            self._assign_window(window, centroids, heard)
-            self._vote(votes[at], window, trusts[at], columns)
+            window.speakers[:] = NOBODY
+            present = heard.present[at]
+            if not len(present):
+                continue
+            others = overlaps[at, present].reshape(len(present), -1) @ votes.reshape(-1, len(indices))  # (S', K)
+            agreement = others / heard.spoken[at, present, None]  # (S', K)
+            costs = heard.costs[at, present] - self._params.agreement_weight * agreement
+            rows, taken = _one_to_one(costs)
+            locals_now = present[rows]
+            window.speakers[locals_now] = indices[taken]
+            votes[at, locals_now, taken] = heard.trust[at, locals_now]
 
     def centroids(self, windows: list[LocalWindow]) -> FloatArray:
         """Unit centroids (K, D) of `indices`, from the memory and the recent windows; zeros where nothing is known."""
@@ -136,7 +152,7 @@ class SessionClustering:
     def settle(self, window: LocalWindow) -> None:
         """A window is decided for good: remember what it said."""
         self.settled_windows += 1
-        for local in np.flatnonzero((window.speakers != NOBODY) & (window.clean_frames > 0)):
+        for local in ((window.speakers != NOBODY) & (window.clean_frames > 0)).nonzero()[0]:
             speaker = int(window.speakers[local])
             self.last_settled[speaker] = self.settled_windows
             if self.settled_windows % self._params.memory_hop_windows == 0 and window.embeddings[local].any():
@@ -164,7 +180,7 @@ class SessionClustering:
         merges, apart = self._merges(shared, owner, self.centroids(windows), voices or {})
         for merge in merges:
             self._apply(merge, windows)
-        for cluster in np.flatnonzero(owner == NOBODY):
+        for cluster in (owner == NOBODY).nonzero()[0]:
             if shared[:, cluster].sum() >= self._params.split_clean_frames and self._has_place(windows):
                 owner[cluster] = self._open_speaker()
         known = owner[clusters]  # (M,)
@@ -172,20 +188,22 @@ class SessionClustering:
         memory.speakers = np.where(mended, known, memory.speakers)
         return merges
 
-    def _open_new_speakers(self, windows: list[LocalWindow]) -> None:
-        """Open a session speaker for each local speaker of the newest window who can be nobody known.
+    def _open_new_speakers(self, windows: list[LocalWindow], centroids: FloatArray) -> bool:
+        """Open a session speaker for each local speaker of the newest window who can be nobody known, if there is one.
 
         That is who has enough clean speech and, in the constrained assignment, gets nobody or somebody not close: two
         voices that are alike are still two when they are heard side by side, unless one is as close as oneself.
         """
         window = windows[-1]
-        enough = (window.clean_frames >= self._params.new_clean_frames) & window.embeddings.any(axis=1)
-        heard = np.flatnonzero(window.embeddings.any(axis=1))
+        is_heard = window.embeddings.any(axis=1)
+        enough = (window.clean_frames >= self._params.new_clean_frames) & is_heard
         if not enough.any():
-            return
-        closeness = window.embeddings[heard] @ self.centroids(windows).T  # (S', K)
-        missing = closeness - self._join_cosine(window.clean_frames[heard])[:, None]
+            return False
+        heard = is_heard.nonzero()[0]
+        closeness = window.embeddings[heard] @ centroids.T  # (S', K)
+        missing = closeness - _join_cosine(window.clean_frames[heard], self._params)[:, None]
         trust = np.minimum(1.0, window.clean_frames[heard] / self._params.full_weight_frames)[:, None]
+        has_opened = False
         known: dict[int, float] = {}  # local speaker -> by how much he is close enough to whom he gets
         for row, column in zip(*linear_sum_assignment(-trust * missing), strict=True):
             known[int(heard[row])] = float(missing[row, column])
@@ -194,6 +212,8 @@ class SessionClustering:
             is_known = known.get(local, -1.0) >= 0 or (local not in known and alike >= self._params.same_cosine)
             if enough[local] and not is_known and self._has_place(windows):
                 window.speakers[local] = self._open_speaker()
+                has_opened = True
+        return has_opened
 
     def _open_speaker(self) -> int:
         index = self.next_index
@@ -216,36 +236,6 @@ class SessionClustering:
         self.memory.forget_speaker(gone)
         del self.last_settled[gone]
         return True
-
-    def _assign_window(self, window: LocalWindow, centroids: FloatArray, heard: FloatArray) -> None:
-        """One to one, by closeness of voice and agreement in time: the constrained assignment of one window.
-
-        centroids: (K, D). heard: (S, K), frames of each local speaker that the other recent windows give to each
-        session speaker.
-        """
-        spoken = window.activity.sum(axis=0)  # (S,)
-        present = np.flatnonzero(spoken > 0.5)
-        window.speakers[:] = NOBODY
-        if not len(present):
-            return
-        clean_frames = window.clean_frames[present]
-        trust = np.minimum(1.0, clean_frames / self._params.full_weight_frames)[:, None]  # (S', 1)
-        closeness = window.embeddings[present] @ centroids.T - self._join_cosine(clean_frames)[:, None]  # (S', K)
-        agreement = heard[present] / spoken[present, None]  # (S', K)
-        rows, columns = linear_sum_assignment(-trust * closeness - self._params.agreement_weight * agreement)
-        window.speakers[present[rows]] = np.array(self.indices)[columns]
-
-    def _join_cosine(self, clean_frames: FloatArray) -> FloatArray:
-        """The closeness that local speakers need, lower where there is little to go by; of any shape."""
-        trust = np.minimum(1.0, clean_frames / self._params.full_weight_frames)
-        return np.asarray(self._params.join_cosine - self._params.short_slack * (1.0 - trust), np.float32)
-
-    @staticmethod
-    def _vote(votes: FloatArray, window: LocalWindow, trust: FloatArray, columns: Mapping[int, int]) -> None:
-        """What a window says of its local speakers: votes (S, K), all zero before."""
-        for local, index in enumerate(window.speakers.tolist()):
-            if index != NOBODY:
-                votes[local, columns[index]] = trust[local]
 
     def _merges(
         self, shared: FloatArray, owner: IntArray, centroids: FloatArray, voices: Mapping[int, str]
@@ -283,6 +273,34 @@ class SessionClustering:
         for window in windows:
             taken = merge.target in window.speakers
             window.speakers[window.speakers == merge.source] = NOBODY if taken else merge.target
+
+
+class _Heard:
+    """What all recent windows say of whose voices they hold, in a few products: the part that no decision changes."""
+
+    def __init__(self, windows: list[LocalWindow], centroids: FloatArray, params: OnlineClusteringParams) -> None:
+        clean_frames = np.stack([window.clean_frames for window in windows])  # (W, S)
+        self.trust = np.minimum(1.0, clean_frames / params.full_weight_frames)  # (W, S)
+        self.spoken = np.stack([window.activity.sum(axis=0) for window in windows])  # (W, S)
+        is_present = self.spoken > 0.5
+        self.present = [row.nonzero()[0] for row in is_present]
+        closeness = np.stack([window.embeddings for window in windows]) @ centroids.T  # (W, S, K)
+        closeness -= _join_cosine(clean_frames, params)[:, :, None]
+        self.costs: FloatArray = -self.trust[:, :, None] * closeness
+
+
+def _one_to_one(costs: FloatArray) -> tuple[IntArray, IntArray]:
+    """Rows and columns of the cheapest assignment of (R, C)."""
+    if len(costs) == 1:
+        return np.zeros(1, np.int64), costs.argmin(axis=1)
+    rows, columns = linear_sum_assignment(costs)
+    return rows, columns
+
+
+def _join_cosine(clean_frames: FloatArray, params: OnlineClusteringParams) -> FloatArray:
+    """The closeness that local speakers need, lower where there is little to go by; of any shape."""
+    trust = np.minimum(1.0, clean_frames / params.full_weight_frames)
+    return np.asarray(params.join_cosine - params.short_slack * (1.0 - trust), np.float32)
 
 
 def _overlaps(windows: list[LocalWindow]) -> FloatArray:

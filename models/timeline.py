@@ -200,5 +200,5 @@ def _runs(active: BoolArray) -> list[tuple[int, int]]:
     """Half-open runs of true frames."""
     padded = np.zeros(active.size + 2, np.bool_)
     padded[1:-1] = active
-    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    edges = (padded[1:] != padded[:-1]).nonzero()[0]
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
