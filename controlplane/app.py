@@ -34,6 +34,8 @@ from controlplane.fleet import Fleet
 from controlplane.guarded_http import GuardedHttp
 from controlplane.identity import Identity, ensure_admin, new_fleet_key
 from controlplane.intake import Intake
+from controlplane.job_part import JobGround, JobPart
+from controlplane.jobs import Jobs
 from controlplane.journal_replay import open_and_replay
 from controlplane.kek import KekSource, kek_source
 from controlplane.kept_answers import KeptAnswers
@@ -44,6 +46,7 @@ from controlplane.leases import SqlTables
 from controlplane.live_relay import LiveRelay
 from controlplane.live_sessions import LiveSessions
 from controlplane.media_sources import MediaSources, open_drive
+from controlplane.media_store import MediaStore
 from controlplane.metrics import Metrics, declare
 from controlplane.nodes import Nodes
 from controlplane.orphans import sweep_orphans
@@ -126,6 +129,9 @@ class Core:
     live_sessions: LiveSessions
     guard: RelayGuard
     blobs: Blobs
+    jobs: Jobs
+    media: MediaStore
+    job_part: JobPart
     rate_limits: RateLimits
     kept_answers: KeptAnswers
     profiles: VoiceProfiles
@@ -227,13 +233,16 @@ class ControlPlane:
             tasks.spawn("audit.sign", checkpoints.run()),
             tasks.spawn("people.chores", self._core.people.chores.run()),
         ]
-        await self._serve(self._core, tickets, CheckpointKeys(fleet_key.encode(), self._clock))
+        await self._core.job_part.start(tasks.spawn)
+        if "grpc" in settings.roles:
+            await self._serve(self._core, tickets, CheckpointKeys(fleet_key.encode(), self._clock))
 
     async def drain(self, deadline_s: float) -> None:
         """Refuse new calls and let those that run end."""
         self.draining = True
-        if self._doors is not None:
-            await self._doors.drain(deadline_s)
+        jobs = [] if self._core is None else [self._core.job_part.drain(deadline_s)]
+        doors = [] if self._doors is None else [self._doors.drain(deadline_s)]
+        await asyncio.gather(*doors, *jobs)
 
     async def stop(self) -> None:
         """Close everything that was opened, and let go of it."""
@@ -241,6 +250,8 @@ class ControlPlane:
         self._doors = self._core = self._redis = None
         if doors is not None:
             await doors.close(0)
+        if core is not None:
+            await core.job_part.stop()
         # The workers go before what they work with: a connection in use is not closed with its pool.
         for worker in self._workers:
             worker.cancel()
@@ -355,6 +366,20 @@ class ControlPlane:
             metrics=metrics,
         )
         guard = RelayGuard(fleet=fleet, clock=clock, metrics=metrics)
+        job_part = JobPart(
+            JobGround(
+                settings=settings,
+                database=database,
+                keys=keys,
+                tenant_keys=tenant_keys,
+                fleet=fleet,
+                nodes=nodes,
+                guard=guard,
+                redis_url=redis_url,
+                clock=clock,
+                metrics=metrics,
+            )
+        )
         relay = Relay(
             fleet,
             nodes,
@@ -440,6 +465,9 @@ class ControlPlane:
             live_sessions=LiveSessions(database, identity, clock),
             guard=guard,
             blobs=blobs,
+            jobs=job_part.jobs,
+            media=job_part.media,
+            job_part=job_part,
             rate_limits=RateLimits(redis_url, clock),
             kept_answers=KeptAnswers(database, keys, clock),
             profiles=VoiceProfiles(
@@ -466,7 +494,7 @@ class ControlPlane:
             StreamsServicer(RecentCallers(core.identity, self._clock), core.placing, core.fan_out, core.registry),
             server,
         )
-        jobs_pb2_grpc.add_JobsServicer_to_server(JobsServicer(core.identity, core.relay), server)
+        jobs_pb2_grpc.add_JobsServicer_to_server(JobsServicer(core.identity, core.relay, core.jobs, core.media), server)
         fleet = FleetServicer(
             NodeDoor(core.identity, self._tls),
             core.fleet,

@@ -15,6 +15,8 @@ from controlplane.scryon_settings import ScryonSettings
 from controlplane.speaker_checks import SpeakerLimits
 from runtime.media import PreflightLimits
 
+ROLES = ("grpc", "http", "worker")
+
 
 class ControlPlaneSettings(ScryonSettings):
     """Settings of `speakerd controlplane`; section [controlplane] of the file."""
@@ -43,6 +45,9 @@ class ControlPlaneSettings(ScryonSettings):
     )
     kek_source: str = Field("file", description="`file`, or an installed entry point of the group speakerd.kek.")
     kek_file: Path | None = Field(None, description="File of key-encryption keys; absent: kek.key in the data folder.")
+    roles: tuple[str, ...] = Field(
+        ROLES, description="What this process does: grpc (callers and nodes), http (the edge), worker (jobs)."
+    )
     insecure: bool = Field(False, description="Allow plain text on addresses that are not loopback.")
     drain_s: float = Field(10.0, ge=0.0, le=3600.0)
 
@@ -92,6 +97,20 @@ class ControlPlaneSettings(ScryonSettings):
         default_factory=SpeakerLimits, description="What an engine has to hear in it; a table of its own."
     )
 
+    jobs_at_once: int = Field(4, ge=1, le=256, description="Jobs that one worker works on at once.")
+    job_attempts: int = Field(5, ge=1, description="How often a job is tried whose node, url or worker failed.")
+    result_s: float = Field(24 * 3600.0, gt=0.0, description="How long a job's result is kept after its end.")
+    voiceprint_s_max: float = Field(
+        30.0, gt=0.0, le=119.0, description="Longest recording that a job makes a voiceprint of."
+    )
+    media_url: str | None = Field(
+        None, description="Folder or object-store URL of uploaded recordings; absent: DATA/media."
+    )
+    media_direct: bool = Field(
+        False,
+        description="Signed urls are the object store's own; what comes that way is encrypted by that store alone.",
+    )
+
     erasure_journal: str | None = Field(
         None,
         description="Path or object-store URL of the erasure journal; absent: DATA/erasure-journal. Never in a backup.",
@@ -121,6 +140,16 @@ class ControlPlaneSettings(ScryonSettings):
         if not self.renew_s < self.node_lease_s < self.lease_s:
             raise ValueError("renew_s < node_lease_s < lease_s has to hold")
         return self
+
+    @model_validator(mode="after")
+    def _roles_are_roles(self) -> Self:
+        if not self.roles or set(self.roles) - set(ROLES):
+            raise ValueError(f"roles: one or more of {', '.join(ROLES)}")
+        return self
+
+    def resolved_media(self) -> str:
+        """Where uploaded recordings lie."""
+        return self.media_url or str((self.data / "media").resolve())
 
     def resolved_erasure_journal(self) -> str:
         """Where the erasure journal is."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from redis.exceptions import RedisError
@@ -64,8 +65,9 @@ class JobQueue:
         added = 0
         for at in range(0, len(waiting), ENQUEUED_AT_ONCE):
             page = waiting[at : at + ENQUEUED_AT_ONCE]
-            arguments = [part for job in page for part in (job.job_id, job.tenant_id, job.priority)]
-            added += int(await self._ask(lambda told=arguments: self._enqueue(args=[PREFIX, *told])) or 0)
+            arguments: list[Any] = [PREFIX]
+            arguments += [part for job in page for part in (job.job_id, job.tenant_id, job.priority)]
+            added += int(await self._ask(partial(self._enqueue, args=arguments)) or 0)
         return added
 
     async def take(self, running: Mapping[str, int], full: Collection[str]) -> Taken | None:

@@ -7,7 +7,7 @@ earlier attempt, or on a job that has ended, changes nothing and says so; so a j
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ WAITING = (JobState.PENDING.value, JobState.CREATED.value)
 LIVE = (*WAITING, JobState.RUNNING.value)
 RUNNING = JobState.RUNNING.value
 CREATED = JobState.CREATED.value
+LEASE_S_MAX = 600.0
+"""What lies further ahead than this was counted on another clock: of an earlier boot, or before one was set back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,8 @@ class Waiting:
 async def claim(
     connection: AsyncConnection, job_id: str, *, worker_id: str, now_lease_s: float, lease_s: float, now_s: float
 ) -> Claim | None:
-    """Take a job that waits, or whose worker is lost. None: it is not to be had."""
-    free = or_(
-        and_(jobs.c.state == CREATED, jobs.c.not_before_lease_s <= now_lease_s),
-        and_(jobs.c.state == RUNNING, jobs.c.until_lease_s < now_lease_s),
-    )
+    """Take a job that waits. None: it is not to be had."""
+    free = and_(jobs.c.state == CREATED, _is_due(now_lease_s))
     taken = await connection.execute(
         update(jobs)
         .where(jobs.c.job_id == job_id, free, jobs.c.spec_ciphertext.is_not(None))
@@ -193,14 +192,17 @@ async def end_waiting(
     return changed.rowcount == 1
 
 
-async def lost(connection: AsyncConnection, *, now_lease_s: float, limit: int) -> list[Row[Any]]:
+async def lost(connection: AsyncConnection, *, now_lease_s: float, limit: int) -> Sequence[Row[Any]]:
     """Running jobs whose workers have not been heard for longer than their lease."""
     query = (
         select(jobs.c.job_id, jobs.c.tenant_id, jobs.c.attempt, jobs.c.failures, jobs.c.priority)
-        .where(jobs.c.state == RUNNING, jobs.c.until_lease_s < now_lease_s)
+        .where(
+            jobs.c.state == RUNNING,
+            or_(jobs.c.until_lease_s < now_lease_s, jobs.c.until_lease_s > now_lease_s + LEASE_S_MAX),
+        )
         .limit(limit)
     )
-    return list((await connection.execute(query)).all())
+    return (await connection.execute(query)).all()
 
 
 async def recover(connection: AsyncConnection, row: Row[Any], *, now_s: float) -> bool:
@@ -221,7 +223,7 @@ async def waiting(connection: AsyncConnection, *, now_lease_s: float, limit: int
     ordered = (
         select(jobs.c.job_id, jobs.c.tenant_id, jobs.c.priority, place.label("place"))
         .join(tenants, tenants.c.tenant_id == jobs.c.tenant_id)
-        .where(jobs.c.state == CREATED, jobs.c.not_before_lease_s <= now_lease_s)
+        .where(jobs.c.state == CREATED, _is_due(now_lease_s))
         .subquery()
     )
     # A page holds the first of every tenant before the second of any: a long queue hides nobody's.
@@ -232,7 +234,7 @@ async def waiting(connection: AsyncConnection, *, now_lease_s: float, limit: int
 async def running_by_tenant(connection: AsyncConnection) -> dict[str, int]:
     """How many jobs of each tenant are being worked on, anywhere."""
     query = select(jobs.c.tenant_id, func.count()).where(jobs.c.state == RUNNING).group_by(jobs.c.tenant_id)
-    return {tenant_id: int(count) for tenant_id, count in (await connection.execute(query)).tuples()}
+    return {row[0]: int(row[1]) for row in await connection.execute(query)}
 
 
 async def forget_content(connection: AsyncConnection, job_ids: list[str]) -> None:
@@ -243,6 +245,10 @@ async def forget_content(connection: AsyncConnection, job_ids: list[str]) -> Non
         .where(jobs.c.job_id.in_(job_ids))
         .values(spec_ciphertext=None, idempotency_index=None, media_id=None, warning=None)
     )
+
+
+def _is_due(now_lease_s: float) -> Any:
+    return or_(jobs.c.not_before_lease_s <= now_lease_s, jobs.c.not_before_lease_s > now_lease_s + LEASE_S_MAX)
 
 
 def _ended(state: JobState, now_s: float, expires_at_s: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ moved, or cut off at the end do not open. The key is a recording's own: nonces a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -32,7 +32,7 @@ async def seal_frames(key: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator
     yield aead.encrypt(_nonce(number, is_last=True), bytes(held), None)
 
 
-async def open_frames(key: bytes, stored: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def open_frames(key: bytes, stored: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """The recording again, frame by frame. Raises SpeakerdError (internal) when it was damaged or cut."""
     aead, held, number = AESGCM(key), bytearray(), 0
     whole = FRAME_BYTES + TAG_BYTES

@@ -8,7 +8,7 @@ job keeps the recording that it was made with; no tenant sees another's, nor whe
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class OpenMedia:
     """A recording, to be read once. Close `chunks` when you may stop before its end."""
 
     size_bytes: int
-    chunks: AsyncIterator[bytes]
+    chunks: AsyncGenerator[bytes, None]
 
 
 class MediaStore:
@@ -286,7 +286,7 @@ class MediaStore:
         await self._store.delete(_name(media_id))
 
 
-async def _bounded(chunks: AsyncIterator[bytes], bytes_max: int) -> AsyncIterator[bytes]:
+async def _bounded(chunks: AsyncIterator[bytes], bytes_max: int) -> AsyncGenerator[bytes, None]:
     total_bytes = 0
     async for chunk in chunks:
         total_bytes += len(chunk)

@@ -30,7 +30,10 @@ class Metrics:
     erasure_journal_failures: Counter
     relay_withheld: Counter
     relay_streams: Gauge
+    webhook_deliveries: Counter
     enrolments: Counter
+    jobs_running: Gauge
+    jobs_ended: Counter
     http_request_duration_seconds: Histogram
 
 
@@ -80,8 +83,16 @@ def declare(registry: CollectorRegistry) -> Metrics:
             "cp_erasure_journal_failures", "Records that the erasure journal did not take.", registry=registry
         ),
         relay_withheld=Counter("cp_relay_withheld", "Results relayed without names.", ["reason"], registry=registry),
+        webhook_deliveries=Counter(
+            "cp_webhook_deliveries",
+            "Attempts to tell of a job's end, by what became of them.",
+            ["result"],
+            registry=registry,
+        ),
         relay_streams=Gauge("cp_relay_streams", "Live streams that this process carries.", registry=registry),
         enrolments=Counter("cp_enrolments", "Enrolments.", ["result"], registry=registry),
+        jobs_running=Gauge("cp_jobs_running", "Jobs that this worker works on.", registry=registry),
+        jobs_ended=Counter("cp_jobs_ended", "Jobs that ended here.", ["kind", "state"], registry=registry),
         http_request_duration_seconds=Histogram(
             "http_request_duration_seconds",
             "HTTP requests.",

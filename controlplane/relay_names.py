@@ -31,6 +31,7 @@ def voices_in(result: node_pb2.FileResult) -> set[str]:
     """Every voice that a result tells of."""
     named = {voice_id for speaker in result.speakers for voice_id in _voices_of(speaker)}
     named |= {turn.voice_id for turns in (result.turns, result.exclusive_turns) for turn in turns}
+    named |= {candidate.voice_id for identity in result.identities for candidate in _candidates(identity)}
     named.discard("")
     return named
 
@@ -38,7 +39,8 @@ def voices_in(result: node_pb2.FileResult) -> set[str]:
 def strip_result(result: node_pb2.FileResult, may_name: MayName) -> bool:
     """Take out of a recording's result who may not be named; whether anybody was."""
     turned = [_strip(one, may_name) for one in (*result.turns, *result.exclusive_turns)]
-    return any([*turned, *(_strip_speaker(speaker, may_name) for speaker in result.speakers)])
+    told = [_strip_identity(identity, may_name) for identity in result.identities]
+    return any([*turned, *told, *(_strip_speaker(speaker, may_name) for speaker in result.speakers)])
 
 
 def voices_of_event(event: LiveEvent) -> set[str]:
@@ -87,6 +89,22 @@ def _strip_match(one: common_pb2.Speaker | node_pb2.Relabel, may_name: MayName) 
         return False
     one.ClearField("match")
     return True
+
+
+def _strip_identity(identity: node_pb2.SpeakerIdentity, may_name: MayName) -> bool:
+    kept = [one for one in identity.candidates if not one.voice_id or may_name(one.voice_id)]
+    is_denied = len(kept) < len(identity.candidates)
+    if is_denied:
+        del identity.candidates[:]
+        identity.candidates.extend(kept)
+    if identity.match.voice_id and not may_name(identity.match.voice_id):
+        identity.ClearField("match")
+        is_denied = True
+    return is_denied
+
+
+def _candidates(identity: node_pb2.SpeakerIdentity) -> list[node_pb2.Candidate]:
+    return [*identity.candidates, identity.match]
 
 
 def _told(voice_ids: Iterable[str]) -> list[str]:

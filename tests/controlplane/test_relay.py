@@ -13,7 +13,7 @@ from grpc import aio
 
 from controlplane import arrivals, rpc_people
 from controlplane.enrolment_request import Request
-from speakerd.v1 import common_pb2, jobs_pb2, node_pb2, people_pb2
+from speakerd.v1 import common_pb2, node_pb2, people_pb2
 from tests.controlplane.conftest import WAIT_MS, Client, World, speech, wav
 
 
@@ -88,19 +88,6 @@ async def test_match_reports_come_from_the_same_way(world: World) -> None:
 
     report = await client.people.ReportMatches(requests(), metadata=client.metadata, timeout=20)
     assert [speaker.speaker for speaker in report.speakers] == ["spk_0"]
-
-
-async def test_jobs_that_are_not_kept_yet_say_what_to_use(world: World) -> None:
-    plane = await world.plane()
-    client = await world.client(plane)
-    with pytest.raises(aio.AioRpcError) as refused:
-        await client.jobs.CreateJob(jobs_pb2.CreateJobRequest(), metadata=client.metadata)
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "DiarizeFile" in str(refused.value.details())
-    with pytest.raises(aio.AioRpcError) as refused:
-        async for _ in client.jobs.WatchJob(jobs_pb2.GetJobRequest(), metadata=client.metadata):
-            pass
-    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_caller_who_stops_half_way_is_let_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,378 @@
+"""The worker: claims jobs when it has a place free, runs them, and says how they ended.
+
+In: jobs that wait, by turns. Out: jobs that ended. What always holds: a job is worked on under a lease in SQL that is
+renewed while it runs, and ends by the one transaction in which its attempt number still holds; whose lease ran out,
+or whose job was canceled, stops and writes nothing; a job that broke its worker is tried again so many times and no
+more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+
+from controlplane import job_rows
+from controlplane.database.engine import Database
+from controlplane.fault_points import reach
+from controlplane.job_codec import decode_spec
+from controlplane.job_news import JobNews
+from controlplane.job_queue import JobQueue, Taken, next_of
+from controlplane.job_record import pack
+from controlplane.job_rows import Claim, Waiting
+from controlplane.job_run import Done, JobRunner, NoNode, Progress
+from controlplane.job_spec import JobSpec, JobState
+from controlplane.jobs import Jobs
+from controlplane.metrics import Metrics
+from controlplane.pulse import Pulse, wait_for_any, wait_s
+from controlplane.quotas import quotas_of
+from controlplane.tenant_keys import TenantKeys
+from controlplane.tenant_seals import JOBS, RESULTS, TenantSeals, find_seals
+from runtime.clock import Clock
+from runtime.errors import Cause, SpeakerdError, Unavailable
+from runtime.logs import get_logger
+
+LEASE_S = 30.0
+"""How long a job stays with a worker that is not heard."""
+BEAT_S = 2.0
+SWEEP_S = 5.0
+"""How often SQL is gone through for jobs that Redis does not know of, and for those of lost workers."""
+SWEEP_ROWS = 2_000
+BACKOFF_S_MAX = 300.0
+WAIT_S = (1.0, 4.0)
+"""How long a job that found no node waits, at least and at most."""
+STOP_S = 8.0
+TRANSIENT = frozenset({Cause.UNAVAILABLE, Cause.TIMEOUT, Cause.STALE, Cause.INTERNAL, Cause.OVERLOADED})
+OURS = "the job failed for a reason of ours, each of the times that it was tried; try again later"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """Settings. places: jobs at once. attempts: tries of one job. result_s: how long a result is kept."""
+
+    places: int = 4
+    attempts: int = 5
+    result_s: float = 24 * 3600.0
+
+
+class JobWorker:
+    """One worker of this process."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        tenant_keys: TenantKeys,
+        queue: JobQueue,
+        news: JobNews,
+        jobs: Jobs,
+        runner: JobRunner,
+        clock: Clock,
+        metrics: Metrics,
+        limits: WorkerLimits,
+        worker_id: str = "",
+    ) -> None:
+        self._database = database
+        self._tenant_keys = tenant_keys
+        self._queue = queue
+        self._news = news
+        self._jobs = jobs
+        self._runner = runner
+        self._clock = clock
+        self._metrics = metrics
+        self._limits = limits
+        self._id = worker_id or new_worker_id()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._of_tenant: Counter[str] = Counter()
+        self._served: dict[str, float] = {}
+        self._free = Pulse()
+        self._is_draining = False
+
+    def __repr__(self) -> str:
+        return f"JobWorker({self._id}, running={len(self._running)})"
+
+    @property
+    def num_running(self) -> int:
+        """Jobs that are being worked on here."""
+        return len(self._running)
+
+    async def run(self) -> None:
+        """Work for ever."""
+        sweep_s = self._clock.monotonic_s()
+        while not self._is_draining:
+            woken, freed = self._news.new.next(), self._free.next()
+            try:
+                if sweep_s <= self._clock.monotonic_s():
+                    sweep_s = self._clock.monotonic_s() + SWEEP_S
+                    await self.sweep()
+                while len(self._running) < self._limits.places and not self._is_draining:
+                    claimed = await self._claim_next()
+                    if claimed is None:
+                        break
+                    self._begin(claimed)
+            except Unavailable as error:
+                get_logger().warning("jobs.not_claimed", reason=str(error))
+                await asyncio.sleep(1.0)
+                continue
+            await wait_for_any((woken, freed), sweep_s - self._clock.monotonic_s())
+
+    async def sweep(self) -> int:
+        """Put back jobs of lost workers, and queue in Redis what waits in SQL; how many were not queued."""
+        now_s = self._clock.wall_s()
+        async with self._database.write() as connection:
+            now_lease_s = await self._database.lease_now_s(connection)
+            for row in await job_rows.lost(connection, now_lease_s=now_lease_s, limit=SWEEP_ROWS):
+                if row.failures + 1 < self._limits.attempts:
+                    if await job_rows.recover(connection, row, now_s=now_s):
+                        get_logger().warning("jobs.worker_lost", job_id=row.job_id, attempt=row.attempt)
+                elif await job_rows.end_waiting(
+                    connection,
+                    row.job_id,
+                    JobState.FAILED,
+                    error=OURS,
+                    now_s=now_s,
+                    expires_at_s=now_s + self._limits.result_s,
+                ):
+                    await self._jobs.ended(connection, row.job_id, JobState.FAILED, now_s)
+        async with self._database.read() as connection:
+            now_lease_s = await self._database.lease_now_s(connection)
+            waiting = await job_rows.waiting(connection, now_lease_s=now_lease_s, limit=SWEEP_ROWS)
+        return await self._queue.enqueue(waiting) if waiting else 0
+
+    async def drain(self, deadline_s: float) -> None:
+        """Claim no more, and let those that run end; what has not is another worker's."""
+        self._is_draining = True
+        self._free.beat()
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=deadline_s)
+
+    async def stop(self) -> None:
+        """Put back what runs."""
+        self._is_draining = True
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=STOP_S)
+
+    async def _claim_next(self) -> Claim | None:
+        """The next job by turns, claimed; None: there is none for us."""
+        while True:
+            async with self._database.read() as connection:
+                now_lease_s = await self._database.lease_now_s(connection)
+                running = await job_rows.running_by_tenant(connection)
+                full = {tenant_id for tenant_id in running if await self._is_full(connection, tenant_id, running)}
+                waiting: list[Waiting] = []
+                if not self._queue.is_up:
+                    waiting = await job_rows.waiting(connection, now_lease_s=now_lease_s, limit=SWEEP_ROWS)
+            taken = await self._queue.take(running, full)
+            if taken is not None:
+                job_id = taken.job_id
+            else:
+                following = next_of(waiting, running, full, self._served)
+                if following is None:
+                    return None
+                job_id = following.job_id
+                self._served[following.tenant_id] = self._clock.monotonic_s()
+            claimed = await self._claim(job_id, taken)
+            if claimed is not None:
+                return claimed
+            if taken is None:
+                return None
+
+    async def _is_full(self, connection: object, tenant_id: str, running: dict[str, int]) -> bool:
+        # Nobody gets the last place of a worker to himself: a day's recording would keep everybody else out of it.
+        if self._limits.places > 1 and self._of_tenant[tenant_id] >= self._limits.places - 1:
+            return True
+        most = (await quotas_of(connection, tenant_id)).jobs_max  # type: ignore[arg-type]
+        return most is not None and running[tenant_id] >= most
+
+    async def _claim(self, job_id: str, taken: Taken | None) -> Claim | None:
+        reach("jobs.taken")
+        async with self._database.write() as connection:
+            claimed = await job_rows.claim(
+                connection,
+                job_id,
+                worker_id=self._id,
+                now_lease_s=await self._database.lease_now_s(connection),
+                lease_s=LEASE_S,
+                now_s=self._clock.wall_s(),
+            )
+        reach("jobs.claimed")
+        if taken is not None:
+            await self._queue.done(taken)
+        return claimed
+
+    def _begin(self, claimed: Claim) -> None:
+        self._of_tenant[claimed.tenant_id] += 1
+        task = asyncio.create_task(self._serve(claimed), name=f"job.{claimed.job_id}")
+        self._running[claimed.job_id] = task
+        self._metrics.jobs_running.set(len(self._running))
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._running.pop(claimed.job_id, None)
+            self._of_tenant[claimed.tenant_id] -= 1
+            if not self._of_tenant[claimed.tenant_id]:
+                del self._of_tenant[claimed.tenant_id]
+            self._metrics.jobs_running.set(len(self._running))
+            if not task.cancelled() and (error := task.exception()) is not None:
+                get_logger().error("jobs.run_broke", job_id=claimed.job_id, error_type=type(error).__name__)
+            self._free.beat()
+
+        task.add_done_callback(ended)
+
+    async def _serve(self, claimed: Claim) -> None:
+        """Run a job under its lease, and write down how it ended."""
+        progress = Progress(media_id=claimed.media_id)
+        await self._tell(f"changed {claimed.job_id}")
+        work = asyncio.create_task(self._work(claimed, progress), name="job.work")
+        beating = asyncio.create_task(self._beat(claimed, progress), name="job.beat")
+        try:
+            await asyncio.wait((work, beating), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await _stopped(work, beating)
+            await self._let_go(claimed)
+            raise
+        if not work.done():
+            # Canceled, or somebody else's by now.
+            await _stopped(work, beating)
+            beating.result()
+            return
+        # Not before it is written down how it ended: until then the lease has to hold.
+        try:
+            await self._conclude(claimed, work)
+        finally:
+            await _stopped(beating)
+        await self._tell(f"changed {claimed.job_id}")
+
+    async def _work(self, claimed: Claim, progress: Progress) -> tuple[Done, bytes]:
+        async with self._database.read() as connection:
+            seals = await find_seals(connection, self._tenant_keys, claimed.tenant_id)
+        if seals is None:
+            raise Unavailable("the tenant is closed")
+        spec = await asyncio.to_thread(_opened, seals, claimed)
+        done = await self._runner.run(claimed, spec, seals, progress)
+        sealed = await asyncio.to_thread(lambda: seals.seal(RESULTS, pack(done.record), claimed.job_id))
+        return done, sealed
+
+    async def _beat(self, claimed: Claim, progress: Progress) -> None:
+        """Renew the lease until the job is not this worker's any more."""
+        noted = claimed.media_id
+        heard_s = self._clock.monotonic_s()
+        with self._news.of(claimed.job_id) as pulse:
+            while True:
+                news = pulse.next()
+                try:
+                    async with self._database.write() as connection:
+                        now_lease_s = await self._database.lease_now_s(connection)
+                        is_ours = await job_rows.renew(
+                            connection,
+                            claimed,
+                            until_lease_s=now_lease_s + LEASE_S,
+                            now_s=self._clock.wall_s(),
+                            processed_ms=progress.processed_ms,
+                            duration_ms=max(progress.duration_ms, progress.processed_ms),
+                        )
+                        if is_ours and progress.media_id != noted and progress.media_id is not None:
+                            await job_rows.note_media(connection, claimed, progress.media_id)
+                            noted = progress.media_id
+                    if not is_ours:
+                        return
+                    heard_s = self._clock.monotonic_s()
+                except Unavailable:
+                    # The database is away: go on for as long as the lease lasts, and no longer.
+                    if self._clock.monotonic_s() - heard_s > LEASE_S:
+                        return
+                await wait_s(news, BEAT_S)
+
+    async def _conclude(self, claimed: Claim, work: asyncio.Task[tuple[Done, bytes]]) -> None:
+        error = work.exception()
+        for _ in range(int(LEASE_S)):
+            try:
+                if error is None:
+                    await self._succeeded(claimed, *work.result())
+                else:
+                    await self._failed(claimed, error)
+            except Unavailable:
+                await asyncio.sleep(1.0)
+            else:
+                return
+
+    async def _succeeded(self, claimed: Claim, done: Done, sealed: bytes) -> None:
+        now_s = self._clock.wall_s()
+        async with self._database.write() as connection:
+            is_ours = await job_rows.succeed(
+                connection,
+                claimed,
+                result=sealed,
+                warning="; ".join(done.warnings) or None,
+                duration_ms=done.duration_ms,
+                now_s=now_s,
+                expires_at_s=now_s + self._limits.result_s,
+            )
+            if is_ours:
+                await self._jobs.ended(connection, claimed.job_id, JobState.SUCCEEDED, now_s)
+        reach("jobs.succeeded")
+        if is_ours:
+            self._metrics.jobs_ended.labels(claimed.kind.value, "succeeded").inc()
+
+    async def _failed(self, claimed: Claim, error: BaseException) -> None:
+        cause = error.cause if isinstance(error, SpeakerdError) else Cause.INTERNAL
+        if cause is Cause.INTERNAL:
+            get_logger().error("jobs.broke", job_id=claimed.job_id, error_type=type(error).__name__)
+        now_s, failures = self._clock.wall_s(), claimed.failures + (0 if isinstance(error, NoNode) else 1)
+        async with self._database.write() as connection:
+            now_lease_s = await self._database.lease_now_s(connection)
+            if cause in TRANSIENT and failures < self._limits.attempts:
+                is_waiting = failures == claimed.failures
+                delay_s = random.uniform(*WAIT_S) if is_waiting else min(BACKOFF_S_MAX, 2.0**failures)  # noqa: S311
+                await job_rows.put_back(
+                    connection,
+                    claimed,
+                    failures=failures,
+                    not_before_lease_s=now_lease_s + delay_s,
+                    now_s=now_s,
+                )
+                return
+            text = OURS if cause is Cause.INTERNAL else str(error)
+            is_ours = await job_rows.fail(
+                connection, claimed, error=text, now_s=now_s, expires_at_s=now_s + self._limits.result_s
+            )
+            if is_ours:
+                await self._jobs.ended(connection, claimed.job_id, JobState.FAILED, now_s)
+        if is_ours:
+            self._metrics.jobs_ended.labels(claimed.kind.value, "failed").inc()
+
+    async def _let_go(self, claimed: Claim) -> None:
+        """This process stops: the job waits for another, at no cost to it."""
+        with contextlib.suppress(Unavailable):
+            async with self._database.write() as connection:
+                await job_rows.put_back(
+                    connection,
+                    claimed,
+                    failures=claimed.failures,
+                    not_before_lease_s=0.0,
+                    now_s=self._clock.wall_s(),
+                )
+
+    async def _tell(self, news: str) -> None:
+        self._news.hear(news)
+        await self._queue.publish(news)
+
+
+def new_worker_id() -> str:
+    """A name for a worker, another one for each process."""
+    return f"worker-{secrets.token_hex(6)}"
+
+
+def _opened(seals: TenantSeals, claimed: Claim) -> JobSpec:
+    return decode_spec(seals.open(JOBS, claimed.spec_ciphertext, claimed.job_id))
+
+
+async def _stopped(*tasks: asyncio.Task[object]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
