@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from controlplane.audit_checkpoints import AuditCheckpoints, last_of_epoch, public_key_of
 from controlplane.auditing import Auditing
 from controlplane.blobs import Blobs
+from controlplane.chores import Chore, Chores
 from controlplane.completion import Completion
 from controlplane.config import ControlPlaneSettings
 from controlplane.daily_keys import CheckpointKeys, TicketSigner
@@ -74,6 +75,9 @@ from controlplane.voices import Voices
 from controlplane.wakes import listen
 from controlplane.wanted import Wanting
 from controlplane.warmth import Warming
+from controlplane.webhook_post import WebhookPost
+from controlplane.webhook_secrets import WebhookSecrets
+from controlplane.webhooks import BodyOf, Webhooks
 from runtime.clock import Clock
 from runtime.lifecycle import Part, Tasks
 from runtime.metrics import registry as metrics_registry
@@ -127,6 +131,7 @@ class Core:
     relay: Relay
     live_relay: LiveRelay
     live_sessions: LiveSessions
+    webhooks: Webhooks
     guard: RelayGuard
     blobs: Blobs
     jobs: Jobs
@@ -145,6 +150,8 @@ class ControlPlane:
         self.metrics: Metrics = declare(metrics_registry())
         self.grpc_address = ""
         self.draining = False
+        # How a job's end is told to whoever asked for it: the edge says, which knows the words.
+        self.webhook_body: BodyOf | None = None
         self._clock = clock
         self._core: Core | None = None
         self._redis: EmbeddedRedis | None = None
@@ -233,6 +240,10 @@ class ControlPlane:
             tasks.spawn("audit.sign", checkpoints.run()),
             tasks.spawn("people.chores", self._core.people.chores.run()),
         ]
+        self._workers += [
+            tasks.spawn("webhooks.tell", self._core.webhooks.run()),
+            tasks.spawn("told.chores", self._told_chores(self._core).run()),
+        ]
         await self._core.job_part.start(tasks.spawn)
         if "grpc" in settings.roles:
             await self._serve(self._core, tickets, CheckpointKeys(fleet_key.encode(), self._clock))
@@ -257,6 +268,7 @@ class ControlPlane:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         if core is not None:
+            await core.webhooks.close()
             await core.guard.close()
             await core.erasures.close()
             await core.checkpoints.close()
@@ -269,6 +281,10 @@ class ControlPlane:
             await redis.stop()
         if core is not None:
             await core.database.close()
+
+    def _told_chores(self, core: Core) -> Chores:
+        sessions = Chore("live.sessions", self.settings.chore_s, core.live_sessions.forget)
+        return Chores(core.database, self._clock, (core.webhooks.chore(), sessions))
 
     def _build(
         self,
@@ -418,6 +434,20 @@ class ControlPlane:
             clock=clock,
             fleet_key=fleet_key,
         )
+        webhooks = Webhooks(
+            database=database,
+            tenant_keys=tenant_keys,
+            secrets=WebhookSecrets(database, tenant_keys, clock),
+            post=WebhookPost(
+                GuardedHttp(settings.url_policy()), clock, as_base64=settings.webhook_signature == "base64"
+            ),
+            as_creator=job_part.jobs.as_creator,
+            body_of=lambda: self.webhook_body,
+            guard=guard,
+            clock=clock,
+            metrics=metrics,
+        )
+        job_part.jobs.on_end.append(webhooks.on_end)
         return Core(
             database=database,
             identity=identity,
@@ -463,6 +493,7 @@ class ControlPlane:
                 tenant_streams_max=functools.partial(streams_max, database),
             ),
             live_sessions=LiveSessions(database, identity, clock),
+            webhooks=webhooks,
             guard=guard,
             blobs=blobs,
             jobs=job_part.jobs,

@@ -6,7 +6,7 @@ Times are seconds here, as everywhere in configuration.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 
@@ -84,6 +84,7 @@ class ControlPlaneSettings(ScryonSettings):
     fetch_networks: tuple[str, ...] = Field(
         (), description="Networks (CIDR) that recordings may be fetched from besides public addresses."
     )
+    webhook_signature: Literal["hex", "base64"] = Field("hex", description="How X-Signature of webhooks is written.")
     fetch_ports: tuple[int, ...] = Field((443, 8443), description="Ports that urls may name.")
     fetch_plain_http: bool = Field(False, description="Fetch from http:// as well as from https://.")
     drive: str | None = Field(

@@ -102,6 +102,7 @@ class RelayGuard:
         self._process_id = secrets.token_hex(16)
         self._lease = Lease(clock)
         self._denied: dict[str, int] = {}
+        self.evictions = 0  # how many we were told of: what was written down before one is looked at again
         self._running = 0
         self._keeping: asyncio.Task[None] | None = None
         self._beginning = asyncio.Lock()
@@ -205,6 +206,7 @@ class RelayGuard:
                             self._lease.require_next(incarnation, entry.revision)
                             if entry.change is Change.EVICT:
                                 self._denied[entry.voice.voice_id] = entry.generation
+                                self.evictions += 1
                             elif entry.generation > self._denied.get(entry.voice.voice_id, entry.generation):
                                 self._denied.pop(entry.voice.voice_id)
                             # The cursor tells of an eviction only once it is denied.

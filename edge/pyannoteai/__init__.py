@@ -6,17 +6,20 @@ from fastapi import FastAPI
 
 from controlplane.rate_limits import RateLimit
 from edge.dialect import Dialect, Edge
-from edge.pyannoteai import account
+from edge.pyannoteai import account, jobs, live, media, webhook
 from edge.pyannoteai.errors import ERRORS, ErrorBody, render
 
-SUBMIT = RateLimit("pyannoteai.submit", 100)
-READ = RateLimit("pyannoteai.read", 300)
+SUBMIT = RateLimit(jobs.SUBMIT, 100)
+READ = RateLimit(jobs.READ, 300)
 
 
 def install(app: FastAPI, edge: Edge) -> None:
     """Add the routes."""
-    del edge
     account.install(app)
+    media.install(app)
+    jobs.install(app)
+    live.install(app)
+    webhook.install(app, edge)
 
 
 DIALECT = Dialect(
