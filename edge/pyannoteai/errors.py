@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from edge.failures import Failure, FieldError, InvalidFields
-from runtime.errors import HTTP_STATUS, Cause, InvalidRequest
+from edge.failures import Failure, FieldError
+from runtime.errors import HTTP_STATUS, Cause
 
 STATUS: Mapping[Cause, int] = HTTP_STATUS
 
@@ -54,18 +54,21 @@ class ErrorBody(BaseModel):
 _OUR_FIELD = re.compile(r"([a-z][a-z_]*(?:\.[a-z0-9_]+)*): (.+)", re.DOTALL)
 
 
-def in_their_words(error: InvalidRequest) -> InvalidFields:
-    """The core's "num_speakers: …" as an error of the field that the client sent: numSpeakers."""
-    named = _OUR_FIELD.fullmatch(str(error))
-    if named is None:
-        return InvalidFields(FieldError("", str(error)))
-    return InvalidFields(FieldError(".".join(to_camel(part) for part in named[1].split(".")), named[2]))
-
-
 def render(failure: Failure) -> tuple[int, dict[str, Any]]:
     """A failure as it leaves."""
     status = failure.status or STATUS[failure.cause]
     if status == 400:
-        fields = [{"field": one.field, "message": one.message} for one in failure.fields]
-        return status, {"message": "Invalid request", "errors": fields or [{"field": "", "message": failure.message}]}
+        fields = failure.fields or (_in_their_words(failure.message),)
+        return status, {
+            "message": "Invalid request",
+            "errors": [{"field": one.field, "message": one.message} for one in fields],
+        }
     return status, {"message": failure.message, "requestId": failure.request_id}
+
+
+def _in_their_words(message: str) -> FieldError:
+    """The core's "num_speakers: …" as an error of the field that the client sent: numSpeakers."""
+    named = _OUR_FIELD.fullmatch(message)
+    if named is None:
+        return FieldError("", message)
+    return FieldError(".".join(to_camel(part) for part in named[1].split(".")), named[2])

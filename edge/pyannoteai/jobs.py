@@ -16,11 +16,10 @@ from controlplane.scopes import JOBS_WRITE
 from edge.dialect import Edge
 from edge.failures import FieldError, InvalidFields
 from edge.pyannoteai.answers import Created, JobAnswer, JobItem, JobList, MatchReportAnswer, Status
-from edge.pyannoteai.errors import in_their_words
 from edge.pyannoteai.outputs import instant, is_large, job_body, names_told, report_body, rttm, srt
 from edge.pyannoteai.requests import DiarizeRequest, IdentifyRequest, VoiceprintRequest
 from edge.terms import Caller, TheEdge, TurnName, terms
-from runtime.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from runtime.errors import Conflict, NotFound, Unavailable
 
 SUBMIT = "pyannoteai.submit"
 READ = "pyannoteai.read"
@@ -122,10 +121,6 @@ async def _submit(
 ) -> Created:
     try:
         job = await edge.core.jobs.create(caller, body.spec(turn))
-    except InvalidFields:
-        raise
-    except InvalidRequest as error:
-        raise in_their_words(error) from None
     except NotFound as error:
         # Whom one may not see is not there, and so the request names nobody.
         raise InvalidFields(FieldError("matching.speakers", str(error))) from None
