@@ -276,3 +276,8 @@ def kept_as(keys: KeyRing, principal: Principal, key: str) -> str:
     # One user's keys are not another's: what came of them is for the one who asked.
     whose = json.dumps([principal.tenant_id, principal.user_id, key]).encode()
     return hmac.digest(kept_answers_key(keys), whose, "sha256").hex()
+
+
+def new_voice_id() -> str:
+    """An id that no voice has: random."""
+    return f"v_{secrets.token_hex(10)}"
