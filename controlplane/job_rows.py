@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.schema import job_results, jobs, tenants
@@ -192,7 +192,7 @@ async def end_waiting(
     return changed.rowcount == 1
 
 
-async def lost(connection: AsyncConnection, *, now_lease_s: float, limit: int) -> Sequence[Row[Any]]:
+async def lost(connection: AsyncConnection, *, now_lease_s: float, limit: int) -> Sequence[Any]:
     """Running jobs whose workers have not been heard for longer than their lease."""
     query = (
         select(jobs.c.job_id, jobs.c.tenant_id, jobs.c.attempt, jobs.c.failures, jobs.c.priority)
@@ -205,7 +205,7 @@ async def lost(connection: AsyncConnection, *, now_lease_s: float, limit: int) -
     return (await connection.execute(query)).all()
 
 
-async def recover(connection: AsyncConnection, row: Row[Any], *, now_s: float) -> bool:
+async def recover(connection: AsyncConnection, row: Any, *, now_s: float) -> bool:
     """Let a job of a lost worker wait again, one failure more. False: somebody was faster."""
     changed = await connection.execute(
         update(jobs)

@@ -84,6 +84,8 @@ class Relay:
             forwarded.CopyFrom(opening)
             forwarded.tenant_id = principal.tenant_id
             forwarded.embeddings = opening.embeddings or self._seal is not None
+            # Jobs identify: whose voiceprints they are compared with is checked there.
+            forwarded.ClearField("identify")
             del forwarded.audiences[:]
             forwarded.audiences.extend(audiences_of(principal))
             if is_container:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.analysis import FloatArray
 from models.file_turns import FrameConfidence
 from node.naming import Match, Name
 
@@ -164,6 +165,42 @@ class Closed:
 Event = Opened | Turns | Relabel | Progress | Checkpoint | Draining | Degraded | Closed
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SentVoice:
+    """A voiceprint that comes with a file. embedding: unit (D,); None where it is of another model."""
+
+    embedding: FloatArray | None
+    net_speech_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Identify:
+    """Whom the speakers of a file may be: those sent with it, in order, and the voices in scope if `enrolled`."""
+
+    sent: tuple[SentVoice, ...]
+    enrolled: bool
+    exclusive: bool
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of those. sent: its index; None: an enrolled voice, by its name."""
+
+    sent: int | None
+    name: Name | None
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerIdentity:
+    """What a speaker of a file was found to be, and how near the others came."""
+
+    speaker: int
+    match: Candidate | None
+    candidates: tuple[Candidate, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class FileRequest:
     """The opening of a file, checked. duration_samples: 0 when unknown. Numbers of speakers: None without a bound."""
@@ -179,6 +216,7 @@ class FileRequest:
     audiences: tuple[str, ...] = ()
     embeddings: bool = False
     frame_confidence: bool = False
+    identify: Identify | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +229,10 @@ class FileProgress:
 
 @dataclass(frozen=True, slots=True)
 class FileResult:
-    """Who spoke when in a file. confidence: of each frame, where it was asked for and is known."""
+    """Who spoke when in a file. confidence: of each frame, where it was asked for and is known.
+
+    identities: one a speaker, where they were to be identified.
+    """
 
     turns: tuple[TurnPiece, ...]
     exclusive_turns: tuple[TurnPiece, ...]
@@ -199,3 +240,4 @@ class FileResult:
     duration_samples: int
     warnings: tuple[str, ...]
     confidence: FrameConfidence | None = None
+    identities: tuple[SpeakerIdentity, ...] = ()

@@ -14,16 +14,16 @@ from typing import Protocol
 
 from models.analysis import FloatArray
 from models.diarize import Diarization, FileCollector, SpeakerTurn, speaker_bounds
-from models.naming import Reason
 from models.online import SessionSpeaker
 from models.seams import SlotKind
 from node import events
 from node.batcher import Batcher
 from node.decoders import Decoders
 from node.engine import Engine
+from node.file_naming import FileNaming
 from node.intake import Intake
 from node.metrics import NodeMetrics
-from node.naming import Match, Name, Scope, matches, score
+from node.naming import Name
 from node.session import WRITE_BOUND_S, first_error
 from node.slots import SlotTable
 from node.source import Source
@@ -69,7 +69,7 @@ class FileRuns:
     ) -> None:
         self._engine = engine
         self._batcher = batcher
-        self._store = store
+        self._naming = FileNaming(store, standing, engine.naming)
         self._standing = standing
         self._slots = slots
         self._decoders = decoders
@@ -123,6 +123,10 @@ class FileRuns:
         if not request.tenant_id and self._standing.lease is not None:
             raise InvalidRequest("tenant_id: say whose voices are to be matched")
         speaker_bounds(request.num_speakers, request.min_speakers, request.max_speakers)
+        dim = self._engine.device.grid.embedding_dim
+        sent = () if request.identify is None else request.identify.sent
+        if any(one.embedding is not None and len(one.embedding) != dim for one in sent):
+            raise InvalidRequest(f"identify.voiceprints: an embedding of this model has {dim} numbers")
         self._standing.require_serving()
         return request
 
@@ -171,26 +175,17 @@ class FileRuns:
             file.add(analyses)
         bounds = speaker_bounds(request.num_speakers, request.min_speakers, request.max_speakers)
         parts = await asyncio.to_thread(file.parts, bounds)
-        cosines = await self._cosines(parts, request)
+        cosines = await self._naming.cosines(parts, request)
         return await asyncio.to_thread(file.finish, intake.received_samples, bounds, cosines)
-
-    async def _cosines(self, parts: FloatArray, request: events.FileRequest) -> FloatArray:
-        """Of unit vectors (C, D) against the voices in scope now: (C, V). Who is merged with whom may depend on it."""
-        scope = Scope(request.tenant_id or "default", request.voice_ids, request.audiences)
-        heard = [SessionSpeaker(index, part, 0) for index, part in enumerate(parts)]
-        cosines, _ = await score(self._store, self._standing, scope, heard)
-        return cosines
 
     async def _named(self, found: Diarization, request: events.FileRequest, duration: int) -> events.FileResult:
         """The result with the names that may be said now."""
-        scope = Scope(request.tenant_id or "default", request.voice_ids, request.audiences)
         speakers = [
             SessionSpeaker(index, heard.embedding, heard.net_speech_samples)
             for index, heard in enumerate(found.speakers)
         ]
-        cosines, roster = await score(self._store, self._standing, scope, speakers)
-        decided = matches(speakers, cosines, roster, self._engine.naming)
-        names = {index: self._name(match) for index, match in decided.items()}
+        decided = await self._naming.decide(speakers, request)
+        names = decided.names
         speech: dict[int, int] = {}
         for turn in found.turns:
             speech[turn.speaker] = speech.get(turn.speaker, 0) + turn.end_samples - turn.start_samples
@@ -203,7 +198,7 @@ class FileRuns:
                     names[speaker.index],
                     speech.get(speaker.index, 0),
                     speaker.clean_samples,
-                    decided[speaker.index],
+                    decided.matches[speaker.index],
                     found.speakers[speaker.index].confidence,
                     self._voiceprint(speaker.centroid) if request.embeddings else None,
                 )
@@ -212,20 +207,13 @@ class FileRuns:
             duration_samples=duration,
             warnings=() if found.turns else ("no speech was heard in the recording",),
             confidence=found.confidence if request.frame_confidence else None,
+            identities=decided.identities,
         )
 
     def _voiceprint(self, embedding: FloatArray) -> events.SpeakerPrint | None:
         if not embedding.any():
             return None
         return events.SpeakerPrint(self._engine.model, embedding.astype("<f4").tobytes())
-
-    def _name(self, match: Match) -> Name | None:
-        voice = match.best
-        if match.reason is not Reason.MATCHED or voice is None or not self._standing.allows():
-            return None
-        if self._store.find(voice.tenant_id, voice.voice_id) != voice:
-            return None
-        return Name(voice.voice_id, voice.label, match.probability)
 
 
 def _pieces(turns: Sequence[SpeakerTurn], names: dict[int, Name | None]) -> tuple[events.TurnPiece, ...]:

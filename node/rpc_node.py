@@ -138,7 +138,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
     async def DiarizeFile(self, request_iterator: Any, context: aio.ServicerContext[Any, Any]) -> None:  # type: ignore[override]  # noqa: N802
         """A recording."""
         self._access.require_fleet(self._access.caller(context))
-        await self._files.serve(wire.GrpcFilePeer(context))
+        await self._files.serve(wire.GrpcFilePeer(context, self._engine.model))
 
     async def Inventory(  # noqa: N802
         self, request: node_pb2.InventoryRequest, context: aio.ServicerContext[Any, Any]

@@ -16,7 +16,8 @@ from grpc import aio
 from models.analysis import FloatArray
 from models.enrolment import CombinedVoice
 from models.file_turns import FrameConfidence
-from models.naming import Reason
+from models.identification import score_of
+from models.naming import UNKNOWN_VOICE_SAMPLES, Reason
 from models.seams import VoiceSample
 from node import events
 from node.audiences import AUDIENCES_MAX, require_heard_audience
@@ -33,6 +34,7 @@ LATENCY_DEFAULT_MS, LATENCY_MIN_MS, LATENCY_MAX_MS = 2000, 500, 5000
 NUM_SPEAKERS_MAX = 20
 LABEL_CHARACTERS_MAX = 200
 VOICE_IDS_MAX = 10_000
+SENT_VOICEPRINTS_MAX = 50
 RESULT_TURNS_MAX = 10_000
 """Turns of a result in one message, which stays below the 4 MiB that gRPC's clients take unless they ask for more."""
 CONFIDENCE_FRAMES_MAX = 262_144
@@ -85,8 +87,12 @@ class GrpcPeer:
 class GrpcFilePeer:
     """A client of DiarizeFile."""
 
-    def __init__(self, context: aio.ServicerContext[node_pb2.DiarizeFileRequest, node_pb2.DiarizeFileResponse]) -> None:
+    def __init__(
+        self, context: aio.ServicerContext[node_pb2.DiarizeFileRequest, node_pb2.DiarizeFileResponse], model: str
+    ) -> None:
+        """model: the node's; voiceprints of another one are compared with nothing."""
         self._context = context
+        self._model = model
 
     async def receive(self) -> events.FileRequest | bytes | None:
         """The next message; None when the client half-closed."""
@@ -98,7 +104,7 @@ class GrpcFilePeer:
                 audio: bytes = message.audio
                 return audio
             case "open":
-                return file_request(message.open)
+                return file_request(message.open, self._model)
             case _:
                 raise InvalidRequest("an empty message: send `open`, then `audio`")
 
@@ -161,8 +167,8 @@ def sound_format(message: common_pb2.AudioFormat) -> events.SoundFormat:
     return events.SoundFormat(message.encoding, *said_rate_and_channels(message))
 
 
-def file_request(message: node_pb2.FileOpen) -> events.FileRequest:
-    """A FileOpen, checked."""
+def file_request(message: node_pb2.FileOpen, model: str) -> events.FileRequest:
+    """A FileOpen, checked. model: the node's."""
     return events.FileRequest(
         tenant_id=identifier(message.tenant_id, "tenant_id") if message.tenant_id else "",
         sound=sound_format(message.format),
@@ -175,6 +181,26 @@ def file_request(message: node_pb2.FileOpen) -> events.FileRequest:
         audiences=audiences(message.audiences, message.tenant_id or "default"),
         embeddings=message.embeddings,
         frame_confidence=message.frame_confidence,
+        identify=_identify(message.identify, model) if message.HasField("identify") else None,
+    )
+
+
+def _identify(message: node_pb2.FileIdentify, model: str) -> events.Identify:
+    if len(message.voiceprints) > SENT_VOICEPRINTS_MAX:
+        raise InvalidRequest(f"identify.voiceprints: at most {SENT_VOICEPRINTS_MAX}")
+    if not 0.0 <= message.threshold <= 100.0:
+        raise InvalidRequest("identify.threshold: 0 to 100")
+    return events.Identify(
+        sent=tuple(
+            events.SentVoice(
+                _unit(embedding(sent, model)) if sent.model == model else None,
+                samples_from_ms(sent.net_speech_ms) or UNKNOWN_VOICE_SAMPLES,
+            )
+            for sent in message.voiceprints
+        ),
+        enrolled=message.enrolled,
+        exclusive=message.exclusive,
+        threshold=message.threshold,
     )
 
 
@@ -199,7 +225,33 @@ def file_responses(event: events.FileProgress | events.FileResult) -> Iterator[n
             result.speakers.extend(speaker(summary) for summary in event.speakers)
             result.duration_ms = ms_from_samples(event.duration_samples)
             result.warnings.extend(event.warnings)
+            result.identities.extend(_identity(one) for one in event.identities)
         yield node_pb2.DiarizeFileResponse(result=result)
+
+
+def _unit(vector: FloatArray) -> FloatArray:
+    norm = float(np.linalg.norm(vector)) if np.isfinite(vector).all() else 0.0
+    if norm <= 0.0:
+        raise InvalidRequest("identify.voiceprints: an embedding has to be finite, and not zero")
+    unit: FloatArray = vector / np.float32(norm)
+    return unit
+
+
+def _identity(found: events.SpeakerIdentity) -> node_pb2.SpeakerIdentity:
+    return node_pb2.SpeakerIdentity(
+        speaker=speaker_id(found.speaker),
+        match=None if found.match is None else _candidate(found.match),
+        candidates=[_candidate(one) for one in found.candidates],
+    )
+
+
+def _candidate(one: events.Candidate) -> node_pb2.Candidate:
+    said = node_pb2.Candidate(probability=one.probability, score=score_of(one.probability))
+    if one.sent is not None:
+        said.sent = one.sent + 1
+    if one.name is not None:
+        said.voice_id, said.label = one.name.voice_id, one.name.label
+    return said
 
 
 def _confidences(confidence: FrameConfidence) -> Iterator[node_pb2.DiarizeFileResponse]:

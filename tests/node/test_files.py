@@ -36,7 +36,7 @@ class Client:
     def __init__(self, sound: np.ndarray, *, fast: bool = False) -> None:
         mode = node_pb2.FileOpen.MODE_FAST if fast else node_pb2.FileOpen.MODE_EXACT
         self._messages: list[events.FileRequest | bytes] = [
-            wire.file_request(node_pb2.FileOpen(format=F32, mode=mode, duration_ms=len(sound) // 16))
+            wire.file_request(node_pb2.FileOpen(format=F32, mode=mode, duration_ms=len(sound) // 16), "null@1")
         ]
         self._messages += [sound[at : at + 16_000].astype("<f4").tobytes() for at in range(0, len(sound), 16_000)]
         self.told: list[events.FileProgress | events.FileResult] = []
@@ -83,7 +83,7 @@ async def desk() -> AsyncIterator[Desk]:
         store=VoiceStore(thread, embedding_dim=64),
         standing=Standing(None),
         slots=slots,
-        decoders=Decoders(1),
+        decoders=Decoders(1, 1),
         metrics=metrics,
         clock=clock,
     )
