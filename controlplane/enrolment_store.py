@@ -281,8 +281,3 @@ def kept_as(keys: KeyRing, principal: Principal, key: str) -> str:
 def new_voice_id() -> str:
     """An id that no voice has: random."""
     return f"v_{secrets.token_hex(10)}"
-
-
-def new_voice_id() -> str:
-    """The id of a voice to be."""
-    return f"v_{secrets.token_hex(10)}"
