@@ -1,4 +1,4 @@
-"""How many containers are decoded at once: each has a child process, and a core while it runs.
+"""How many containers are decoded at once: each has a child process of some 20 MiB, and of a file also a core.
 
 In: how the bytes of a stream or file hold sound. Out: a place for as long as it lasts, or Overloaded. Samples as they
 are need no decoder, and take no place.
@@ -16,31 +16,33 @@ from runtime.errors import Overloaded
 
 DECODERS_MAX = 2 * max(2, os.cpu_count() or 1)
 """Twice the cores: half of them wait for their upload or for the device at any moment."""
+LIVE_DECODERS_MAX = 16 * DECODERS_MAX
+"""A stream's decoder works at the pace of speech, a three-hundredth of a core: memory is what it takes."""
 RETRY_AFTER_S = 2.0
 
 
 class Decoders:
-    """The places of one node, shared by its streams and files."""
+    """The places of one node: those of its files, and those of its streams."""
 
-    def __init__(self, count: int = DECODERS_MAX) -> None:
-        self._count = count
-        self._taken = 0
+    def __init__(self, count: int = DECODERS_MAX, live_count: int = LIVE_DECODERS_MAX) -> None:
+        self._count = {True: live_count, False: count}
+        self._taken = {True: 0, False: 0}
 
     def __repr__(self) -> str:
-        return f"Decoders({self._taken} of {self._count} taken)"
+        return f"Decoders({self._taken[False]} of {self._count[False]} taken, {self._taken[True]} live)"
 
     @contextmanager
-    def place(self, sound: SoundFormat) -> Iterator[None]:
+    def place(self, sound: SoundFormat, *, is_live: bool = False) -> Iterator[None]:
         """Hold a place while the context lasts, if this sound needs one. Raises Overloaded when all are taken."""
         if sound.encoding != CONTAINER:
             yield
             return
-        if self._taken >= self._count:
+        if self._taken[is_live] >= self._count[is_live]:
             raise Overloaded(
                 "too many recordings are being decoded here: try again, or send samples", retry_after_s=RETRY_AFTER_S
             )
-        self._taken += 1
+        self._taken[is_live] += 1
         try:
             yield
         finally:
-            self._taken -= 1
+            self._taken[is_live] -= 1

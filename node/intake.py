@@ -2,7 +2,7 @@
 
 In: a peer's messages. Out: 16 kHz samples, pushed into a source, which is ended with them. What always holds: a
 message is read only when the sound of the one before has found its place; nothing that was read is lost when the
-stream is handed over, but for the rest of a container, which cannot be decoded before it is whole.
+stream is handed over; containers of a stream are decoded as they come, those of a file when they are whole.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from node.enrolment import CONTAINER, SILENCE_DBFS, SILENCE_PEAK
 from node.patience import Patience
 from node.source import Source
 from runtime.errors import BadAudio, InvalidRequest, SpeakerdError, TimedOut, TooLarge
-from runtime.media import adecode_stream
+from runtime.media import adecode_live, adecode_stream
 from runtime.pcm import PcmDecoder
 from runtime.units import seconds_from_samples
 
@@ -39,7 +39,11 @@ class Sender(Protocol):
 
 
 class Intake:
-    """Reads one stream or file. is_resumed: it goes on from a checkpoint, so that it may hold no further sound."""
+    """Reads one stream or file.
+
+    is_resumed: it goes on from a checkpoint, so that it may hold no further sound. is_live: it is still being made.
+    skip_samples: what lies before the checkpoint in a container, which is sent again from its first byte.
+    """
 
     def __init__(
         self,
@@ -50,20 +54,26 @@ class Intake:
         piece_samples: int,
         samples_max: int | None = None,
         is_resumed: bool = False,
+        is_live: bool = False,
+        skip_samples: int = 0,
     ) -> None:
         self._sender = sender
         self._source = source
         self._piece_samples = piece_samples
         self._samples_max = samples_max
         self._is_resumed = is_resumed
+        self._decode = adecode_live if is_live else adecode_stream
+        self._is_live = is_live
+        self._skip_samples = skip_samples
         self._decoder = (
             None
             if sound.encoding == CONTAINER
             else PcmDecoder.from_wire(sound.encoding, sound.sample_rate_hz, sound.channels)
         )
-        self._reader: asyncio.Task[None] | None = None
-        self._receiving = False
+        self._receiver: asyncio.Task[object] | None = None
         self.handing_over = False
+        self.complaint: BadAudio | None = None
+        """What is wrong with a container of which some could be decoded: to be told once that has become turns."""
         self.received_samples = 0
         self._peak = 0.0
 
@@ -72,15 +82,16 @@ class Intake:
 
     async def run(self) -> None:
         """Read until the stream is finished, half-closed or handed over."""
-        self._reader = asyncio.current_task()
         self._patience = Patience(IDLE_S)
         try:
             if self._decoder is None:
                 await self._read_container()
             else:
                 await self._read_samples(self._decoder)
-        except SpeakerdError:
-            if not self.handing_over:
+        except SpeakerdError as error:
+            if isinstance(error, BadAudio) and self._decoder is None and self._is_live and self.received_samples:
+                self.complaint = error
+            elif not self.handing_over:
                 raise
         finally:
             self._patience.close()
@@ -96,8 +107,8 @@ class Intake:
     def hand_over(self) -> None:
         """Read no more."""
         self.handing_over = True
-        if self._reader is not None and self._receiving:
-            self._reader.cancel()
+        if self._receiver is not None:
+            self._receiver.cancel()
 
     async def _read_samples(self, decoder: PcmDecoder) -> None:
         while (data := await self._message()) is not None:
@@ -108,9 +119,11 @@ class Intake:
         await self._push(decoder.flush())
 
     async def _read_container(self) -> None:
-        async with aclosing(self._messages()) as messages, aclosing(adecode_stream(messages)) as blocks:
+        skip = self._skip_samples
+        async with aclosing(self._messages()) as messages, aclosing(self._decode(messages)) as blocks:
             async for block in blocks:
-                await self._push(block)
+                await self._push(block[skip:])
+                skip = max(0, skip - len(block))
 
     async def _messages(self) -> AsyncGenerator[bytes, None]:
         while (data := await self._message()) is not None:
@@ -132,7 +145,7 @@ class Intake:
         return message
 
     async def _receive(self) -> object:
-        self._receiving = True
+        self._receiver = asyncio.current_task()  # of a container, the task that feeds its decoder
         try:
             with self._patience:
                 return await self._sender.receive()
@@ -144,7 +157,7 @@ class Intake:
                 raise
             return None
         finally:
-            self._receiving = False
+            self._receiver = None
 
     async def _push(self, samples: FloatArray) -> None:
         # Pieces of a hop keep one large message from overfilling the backlog.

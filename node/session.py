@@ -99,12 +99,18 @@ class LiveSession:
         self._steps = steps
         self._metrics = metrics
         self._clock = clock
-        self._intake = Intake(
-            peer, source, request.sound, piece_samples=grid.hop_samples, is_resumed=resumed is not None
-        )
         self._results: Results[Said | events.Event | End] = Results()
         state = resumed or StreamState()
         self._base = state.resume_samples(grid)  # where the source's sound begins in the stream
+        self._intake = Intake(
+            peer,
+            source,
+            request.sound,
+            piece_samples=grid.hop_samples,
+            is_resumed=resumed is not None,
+            is_live=True,
+            skip_samples=self._base,
+        )
         self._analysed = state.analysed_samples
         self._sequence = state.sequence
         self._speech = dict(state.speech)  # final speech of each speaker shown, samples
@@ -147,6 +153,8 @@ class LiveSession:
             raise first_error(group) from None
         if self._intake.handing_over:
             raise Unavailable("this node is stopping: place the stream again and resume from the last checkpoint")
+        if self._intake.complaint is not None:
+            raise self._intake.complaint
 
     def announce_drain(self, deadline_s: float) -> None:
         """Tell the client that the node is about to stop, by a Unix time, with a checkpoint to move on with."""
@@ -172,7 +180,10 @@ class LiveSession:
                     await self._hand_over_checkpoint()
                     handed_over = True
                 now, placed = placed[:together], placed[together:]
-                outcomes, speakers = await self._steps.run(partial(_step_all, self._online, now, known))
+                kind = "step" if self._online.is_next_step_short else "step that looks back"
+                outcomes, speakers = await self._steps.run(
+                    partial(_step_all, self._online, now, known), kind if len(now) == 1 else "steps"
+                )
                 self._analysed = now[-1].start_samples + self._grid.window_samples
                 await self._tell(outcomes, speakers)
             if self._drain_deadline_s is not None and not self._drain_told:
@@ -249,7 +260,7 @@ class LiveSession:
             naming=self._naming.state(),
             skipped=self.skipped_windows,
         )
-        sealed = await self._steps.run(partial(self._sealed, state))
+        sealed = await self._steps.run(partial(self._sealed, state), "checkpoint")
         return events.Checkpoint(sealed, state.resume_samples(self._grid))
 
     def _sealed(self, state: StreamState) -> bytes:

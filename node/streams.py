@@ -89,7 +89,7 @@ class LiveStreams:
         self._metrics.streams_active.inc()
         end = "closed"
         try:
-            with self._decoders.place(request.sound):
+            with self._decoders.place(request.sound, is_live=True):
                 session = await self._open(request, peer, slot)
                 self._sessions.add(session)
                 try:

@@ -32,7 +32,7 @@ DEFAULT_LIMITS = MediaLimits()
 # The child finds our package by the place of this one, as it runs without PYTHONPATH and without a working directory.
 _START = (
     "import sys; sys.path.append(sys.argv[5]); from runtime.media_child.__main__ import main; "
-    "main(*map(int, sys.argv[1:3]), *map(float, sys.argv[3:5]))"
+    "main(*map(int, sys.argv[1:3]), *map(float, sys.argv[3:5]), sys.argv[6] == 'live')"
 )
 
 
@@ -110,18 +110,21 @@ def _collected(blocks: list[FloatArray], reader: ReportReader) -> DecodedAudio:
     return DecodedAudio(samples, reader.source)
 
 
-def _command(limits: MediaLimits) -> list[str]:
-    """-I: no environment, no user site. -B: the child can write no files, and caches of bytecode would be cut off."""
+def command(limits: MediaLimits, kind: str = "file") -> list[str]:
+    """How the child is started. kind: of its input, "file", or "live" for a pipe that is written as it is read.
+
+    -I: no environment, no user site. -B: the child can write no files, and caches of bytecode would be cut off.
+    """
     numbers = [os.getpid(), limits.memory_bytes_max, limits.cpu_s_max, limits.seconds_max]
     root = str(Path(runtime.__file__).resolve().parent.parent)
-    return [sys.executable, "-I", "-B", "-c", _START, *map(str, numbers), root]
+    return [sys.executable, "-I", "-B", "-c", _START, *map(str, numbers), root, kind]
 
 
 def _blocks(data: bytes | Path, limits: MediaLimits, reader: ReportReader) -> Iterator[FloatArray]:
     with (
         spooled(data, limits) as fd,
         subprocess.Popen(
-            _command(limits), stdin=fd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, cwd="/"
+            command(limits), stdin=fd, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, cwd="/"
         ) as child,
         selectors.DefaultSelector() as selector,
     ):
@@ -155,7 +158,7 @@ async def _ablocks(
         else:
             fd = await stack.enter_async_context(spooled_chunks(source, limits))
         child = await asyncio.create_subprocess_exec(
-            *_command(limits),
+            *command(limits),
             stdin=fd,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

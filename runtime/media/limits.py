@@ -27,3 +27,7 @@ class MediaLimits:
 
 
 CLIP = MediaLimits(bytes_max=32 * MIB, seconds_max=600.0, cpu_s_max=30.0, wait_s_max=60.0)
+
+LIVE = MediaLimits(cpu_s_max=24 * 720.0, wait_s_max=30.0, memory_bytes_max=768 * MIB)
+"""A stream that may last a day. The child itself is allowed a fifth of a core for what it has decoded (decode.py), and
+`wait_s_max` bounds how long it may take nothing in and give nothing out."""

@@ -202,6 +202,11 @@ class ReportReader:
                     f"the float sample at {said.number('at_s'):.3f} s lies far outside [-1, 1]: "
                     "scale the recording, or save it anew as 16-bit wav"
                 )
+            case "index_last":
+                return TooLarge(
+                    f"the index comes last in this recording of over {said.number('mib'):.0f} MiB, so that it cannot "
+                    "be decoded as it comes: save it with the index first (faststart), or diarize it as a file"
+                )
             case "too_long":
                 return TooLarge(
                     f"the recording is longer than {self._limits.seconds_max:g} s, the most that is taken here: "

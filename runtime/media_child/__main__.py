@@ -49,8 +49,11 @@ class PipeSink:
         _write(struct.pack("<I", 0) + json.dumps(tail).encode() + b"\n")
 
 
-def main(parent_pid: int, memory_bytes_max: int, cpu_s_max: float, seconds_max: float) -> None:
-    """Decodes and exits. Never raises: whatever goes wrong becomes the last line."""
+def main(parent_pid: int, memory_bytes_max: int, cpu_s_max: float, seconds_max: float, is_live: bool = False) -> None:
+    """Decodes and exits. Never raises: whatever goes wrong becomes the last line.
+
+    is_live: fd 0 is a pipe, and what comes out of it is decoded as it comes.
+    """
     sink = PipeSink()
     confine(parent_pid, memory_bytes_max, cpu_s_max)
     try:
@@ -68,7 +71,7 @@ def main(parent_pid: int, memory_bytes_max: int, cpu_s_max: float, seconds_max: 
         return
     shut(parent_pid)
     try:
-        decode.decode(INPUT_FD, decode.Limits(seconds_max, cpu_s_max), sink)
+        (decode.decode_live if is_live else decode.decode)(INPUT_FD, decode.Limits(seconds_max, cpu_s_max), sink)
     except sniff.Refused as refused:
         sink.end(refused.code, refused.numbers)
     except MemoryError:

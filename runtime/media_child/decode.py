@@ -1,14 +1,16 @@
 """Decodes one file: its first sound track becomes float32 mono at 16 kHz, channels averaged, written in blocks.
 
-In: a seekable file and limits. Out: calls to `begin` (once) and `block` (float32 arrays of one second, the last one
-shorter). What always holds: sound is counted as it is decoded, so that no header can promise less than it
-delivers; NaN and infinity never come out; a file that stops before its own end is told from one that is whole.
+In: a seekable file, or a pipe into which it is still being written, and limits. Out: calls to `begin` (once) and
+`block` (float32 arrays of one second, the last one shorter; from a pipe, what has come). What always holds: sound is
+counted as it is decoded, so that no header can promise less than it delivers; NaN and infinity never come out; a file
+that stops before its own end is told from one that is whole.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from runtime.media_child.feed import Feed, index_comes_last
 from runtime.media_child.sniff import (
     MAX_CHANNELS,
     Refused,
@@ -44,6 +47,12 @@ CODECS = (
 # Containers whose declared length is a count of samples, without an encoder's delay.
 EXACT = {"wav", "flac", "aiff", "au"}
 READ_BYTES = 262_144
+# Of a stream: how much is looked at before its first packet is decoded. Its header says what has to be known.
+PROBE_OPTIONS = {"probesize": "32768", "analyzeduration": "200000", "fpsprobesize": "0"}
+LIVE_BLOCK_S = 0.05
+# A stream may take this share of a core, and a start. Whoever takes more is stopped by the kernel, wherever it hangs.
+LIVE_CPU_SHARE = 0.2
+LIVE_CPU_START_S = 20
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -71,27 +80,40 @@ def decode(fd: int, limits: Limits, sink: Sink) -> None:
     size = os.fstat(fd).st_size
     sniffed = sniff(lambda offset, length: os.pread(fd, length, offset) if offset < size else b"", size)
     os.lseek(fd, 0, os.SEEK_SET)
-    with os.fdopen(fd, "rb", buffering=0, closefd=False) as file:
-        try:
-            container = av.open(
-                file,
-                format=sniffed.demuxer,
-                buffer_size=READ_BYTES,
-                metadata_errors="replace",
-                container_options={
-                    "format_whitelist": sniffed.demuxer,
-                    "protocol_whitelist": "pipe",
-                    "codec_whitelist": CODECS,
-                },
-            )
-        except (av.FFmpegError, EOFError, ValueError) as error:
-            _raise_if_memory(error)
-            raise Refused("broken", container=sniffed.demuxer) from error
-        with container:
-            _decode_container(container, sniffed, limits, sink)
+    with os.fdopen(fd, "rb", buffering=0, closefd=False) as file, _opened(file, sniffed) as container:
+        _decode_container(container, sniffed, limits, sink)
 
 
-def _decode_container(container: Any, sniffed: Sniffed, limits: Limits, sink: Sink) -> None:
+def decode_live(fd: int, limits: Limits, sink: Sink) -> None:
+    """As `decode`, of a pipe, as bytes come. Its end is where the writer ended it: only what was declared is missed."""
+    _allow_cpu_s(LIVE_CPU_START_S)
+    feed = Feed(fd)
+    sniffed = sniff(feed.read_at, None)
+    file = feed.whole() if sniffed.demuxer == "mov" and index_comes_last(feed) else feed
+    with _opened(file, sniffed, PROBE_OPTIONS) as container:
+        _decode_container(container, sniffed, limits, sink, is_live=True)
+
+
+def _opened(file: Any, sniffed: Sniffed, options: dict[str, str] | None = None) -> Any:
+    try:
+        return av.open(
+            file,
+            format=sniffed.demuxer,
+            buffer_size=READ_BYTES,
+            metadata_errors="replace",
+            container_options={
+                "format_whitelist": sniffed.demuxer,
+                "protocol_whitelist": "pipe",
+                "codec_whitelist": CODECS,
+                **(options or {}),
+            },
+        )
+    except (av.FFmpegError, EOFError, ValueError) as error:
+        _raise_if_memory(error)
+        raise Refused("broken", container=sniffed.demuxer) from error
+
+
+def _decode_container(container: Any, sniffed: Sniffed, limits: Limits, sink: Sink, *, is_live: bool = False) -> None:
     if not container.streams.audio:
         raise Refused("no_sound", container=sniffed.demuxer)
     stream = container.streams.audio[0]
@@ -104,7 +126,7 @@ def _decode_container(container: Any, sniffed: Sniffed, limits: Limits, sink: Si
         # Without this a frame whose checksum is wrong comes out as noise at full scale.
         codec.options = {"err_detect": "crccheck+explode"}
     declared_s = sniffed.declared_s if sniffed.declared_s is not None else _declared(container, stream, sniffed)
-    track = _Track(sniffed.demuxer, codec.name, limits, sink, declared_s or 0.0)
+    track = _Track(sniffed.demuxer, codec.name, limits, sink, declared_s or 0.0, is_live=is_live)
     whole = True
     packets = damaged = 0
     for frames in _frames(container, stream, sniffed.demuxer):
@@ -123,7 +145,7 @@ def _decode_container(container: Any, sniffed: Sniffed, limits: Limits, sink: Si
             raise Refused("cut", decoded_s=decoded_s, declared_s=declared_s)
     if not track.begun:
         raise Refused("no_sound", container=sniffed.demuxer)
-    if not whole or sniffed.ends_early:
+    if (not whole and not is_live) or sniffed.ends_early:
         raise Refused("cut", decoded_s=decoded_s)
     if damaged > max(DAMAGED_PACKETS_FREE, DAMAGED_SHARE * packets):
         raise Refused("damaged", share=damaged / packets)
@@ -179,11 +201,22 @@ def _declared(container: Any, stream: Any, sniffed: Sniffed) -> float | None:
     return None
 
 
+def _allow_cpu_s(seconds: float) -> None:
+    """Have the kernel stop this process beyond so much processor time, within what it may have at all."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = int(seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
 class _Track:
     """The sound decoded so far: counts it, mixes it, checks it, resamples it, and passes it on in blocks."""
 
-    def __init__(self, container: str, codec: str, limits: Limits, sink: Sink, declared_s: float) -> None:
+    def __init__(
+        self, container: str, codec: str, limits: Limits, sink: Sink, declared_s: float, *, is_live: bool
+    ) -> None:
         self.begun = False
+        self._is_live = is_live
+        self._allowed_cpu_s = LIVE_CPU_START_S if is_live else limits.cpu_s_max
         self._declared_s = declared_s
         self._container = container
         self._codec = codec
@@ -215,10 +248,12 @@ class _Track:
         self._count += len(sound)
         if self.decoded_s > self._limits.seconds_max:
             raise Refused("too_long")
-        if time.process_time() > self._limits.cpu_s_max:
+        if self._is_live:
+            self._allow_cpu()
+        if time.process_time() > self._allowed_cpu_s:
             # The kernel's own limit counts ticks, and on a busy virtual machine misses many.
             raise Refused("cpu")
-        if self._pending_count >= self._rate // 2:
+        if self._pending_count >= self._rate * (LIVE_BLOCK_S if self._is_live else 0.5):
             self._drain(last=False)
 
     def finish(self) -> None:
@@ -236,6 +271,12 @@ class _Track:
         if self._rate != OUT_RATE_HZ:
             self._resampler = soxr.ResampleStream(self._rate, OUT_RATE_HZ, 1, dtype="float32", quality="HQ")
 
+    def _allow_cpu(self) -> None:
+        allowed_s = min(LIVE_CPU_START_S + LIVE_CPU_SHARE * self.decoded_s, self._limits.cpu_s_max)
+        if allowed_s >= self._allowed_cpu_s + 1:
+            self._allowed_cpu_s = allowed_s
+            _allow_cpu_s(allowed_s)
+
     def _drain(self, *, last: bool) -> None:
         start = self._count - self._pending_count
         sound = np.concatenate(self._pending) if self._pending else np.empty(0, dtype=np.float32)
@@ -249,9 +290,9 @@ class _Track:
         if self._resampler is not None:
             sound = self._resampler.resample_chunk(sound, last=last)
         out = np.concatenate((self._out, sound))
-        whole = len(out) - len(out) % BLOCK_SAMPLES
+        whole = len(out) if self._is_live else len(out) - len(out) % BLOCK_SAMPLES
         for at in range(0, whole, BLOCK_SAMPLES):
-            self._sink.block(out[at : at + BLOCK_SAMPLES])
+            self._sink.block(out[at : min(whole, at + BLOCK_SAMPLES)])
         self._out = out[whole:]
 
 

@@ -28,6 +28,8 @@ RIFF_CHUNKS_MAX = 1_000
 RIFF_PLACEHOLDER_BYTES = 0x7FFF0000
 # How far into a file without tags the first mp3 frame may lie.
 MP3_SEARCH_BYTES = 65_536
+# Room for three frames.
+MP3_FRAMES_BYTES = 8_192
 OGG_PAGE_BYTES_MAX = 65_307
 OGG_HEADER_BYTES = 27
 OGG_END_OF_STREAM = 4
@@ -67,8 +69,11 @@ class Sniffed:
     ends_early: bool = False
 
 
-def sniff(read_at: ReadAt, size: int) -> Sniffed:
-    """The format of the file. Raises Refused: `unknown`, `rate`, `channels` or `broken`."""
+def sniff(read_at: ReadAt, size: int | None) -> Sniffed:
+    """The format of the file. Raises Refused: `unknown`, `rate`, `channels` or `broken`.
+
+    size: None where the file is still being made, so that there is no end to look at.
+    """
     start = _after_tags(read_at)
     head = read_at(start, 16)
     if head[:4] in {b"RIFF", b"RF64", b"BW64"} and head[8:12] == b"WAVE":
@@ -76,11 +81,11 @@ def sniff(read_at: ReadAt, size: int) -> Sniffed:
     if head[:4] == b"fLaC":
         return _flac(read_at, start)
     if head[:4] == b"OggS":
-        return Sniffed("ogg", ends_early=not _ogg_has_its_end(read_at, size))
+        return Sniffed("ogg", ends_early=size is not None and not _ogg_has_its_end(read_at, size))
     if head[4:8] in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
-        return Sniffed("mov", ends_early=_mov_ends_early(read_at, start, size))
+        return Sniffed("mov", ends_early=size is not None and _mov_ends_early(read_at, start, size))
     if head[:4] == b"\x1aE\xdf\xa3":
-        return Sniffed("matroska", ends_early=_matroska_ends_early(read_at, start, size))
+        return Sniffed("matroska", ends_early=size is not None and _matroska_ends_early(read_at, start, size))
     if head[:4] == b"FORM" and head[8:12] in {b"AIFF", b"AIFC"}:
         return Sniffed("aiff")
     if head[:4] == b".snd":
@@ -124,7 +129,7 @@ def _after_tags(read_at: ReadAt) -> int:
     return start
 
 
-def _wav(read_at: ReadAt, start: int, size: int) -> Sniffed:
+def _wav(read_at: ReadAt, start: int, size: int | None) -> Sniffed:
     position, bytes_a_second, long_data = start + 12, 0, 0
     for _ in range(RIFF_CHUNKS_MAX):
         head = read_at(position, 8)
@@ -148,7 +153,8 @@ def _wav(read_at: ReadAt, start: int, size: int) -> Sniffed:
             known = 0 < length < RIFF_PLACEHOLDER_BYTES or (long_data and length == long_data)
             if not known:
                 return Sniffed("wav")
-            declared_s, missing_s = length / bytes_a_second, (body + length - size) / bytes_a_second
+            declared_s = length / bytes_a_second
+            missing_s = 0.0 if size is None else (body + length - size) / bytes_a_second
             return Sniffed("wav", declared_s, missing_s > shortfall_s(declared_s, exact=True))
         position = body + length + (length & 1)
     raise Refused("broken", container="wav")
@@ -216,22 +222,25 @@ def _vint_bytes(data: bytes) -> int:
 
 
 def _mp3(read_at: ReadAt, start: int) -> Sniffed:
-    data = read_at(start, MP3_SEARCH_BYTES + 8_192)
-    at = data.find(b"\xff")
-    while 0 <= at < MP3_SEARCH_BYTES:
-        frame = _mp3_frame(data[at : at + 4])
-        if frame and _mp3_chain(data, at + frame[0]):
-            _, samples, rate = frame
-            return Sniffed("mp3", _mp3_declared(data[at : at + frame[0]], samples, rate))
-        at = data.find(b"\xff", at + 1)
+    # Mostly the first frame comes at once; a stream need not wait for all that may have to be searched.
+    for length in (MP3_FRAMES_BYTES, MP3_SEARCH_BYTES + MP3_FRAMES_BYTES):
+        data = read_at(start, length)
+        ends = len(data) < length or length > MP3_FRAMES_BYTES
+        at = data.find(b"\xff")
+        while 0 <= at < MP3_SEARCH_BYTES:
+            frame = _mp3_frame(data[at : at + 4])
+            if frame and _mp3_chain(data, at + frame[0], ends=ends):
+                _, samples, rate = frame
+                return Sniffed("mp3", _mp3_declared(data[at : at + frame[0]], samples, rate))
+            at = data.find(b"\xff", at + 1)
     raise Refused("unknown")
 
 
-def _mp3_chain(data: bytes, at: int) -> bool:
-    """Whether two more frames follow where the first says they do, or the file ends there."""
+def _mp3_chain(data: bytes, at: int, *, ends: bool) -> bool:
+    """Whether two more frames follow where the first says they do, or, if the data `ends`, it does so there."""
     for _ in range(2):
         if at >= len(data):
-            return True
+            return ends
         frame = _mp3_frame(data[at : at + 4])
         if frame is None:
             return False

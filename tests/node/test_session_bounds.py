@@ -101,7 +101,7 @@ async def desk(lease: Lease | None) -> AsyncIterator[Desk]:
             access=Access(node_id="n", fleet_key=None, clock=clock),
             seal=CheckpointSeal(model="null@1", clock=clock),
             slots=slots,
-            decoders=Decoders(1),
+            decoders=Decoders(1, 1),
             steps=steps,
             metrics=metrics,
             clock=clock,
