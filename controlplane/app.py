@@ -69,6 +69,8 @@ from controlplane.rpc_jobs import JobsServicer
 from controlplane.rpc_people import PeopleServicer
 from controlplane.rpc_streams import StreamsServicer
 from controlplane.secret_files import prepare_data_folder, read_or_make_bytes, read_or_make_text
+from controlplane.space_cases import SpaceCases, build_spaces
+from controlplane.space_ground import SpaceGround
 from controlplane.tenant_keys import TenantKeys, index_labels, open_audit_key
 from controlplane.voice_profile import VoiceProfiles
 from controlplane.voices import Voices
@@ -140,6 +142,7 @@ class Core:
     rate_limits: RateLimits
     kept_answers: KeptAnswers
     profiles: VoiceProfiles
+    spaces: SpaceCases
 
 
 class ControlPlane:
@@ -423,6 +426,20 @@ class ControlPlane:
             clock=clock,
             waiting_voices=waiting_voices,
         )
+        spaces = build_spaces(
+            SpaceGround(
+                database=database,
+                keys=keys,
+                blobs=blobs,
+                intake=intake,
+                enrolment=enrolment,
+                erasures=erasures,
+                library=library,
+                clock=clock,
+                preflight_limits=settings.preflight,
+            ),
+            chore_s=settings.chore_s,
+        )
         ground = Ground(
             settings=settings,
             database=database,
@@ -459,6 +476,7 @@ class ControlPlane:
                 erasures=erasures,
                 relay=relay,
                 completion=completion,
+                more_chores=(spaces.chore,),
             ),
             registry=registry,
             nodes=nodes,
@@ -511,6 +529,7 @@ class ControlPlane:
                 preflight_limits=settings.preflight,
                 clock=clock,
             ),
+            spaces=spaces,
         )
 
     async def _serve(self, core: Core, tickets: TicketSigner, checkpoints: CheckpointKeys) -> None:

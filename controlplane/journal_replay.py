@@ -27,10 +27,13 @@ from controlplane.erasure_journal import Erased, FileJournal, Journal, Mark, Pro
 from controlplane.erasure_rows import GONE, JOURNAL, Asking
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.outside import is_url
+from controlplane.space_tombstones import ensure_voice, voiceless_identities
 from runtime.clock import Clock
 from runtime.errors import InvalidRequest
 from runtime.logs import get_logger
 
+VOICELESS = "voiceless"
+"""State of an identity in a space that was no voice yet."""
 INCARNATIONS_APART = 1 << 20
 """An epoch begins this far on, so that no incarnation of a lost time comes again."""
 BEFORE_RESTORE = "before-restore"
@@ -233,16 +236,22 @@ class _Replay:
             voices.c.tenant_id.in_(tenant_ids)
         )
         rows = await self._connection.execute(query)
-        return {
+        found = {
             self._keys.subject(row.tenant_id, row.voice_id): _Found(
                 VoiceAddress(row.tenant_id, row.voice_id), row.state, int(row.generation)
             )
             for row in rows
         }
+        # Identities in spaces of which nothing was computed when the backup was made: persons all the same.
+        for voice in await voiceless_identities(self._connection, tenant_ids):
+            found[self._keys.subject(voice.tenant_id, voice.voice_id)] = _Found(voice, VOICELESS, 0)
+        return found
 
     async def _again(self, record: Erased, found: _Found | None) -> None:
         asking = Asking(record.trigger, JOURNAL)
         facts = {"journal_revision": record.revision, "journal_epoch": record.epoch, "is_found": found is not None}
+        if found is not None and found.state == VOICELESS:
+            await ensure_voice(self._connection, self._keys, found.voice, self._now_s)
         if found is not None and found.state not in GONE and found.generation <= record.generation:
             await erasure_record.request(
                 self._connection,

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import Table, select, tuple_, update
 
 from controlplane import audit
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import data_keys, wrapped_secrets
+from controlplane.database.spaces_schema import space_keys
 from controlplane.kek import KekSource
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.policy import Principal
@@ -21,6 +22,8 @@ from runtime.clock import Clock
 from runtime.errors import Conflict, Denied
 
 BATCH_KEYS = 200
+KEYS: tuple[tuple[Table, str], ...] = ((data_keys, "voice_id"), (space_keys, "thing_id"))
+"""Tables of wrapped keys, and the column that says of what beside the tenant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,9 @@ class KekRotation:
             # Nothing is wrapped by the new key until it is safe on disk.
             keys = self._source.add_new()
         self._keys.replace(*keys)
-        num_rewrapped = await self._rewrap_secrets() + await self._rewrap_data_keys()
+        num_rewrapped = await self._rewrap_secrets()
+        for table, thing in KEYS:
+            num_rewrapped += await self._rewrap_keys(table, thing)
         dropped = self._database.is_sqlite
         if dropped:
             self._keys.replace(*self._source.drop_old())
@@ -87,28 +92,28 @@ class KekRotation:
                 )
         return len(rows)
 
-    async def _rewrap_data_keys(self) -> int:
+    async def _rewrap_keys(self, table: Table, thing: str) -> int:
         done, after = 0, ("", "")
         while True:
             async with self._database.write() as connection:
                 # Whoever erases a voice holds the head too, so that no key comes back that was destroyed meanwhile.
                 await locked_head(connection)
-                place = tuple_(data_keys.c.tenant_id, data_keys.c.voice_id)
+                place = tuple_(table.c.tenant_id, table.c[thing])
                 query = (
-                    select(data_keys)
-                    .where(data_keys.c.kek_id != self._keys.kek_id, place > tuple_(*after))
-                    .order_by(data_keys.c.tenant_id, data_keys.c.voice_id)
+                    select(table.c.tenant_id, table.c[thing].label("thing_id"), table.c.wrapped)
+                    .where(table.c.kek_id != self._keys.kek_id, place > tuple_(*after))
+                    .order_by(table.c.tenant_id, table.c[thing])
                     .limit(BATCH_KEYS)
                 )
                 rows = (await connection.execute(query)).all()
                 for row in rows:
-                    wrapped = self._keys.rewrap(VoiceAddress(row.tenant_id, row.voice_id), bytes(row.wrapped))
+                    wrapped = self._keys.rewrap(VoiceAddress(row.tenant_id, row.thing_id), bytes(row.wrapped))
                     await connection.execute(
-                        update(data_keys)
-                        .where(data_keys.c.tenant_id == row.tenant_id, data_keys.c.voice_id == row.voice_id)
+                        update(table)
+                        .where(table.c.tenant_id == row.tenant_id, table.c[thing] == row.thing_id)
                         .values(wrapped=wrapped, kek_id=self._keys.kek_id)
                     )
             done += len(rows)
             if len(rows) < BATCH_KEYS:
                 return done
-            after = (rows[-1].tenant_id, rows[-1].voice_id)
+            after = (rows[-1].tenant_id, rows[-1].thing_id)

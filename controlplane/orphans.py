@@ -12,6 +12,7 @@ from sqlalchemy import select
 from controlplane.blobs import Blobs
 from controlplane.database.engine import Database
 from controlplane.database.schema import samples
+from controlplane.database.spaces_schema import space_audios
 from runtime.clock import Clock
 from runtime.errors import Unavailable
 from runtime.logs import get_logger
@@ -28,6 +29,8 @@ async def sweep_orphans(database: Database, blobs: Blobs, clock: Clock) -> int:
             return 0
         async with database.read() as connection:
             named = {row.blob_key for row in await connection.execute(select(samples.c.blob_key))}
+            in_spaces = select(space_audios.c.blob_key).where(space_audios.c.blob_key.is_not(None))
+            named |= {row.blob_key for row in await connection.execute(in_spaces)}
         orphans = [key for key in old if key not in named]
         for key in orphans:
             await blobs.delete(key)

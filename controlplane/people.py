@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controlplane.administration import Administration
 from controlplane.agreement_reading import AgreementReading
 from controlplane.blobs import Blobs
-from controlplane.chores import Chores
+from controlplane.chores import Chore, Chores
 from controlplane.completion import Completion
 from controlplane.config import ControlPlaneSettings
 from controlplane.database.engine import Database
@@ -72,6 +73,7 @@ def build_people(
     erasures: Erasures,
     relay: Relay,
     completion: Completion,
+    more_chores: Sequence[Chore] = (),
 ) -> People:
     """Build what is not built yet."""
     database, keys, clock = ground.database, ground.keys, ground.clock
@@ -100,5 +102,5 @@ def build_people(
             database=database, tenant_keys=ground.tenant_keys, erasures=erasures, clock=clock
         ),
         rotation=KekRotation(database=database, keys=keys, source=ground.kek, clock=clock),
-        chores=Chores(database, clock, upkeep.chores(ground.identity)),
+        chores=Chores(database, clock, (*upkeep.chores(ground.identity), *more_chores)),
     )

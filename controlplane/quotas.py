@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.engine import Database
 from controlplane.database.schema import media, samples, tenants, voices
+from controlplane.database.spaces_schema import space_audios
 from runtime.errors import Overloaded
 
 GONE = ("erasing", "erased", "failed")
@@ -57,7 +58,7 @@ async def streams_max(database: Database, tenant_id: str) -> int | None:
 
 
 async def used_by(connection: AsyncConnection, tenant_id: str) -> Used:
-    """What a tenant has: voices that are not gone, and bytes of recordings, those of its media store too."""
+    """What a tenant has: voices that are not gone, and bytes of recordings, of its media store and its spaces too."""
     num_voices = await connection.execute(
         select(func.count()).select_from(voices).where(voices.c.tenant_id == tenant_id, voices.c.state.not_in(GONE))
     )
@@ -67,7 +68,11 @@ async def used_by(connection: AsyncConnection, tenant_id: str) -> Used:
     uploaded = await connection.execute(
         select(func.coalesce(func.sum(media.c.size_bytes), 0)).where(media.c.tenant_id == tenant_id)
     )
-    return Used(int(num_voices.scalar_one()), int(stored.scalar_one()) + int(uploaded.scalar_one()))
+    in_spaces = await connection.execute(
+        select(func.coalesce(func.sum(space_audios.c.blob_bytes), 0)).where(space_audios.c.tenant_id == tenant_id)
+    )
+    num_bytes = int(stored.scalar_one()) + int(uploaded.scalar_one()) + int(in_spaces.scalar_one())
+    return Used(int(num_voices.scalar_one()), num_bytes)
 
 
 async def require_room(connection: AsyncConnection, tenant_id: str, *, more_voices: int, more_bytes: int) -> None:

@@ -126,7 +126,7 @@ async def forget_voice(connection: AsyncConnection, voice: VoiceAddress, generat
                 channels=1,
             )
         )
-    await _delete_identity(connection, voice.tenant_id, identity_id, [audio.audio_id for audio in audios])
+    await delete_identity(connection, voice.tenant_id, identity_id, [audio.audio_id for audio in audios])
 
 
 async def delete_audios(connection: AsyncConnection, tenant_id: str, audio_ids: Sequence[str]) -> None:
@@ -160,9 +160,10 @@ async def _audios_of(connection: AsyncConnection, tenant_id: str, identity_id: s
     return list((await connection.execute(query)).all())
 
 
-async def _delete_identity(
+async def delete_identity(
     connection: AsyncConnection, tenant_id: str, identity_id: str, audio_ids: Sequence[str]
 ) -> None:
+    """An identity, its voiceprints and these audios of its, with their keys; its voice is another's to erase."""
     query = select(space_voiceprints.c.voiceprint_id).where(
         space_voiceprints.c.tenant_id == tenant_id, space_voiceprints.c.identity_id == identity_id
     )

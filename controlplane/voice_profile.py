@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, insert, select
+from sqlalchemy import and_, delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.agreements import Consent
@@ -195,7 +195,7 @@ class VoiceProfiles:
         return analysis
 
     async def _store(
-        self, principal: Principal, user_id: str, row: Row[Any] | None, analysis: Analysis, sample_s: float
+        self, principal: Principal, user_id: str, row: Any, analysis: Analysis, sample_s: float
     ) -> Profile:
         version = self._settings.scryon_voice_consent_version
         profile = Profile(version, self._clock.wall_s(), sample_s)
@@ -236,7 +236,7 @@ class VoiceProfiles:
             raise
         return profile
 
-    async def _row(self, tenant_id: str, user_id: str) -> Row[Any] | None:
+    async def _row(self, tenant_id: str, user_id: str) -> Any:
         query = (
             select(
                 voice_profiles.c.voice_id,

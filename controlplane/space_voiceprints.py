@@ -1,0 +1,508 @@
+"""Voiceprints of identities: named, filled with audios, computed once, and frozen from then on.
+
+In: a caller, an identity, audios. Out: views. What always holds: an audio that the model's requirements refuse is
+refused as it is added; what is computed is, in one transaction, the identity's voice in the fleet, a voiceprint sealed
+under a key of its own, and a usage record that outlives both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, and_, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from controlplane.accounts import require_open
+from controlplane.agreements import Consent
+from controlplane.database.engine import locked_head
+from controlplane.database.schema import voices
+from controlplane.database.spaces_schema import (
+    space_audios,
+    space_members,
+    space_verifications,
+    space_voiceprints,
+)
+from controlplane.enrolment_request import Request
+from controlplane.erasure_rows import GONE
+from controlplane.intake import Clip
+from controlplane.keys import DataKey, VoiceAddress
+from controlplane.listings import Listing, Page, paged
+from controlplane.nodes import Analysis
+from controlplane.policy import Principal, VoiceFacts
+from controlplane.space_access import (
+    NO_SUCH_VOICEPRINT,
+    Space,
+    find_audio,
+    find_identity,
+    find_space,
+    find_voiceprint,
+    require_alias,
+    require_handle,
+)
+from controlplane.space_audios import AVAILABLE, Audios
+from controlplane.space_ground import MemberView, Reference, SpaceGround, VoiceprintView
+from controlplane.space_library import adopt
+from controlplane.space_models import MIN_AUDIOS_MAX, model_of, require_fit
+from controlplane.space_records import Use, record
+from controlplane.space_rows import (
+    alias_of,
+    delete_voiceprint,
+    make_key,
+    new_id,
+    open_keys,
+    said_of,
+    sealed_alias,
+)
+from controlplane.space_tombstones import facts_of_identity
+from controlplane.spaces import LIBRARY_IS_SHOWN, Spaces, identity_reference
+from runtime.errors import Conflict, InvalidRequest, NotFound, Unavailable
+
+VOICEPRINTS_MAX = 50
+"""Of one identity."""
+AUDIOS_MAX = 10
+TOTAL_MS_MAX = 240_000
+"""What a node listens to in one call; of one voiceprint."""
+KEPT_MS_MAX = 120_000
+"""How much of it is kept for making voiceprints of other models, as of any other voice."""
+FROZEN_VOICE = "frozen"
+FROZEN = "the voiceprint is computed: audios are neither added nor removed any more, and it is computed once"
+
+
+@dataclass(frozen=True, slots=True)
+class NewVoiceprint:
+    """What a voiceprint is to be. handle "": its id."""
+
+    identity: str
+    model_handle: str
+    model_version: str
+    handle: str = ""
+    alias: str = ""
+    min_audios: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """How a voiceprint is referred to."""
+
+    owner: str
+    space: str
+    identity: str
+    voiceprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A voiceprint, where it lies."""
+
+    space: Space
+    identity: Row[Any]
+    row: Row[Any]
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is frozen."""
+        return self.row.computed_at_s is not None
+
+
+class Voiceprints:
+    """The use cases."""
+
+    def __init__(self, ground: SpaceGround, spaces: Spaces, audios: Audios) -> None:
+        self._ground = ground
+        self._spaces = spaces
+        self._audios = audios
+
+    def __repr__(self) -> str:
+        return "Voiceprints()"
+
+    async def create(self, principal: Principal, owner: str, space: str, new: NewVoiceprint) -> VoiceprintView:
+        """A new voiceprint, of which nothing is computed. Raises NotFound, Denied, Conflict, InvalidRequest."""
+        if new.handle:
+            require_handle(new.handle)
+        require_alias(new.alias)
+        if not 1 <= new.min_audios <= MIN_AUDIOS_MAX:
+            raise InvalidRequest(f"minAudios: 1 to {MIN_AUDIOS_MAX}")
+        model = model_of(new.model_handle, new.model_version)
+        found = await self._spaces.find(principal, owner, space, writes=True)
+        if found.is_library:
+            raise Conflict(LIBRARY_IS_SHOWN)
+        ground, voiceprint_id = self._ground, new_id()
+        handle, now_s = new.handle or voiceprint_id, ground.clock.wall_s()
+        async with ground.database.write() as connection:
+            await locked_head(connection)
+            await require_open(connection, principal)
+            identity = await find_identity(connection, found, new.identity)
+            mine = _of_identity(identity)
+            taken = select(space_voiceprints.c.voiceprint_id).where(*mine, space_voiceprints.c.handle == handle)
+            if (await connection.execute(taken)).one_or_none() is not None:
+                raise Conflict("the identity has a voiceprint of this handle")
+            number = await connection.execute(select(func.count()).select_from(space_voiceprints).where(*mine))
+            if number.scalar_one() >= VOICEPRINTS_MAX:
+                raise Conflict(f"an identity has at most {VOICEPRINTS_MAX} voiceprints")
+            key = await make_key(connection, ground.keys, found.tenant_id, voiceprint_id, now_s)
+            await connection.execute(
+                insert(space_voiceprints).values(
+                    tenant_id=found.tenant_id,
+                    voiceprint_id=voiceprint_id,
+                    space_id=found.space_id,
+                    identity_id=identity.identity_id,
+                    handle=handle,
+                    alias_ciphertext=sealed_alias(key, new.alias),
+                    model_handle=model.handle,
+                    model_version=model.version,
+                    min_audios=new.min_audios,
+                    created_at_s=now_s,
+                )
+            )
+        return await self.get(principal, Path(owner, space, new.identity, voiceprint_id))
+
+    async def find(self, principal: Principal, path: Path, *, writes: bool = False) -> Found:
+        """Where a voiceprint lies. Raises NotFound, Denied."""
+        found = await self._spaces.find(principal, path.owner, path.space, writes=writes)
+        if found.is_library:
+            await adopt(self._ground.database, found, path.identity)
+        async with self._ground.database.read() as connection:
+            of = await find_identity(connection, found, path.identity)
+            return Found(found, of, await find_voiceprint(connection, of, path.voiceprint))
+
+    async def get(self, principal: Principal, path: Path) -> VoiceprintView:
+        """A voiceprint. Raises NotFound."""
+        found = await self.find(principal, path)
+        async with self._ground.database.read() as connection:
+            reference = await identity_reference(connection, self._ground, found.identity)
+            return await self._view(connection, found.row, reference)
+
+    async def listed(
+        self, principal: Principal, owner: str, space: str, identity: str, listing: Listing
+    ) -> Page[VoiceprintView]:
+        """A page of an identity's voiceprints. Raises NotFound, InvalidRequest."""
+        found = await self._spaces.find(principal, owner, space)
+        if found.is_library:
+            await adopt(self._ground.database, found, identity)
+        async with self._ground.database.read() as connection:
+            of = await find_identity(connection, found, identity)
+            reference = await identity_reference(connection, self._ground, of)
+            query = select(space_voiceprints).where(*_of_identity(of)).order_by(space_voiceprints.c.voiceprint_id)
+            rows = (await connection.execute(query)).all()
+            views = [await self._view(connection, row, reference) for row in rows]
+        return paged(
+            views,
+            listing,
+            keys={
+                "createdAt": lambda view: view.created_at_s,
+                "computedAt": lambda view: view.computed_at_s or 0.0,
+                "handle": lambda view: view.handle,
+                "totalDuration": lambda view: view.total_ms,
+            },
+            created_at_s=lambda view: view.created_at_s,
+            words=lambda view: (view.handle, view.alias or ""),
+        )
+
+    async def delete(self, principal: Principal, path: Path) -> None:
+        """Delete a voiceprint that was not computed; one that was goes with its identity. Raises NotFound, Conflict."""
+        await self._open(principal, path)
+        async with self._ground.database.write() as connection:
+            await locked_head(connection)
+            found = await self._locked(connection, principal, path)
+            if found.is_computed:
+                raise Conflict(FROZEN)
+            await delete_voiceprint(connection, found.row.tenant_id, found.row.voiceprint_id)
+
+    async def add(self, principal: Principal, path: Path, audio: str) -> VoiceprintView:
+        """Add an audio. Raises AudioUnfit for one that the model refuses, NotFound, Conflict, Unavailable."""
+        found = await self._open(principal, path)
+        async with self._ground.database.read() as connection:
+            row = await find_audio(connection, found.space, audio)
+        _require_own(found.identity, row)
+        model = model_of(found.row.model_handle, found.row.model_version)
+        heard = await self._audios.hear(found.space, row)
+        require_fit(model, heard, int(found.row.min_audios))
+        async with self._ground.database.write() as connection:
+            await locked_head(connection)
+            found = await self._locked(connection, principal, path)
+            if found.is_computed:
+                raise Conflict(FROZEN)
+            row = await find_audio(connection, found.space, row.audio_id)
+            _require_own(found.identity, row)
+            if row.state != AVAILABLE:
+                raise Conflict("the audio's file is gone: upload another audio")
+            members = await _members(connection, found.row)
+            if any(member.audio_id == row.audio_id for member in members):
+                raise Conflict("the voiceprint has this audio already")
+            total_ms = heard.duration_ms + sum(int(member.duration_ms) for member in members)
+            if len(members) >= AUDIOS_MAX or total_ms > TOTAL_MS_MAX:
+                raise Conflict(f"a voiceprint has at most {AUDIOS_MAX} audios and {TOTAL_MS_MAX / 1000:g} s in all")
+            await connection.execute(
+                insert(space_members).values(
+                    tenant_id=row.tenant_id,
+                    voiceprint_id=found.row.voiceprint_id,
+                    audio_id=row.audio_id,
+                    position=1 + max((int(member.position) for member in members), default=0),
+                    duration_ms=heard.duration_ms,
+                    voice_ms=heard.voice_ms,
+                    left_out=False,
+                    added_at_s=self._ground.clock.wall_s(),
+                )
+            )
+            # Whose it is said to be: it goes with that person.
+            await connection.execute(
+                update(space_audios)
+                .where(space_audios.c.tenant_id == row.tenant_id, space_audios.c.audio_id == row.audio_id)
+                .values(identity_id=found.identity.identity_id)
+            )
+        return await self.get(principal, path)
+
+    async def remove(self, principal: Principal, path: Path, audio: str) -> VoiceprintView:
+        """Take an audio out of a voiceprint that is not computed. Raises NotFound, Conflict."""
+        await self._open(principal, path)
+        async with self._ground.database.write() as connection:
+            await locked_head(connection)
+            found = await self._locked(connection, principal, path)
+            if found.is_computed:
+                raise Conflict(FROZEN)
+            row = await find_audio(connection, found.space, audio)
+            gone = await connection.execute(
+                delete(space_members).where(
+                    space_members.c.tenant_id == row.tenant_id,
+                    space_members.c.voiceprint_id == found.row.voiceprint_id,
+                    space_members.c.audio_id == row.audio_id,
+                )
+            )
+            if gone.rowcount == 0:
+                raise NotFound("the voiceprint has no such audio")
+        return await self.get(principal, path)
+
+    async def compute(self, principal: Principal, path: Path) -> VoiceprintView:
+        """Compute a voiceprint, once: the identity is a voice of the fleet from then on.
+
+        Raises NotFound, Conflict where it cannot be computed (yet, or again), SpeakerChecksFailed where the audios are
+        not of one person, Unavailable while no node is online.
+        """
+        found = await self._open(principal, path)
+        async with self._ground.database.read() as connection:
+            members = await _members(connection, found.row)
+            if len(members) < int(found.row.min_audios):
+                raise Conflict(
+                    f"the voiceprint has {len(members)} of the {found.row.min_audios} audios that it needs: add more"
+                )
+            alias, consent = await self._said(connection, found.identity)
+            state = await _state_of(connection, found.identity)
+        if state == FROZEN_VOICE:
+            raise Conflict("consent to the identity's voice was withdrawn: make a new identity with a new consent")
+        clips = [await self._audios.clip(member) for member in members]
+        sound = await self._audios.sound(clips)
+        analysis = await self._ground.intake.analyze(sound)
+        if analysis is None:
+            raise Unavailable("no node is online to compute the voiceprint; try again", retry_after_s=5.0)
+        self._ground.intake.judge(analysis)
+        voice = VoiceAddress(found.space.tenant_id, found.identity.voice_id)
+        place: VoiceFacts | VoiceAddress = voice
+        if state is None:
+            place = facts_of_identity(voice.tenant_id, found.space.owner_user_id)
+
+        async def also(connection: AsyncConnection, _voice: VoiceAddress, _key: DataKey) -> None:
+            await self._freeze(connection, principal, found, members, analysis)
+
+        request = Request(
+            voice_id="",
+            label=alias or found.identity.handle,
+            consent=consent,
+            idempotency_key="",
+            clips=_kept(clips, members),
+        )
+        try:
+            await self._ground.enrolment.keep(
+                principal, request, analysis, place=place, voice_id=voice.voice_id, also=also
+            )
+        except IntegrityError:
+            raise Conflict("another voiceprint of the identity is being computed: try again in a moment") from None
+        return await self.get(principal, path)
+
+    async def _open(self, principal: Principal, path: Path) -> Found:
+        """A voiceprint that may still be changed."""
+        found = await self.find(principal, path, writes=True)
+        if found.is_computed:
+            raise Conflict(FROZEN)
+        return found
+
+    async def _locked(
+        self,
+        connection: AsyncConnection,
+        principal: Principal,
+        path: Path,
+    ) -> Found:
+        """The same again, within a transaction that holds the head."""
+        found = await find_space(connection, principal, path.owner, path.space, writes=True)
+        of = await find_identity(connection, found, path.identity)
+        return Found(found, of, await find_voiceprint(connection, of, path.voiceprint))
+
+    async def _said(self, connection: AsyncConnection, identity: Row[Any]) -> tuple[str, Consent]:
+        keys = await open_keys(connection, self._ground.keys, identity.tenant_id, [identity.identity_id])
+        said = said_of(keys[identity.identity_id], identity.said_ciphertext)
+        return said.alias, said.consent
+
+    async def _freeze(
+        self,
+        connection: AsyncConnection,
+        principal: Principal,
+        found: Found,
+        members: Sequence[Any],
+        analysis: Analysis,
+    ) -> None:
+        tenant_id, voiceprint_id, now_s = found.space.tenant_id, found.row.voiceprint_id, self._ground.clock.wall_s()
+        # An audio that came or went since they were read: what was computed is of others than it would say.
+        if [member.audio_id for member in await _members(connection, found.row)] != [
+            member.audio_id for member in members
+        ]:
+            raise Conflict("the voiceprint's audios changed as it was computed: try again")
+        keys = await open_keys(connection, self._ground.keys, tenant_id, [voiceprint_id])
+        made = analysis.voiceprint
+        changed = await connection.execute(
+            update(space_voiceprints)
+            .where(
+                space_voiceprints.c.tenant_id == tenant_id,
+                space_voiceprints.c.voiceprint_id == voiceprint_id,
+                space_voiceprints.c.computed_at_s.is_(None),
+            )
+            .values(
+                computed_at_s=now_s,
+                engine_model=made.model,
+                net_speech_ms=made.net_speech_ms,
+                ciphertext=keys[voiceprint_id].encrypt(made.embedding, "voiceprint", made.model),
+            )
+        )
+        if changed.rowcount != 1:
+            raise Conflict(FROZEN)
+        for member, clip in zip(members, analysis.clips, strict=False):
+            await connection.execute(
+                update(space_members)
+                .where(
+                    space_members.c.tenant_id == tenant_id,
+                    space_members.c.voiceprint_id == voiceprint_id,
+                    space_members.c.audio_id == member.audio_id,
+                )
+                .values(left_out=clip.left_out, voice_ms=clip.net_speech_ms)
+            )
+        use = Use(
+            kind="voiceprint",
+            space=found.space,
+            identity_id=found.identity.identity_id,
+            voiceprint_id=voiceprint_id,
+            model=f"{found.row.model_handle}/{found.row.model_version}",
+            num_audios=len(members),
+            duration_ms=sum(int(member.duration_ms) for member in members),
+            voice_ms=made.net_speech_ms,
+        )
+        await record(connection, use, at_s=now_s, key_id=principal.key_id)
+
+    async def _view(self, connection: AsyncConnection, row: Row[Any], identity: Reference) -> VoiceprintView:
+        members = await _members(connection, row)
+        sealed = [member.audio_id for member in members if member.alias_ciphertext is not None]
+        if row.alias_ciphertext is not None:
+            sealed.append(row.voiceprint_id)
+        keys = await open_keys(connection, self._ground.keys, row.tenant_id, sealed) if sealed else {}
+        verifications = (
+            select(func.count())
+            .select_from(space_verifications)
+            .where(
+                space_verifications.c.tenant_id == row.tenant_id,
+                space_verifications.c.voiceprint_id == row.voiceprint_id,
+            )
+        )
+        state = "computed" if row.computed_at_s is not None else "notComputable"
+        if row.computed_at_s is None and len(members) >= int(row.min_audios):
+            state = "computable"
+        shown = tuple(
+            MemberView(
+                Reference(
+                    member.audio_id,
+                    member.handle,
+                    alias_of(keys[member.audio_id], member.alias_ciphertext) if member.audio_id in keys else None,
+                ),
+                int(member.duration_ms),
+                int(member.voice_ms),
+                bool(member.left_out),
+            )
+            for member in members
+        )
+        return VoiceprintView(
+            voiceprint_id=row.voiceprint_id,
+            handle=row.handle,
+            alias=alias_of(keys[row.voiceprint_id], row.alias_ciphertext) if row.voiceprint_id in keys else None,
+            state=state,
+            model_handle=row.model_handle,
+            model_version=row.model_version,
+            identity=identity,
+            min_audios=int(row.min_audios),
+            total_ms=sum(member.duration_ms for member in shown),
+            voice_ms=int(row.net_speech_ms or 0) or sum(member.voice_ms for member in shown),
+            members=shown,
+            num_verifications=int((await connection.execute(verifications)).scalar_one()),
+            created_at_s=row.created_at_s,
+            computed_at_s=row.computed_at_s,
+        )
+
+
+async def _members(connection: AsyncConnection, row: Row[Any]) -> list[Any]:
+    """A voiceprint's audios in the order that they were added: rows of `space_audios` with what each gave."""
+    query = (
+        select(
+            space_audios.c.tenant_id,
+            space_audios.c.audio_id,
+            space_audios.c.handle,
+            space_audios.c.alias_ciphertext,
+            space_audios.c.blob_key,
+            space_members.c.position,
+            space_members.c.duration_ms,
+            space_members.c.voice_ms,
+            space_members.c.left_out,
+        )
+        .join(
+            space_audios,
+            and_(
+                space_audios.c.tenant_id == space_members.c.tenant_id,
+                space_audios.c.audio_id == space_members.c.audio_id,
+            ),
+        )
+        .where(space_members.c.tenant_id == row.tenant_id, space_members.c.voiceprint_id == row.voiceprint_id)
+        .order_by(space_members.c.position)
+    )
+    return list((await connection.execute(query)).all())
+
+
+async def _state_of(connection: AsyncConnection, identity: Row[Any]) -> str | None:
+    """The state of an identity's voice, None while it has none. Raises NotFound for one that is being erased."""
+    query = select(voices.c.state).where(
+        voices.c.tenant_id == identity.tenant_id, voices.c.voice_id == identity.voice_id
+    )
+    state: str | None = (await connection.execute(query)).scalar_one_or_none()
+    if state in GONE:
+        raise NotFound(NO_SUCH_VOICEPRINT)
+    return state
+
+
+def _kept(clips: Sequence[Clip], members: Sequence[Any]) -> list[Clip]:
+    """The first clips, as many as are kept of a voice; one at least."""
+    kept: list[Clip] = []
+    total_ms = 0
+    for clip, member in zip(clips, members, strict=True):
+        total_ms += int(member.duration_ms)
+        if kept and total_ms > KEPT_MS_MAX:
+            break
+        kept.append(clip)
+    return kept
+
+
+def _require_own(identity: Row[Any], audio: Row[Any]) -> None:
+    if audio.identity_id is not None and audio.identity_id != identity.identity_id:
+        raise Conflict("the audio is of another identity")
+
+
+def _of_identity(identity: Row[Any]) -> tuple[Any, Any]:
+    return (
+        space_voiceprints.c.tenant_id == identity.tenant_id,
+        space_voiceprints.c.identity_id == identity.identity_id,
+    )
