@@ -21,7 +21,7 @@ from runtime import logs
 from runtime.clock import SystemClock
 from runtime.config import load
 from runtime.errors import SpeakerdError, Unavailable
-from runtime.lifecycle import run_daemon
+from runtime.lifecycle import Part, run_daemon
 
 HTTP_GROUP = "speakerd.http"
 
@@ -72,6 +72,9 @@ def controlplane(
             show_default=False,
         ),
     ] = None,
+    roles: Annotated[
+        str | None, typer.Option(help="What this process does, commas between: grpc, http, worker. Default: all.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with a table `controlplane`.")] = None,
 ) -> None:
@@ -92,6 +95,7 @@ def controlplane(
         "audit_checkpoints": audit_checkpoints,
         "restored": restored,
         "accept_journal_loss": accept_journal_loss,
+        "roles": None if roles is None else [role.strip() for role in roles.split(",")],
         "log_level": log_level,
     }
     try:
@@ -126,10 +130,15 @@ def _run(settings: ControlPlaneSettings) -> int:
 async def serve(settings: ControlPlaneSettings) -> int:
     """Run the daemon; its exit code."""
     plane = ControlPlane(settings, SystemClock())
-    edge = find_http()(plane)
+    edge = find_http()(plane) if "http" in settings.roles else None
 
     def ready() -> None:
-        fleet = f" fleet={plane.fleet_address}" if plane.fleet_address != plane.grpc_address else ""
-        print(f"ready http={edge.url} grpc={plane.grpc_address}{fleet}", flush=True)
+        said = [] if edge is None else [f"http={edge.url}"]
+        if plane.grpc_address:
+            said.append(f"grpc={plane.grpc_address}")
+            if plane.fleet_address != plane.grpc_address:
+                said.append(f"fleet={plane.fleet_address}")
+        print(" ".join(("ready", *said)), flush=True)
 
-    return await run_daemon([plane, edge], drain_s=settings.drain_s, ready=ready)
+    parts: list[Part] = [plane] if edge is None else [plane, edge]
+    return await run_daemon(parts, drain_s=settings.drain_s, ready=ready)

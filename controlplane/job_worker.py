@@ -35,7 +35,7 @@ from runtime.clock import Clock
 from runtime.errors import Cause, SpeakerdError, Unavailable
 from runtime.logs import get_logger
 
-LEASE_S = 30.0
+LEASE_S = 15.0
 """How long a job stays with a worker that is not heard."""
 BEAT_S = 2.0
 SWEEP_S = 5.0
