@@ -20,7 +20,7 @@ from typing import Any, Self, TypeAlias
 
 from speakerd.errors import SpeakerdError
 from speakerd.given_out import GivenOut, NodeEvent
-from speakerd.kept_sound import KeptSound, is_resumable
+from speakerd.kept_sound import KeptSound
 from speakerd.stream_leg import Place, StreamLeg, StreamOptions, open_leg
 from speakerd.v1 import node_pb2
 
@@ -79,7 +79,7 @@ class LiveStream:
     ) -> None:
         self._leg = leg
         self._options = replace(options, stream_id=leg.opened.stream_id or options.stream_id)
-        self._placing = placing if options.resume_s > 0 and is_resumable(options) else None
+        self._placing = placing if options.resume_s > 0 else None
         self._is_only_node = is_only_node
         self._kept = KeptSound(options)
         self._given = GivenOut()
@@ -99,6 +99,10 @@ class LiveStream:
 
     def __repr__(self) -> str:
         return f"LiveStream({self._leg!r}, {self._kept!r}, {self._given!r})"
+
+    @property
+    def _may_move(self) -> bool:
+        return self._placing is not None and self._kept.is_enough
 
     @property
     def opened(self) -> node_pb2.StreamOpened:
@@ -136,7 +140,7 @@ class LiveStream:
         How often the stream has been resumed until now: the next `Resumed` after so many is the one that was asked
         for. None where the stream is moving already, or cannot. Until it has moved, and if it cannot, it stays.
         """
-        if self._placing is None or self._moving is not None or self._is_finished or self._failure is not None:
+        if not self._may_move or self._moving is not None or self._is_finished or self._failure is not None:
             return None
         self._begin(self._move(self._leg, avoid=[]))
         return self._resumptions
@@ -167,7 +171,7 @@ class LiveStream:
                 await self._after_loss(leg, error)
                 continue
             if response is None:
-                if self._closing is None and self._placing is not None:
+                if self._closing is None and self._may_move:
                     await self._after_loss(leg, SpeakerdError("unavailable", "the node ended the stream early"))
                     continue
                 self._is_over = True
@@ -180,7 +184,7 @@ class LiveStream:
         while True:
             reading = leg.reading()
             began_s = loop.time()
-            patience_s = None if self._placing is None or self._is_only_node else self._patience_s
+            patience_s = self._patience_s if self._may_move and not self._is_only_node else None
             done, _ = await asyncio.wait(
                 {reading, *self._moves()}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
             )
@@ -201,7 +205,7 @@ class LiveStream:
         event: NodeEvent | None = self._given.pass_on(getattr(response, kind))
         if self._given.final_ms > final_ms:
             self._fruitless = 0
-        if isinstance(event, node_pb2.Checkpoint) and self._placing is not None:
+        if isinstance(event, node_pb2.Checkpoint) and self._may_move:
             if self._is_opening:
                 self._later = event
             else:
@@ -222,7 +226,7 @@ class LiveStream:
                 while leg is self._leg and not leg.is_lost and (piece := self._kept.piece(leg.position)):
                     leg.position += len(piece)
                     await leg.write(node_pb2.DiarizeRequest(audio=piece))
-                    if self._placing is None:
+                    if not self._may_move:
                         self._kept.forget(leg.position)
                 if leg is self._leg and not leg.is_lost and self._is_finished and not leg.is_finished:
                     await leg.finish()
@@ -235,7 +239,7 @@ class LiveStream:
         if leg is not self._leg or self._failure is not None:
             return
         leg.is_lost = True
-        if self._placing is None or error.cause not in _LOST or self._fruitless >= FRUITLESS_MAX:
+        if not self._may_move or error.cause not in _LOST or self._fruitless >= FRUITLESS_MAX:
             self._fail(error)
         elif self._moving is None:
             self._fruitless += 1
@@ -248,7 +252,7 @@ class LiveStream:
 
     def _begin_to_move(self) -> None:
         # A stream whose end is on its way ends where it is, before the node does.
-        if self._placing is None or self._moving is not None or self._is_finished or self._is_only_node:
+        if not self._may_move or self._moving is not None or self._is_finished or self._is_only_node:
             return
         self._begin(self._move(self._leg, avoid=[self._leg.node_id]))
 
@@ -298,6 +302,10 @@ class LiveStream:
                 wait_s = max(pause_s * random.uniform(0.5, 1.0), min(error.retry_after_s or 0.0, PAUSE_MAX_S))  # noqa: S311
                 await asyncio.sleep(min(wait_s, left_s))
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
+        if opened.position < self._kept.start:
+            # While it was being opened, a container grew beyond what is kept.
+            await opened.close()
+            raise SpeakerdError("unavailable", "the stream is longer than what is kept of a container")
         await self._switch(leg, opened, away_s=loop.time() - began_s)
 
     async def _open_avoiding(self, avoid: list[str], refused: set[str]) -> StreamLeg:

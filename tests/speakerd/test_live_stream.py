@@ -15,7 +15,7 @@ import speakerd.live_stream
 from runtime.errors import BadAudio, InvalidRequest, NotFound, Overloaded, Unavailable
 from runtime.errors import SpeakerdError as DaemonsError
 from runtime.grpc_server import new_server
-from speakerd.client import Client, Event, LiveStream, Resumed, SpeakerdError, StreamOptions
+from speakerd.client import Client, Event, LiveStream, NodeClient, Resumed, SpeakerdError, StreamOptions
 from speakerd.given_out import GivenOut
 from speakerd.kept_sound import KeptSound
 from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc, streams_pb2, streams_pb2_grpc
@@ -290,12 +290,58 @@ async def test_what_is_the_streams_own_fault_is_not_tried_elsewhere(script: Scri
     ids=["asked", "container"],
 )
 async def test_a_stream_that_cannot_be_resumed_tells_that_its_node_is_gone(
-    script: Script, options: StreamOptions
+    script: Script, options: StreamOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(speakerd.kept_sound, "CONTAINER_BYTES_MAX", len(SECOND) // 2)
     script.behaviours = [dies_after(1)]
     with pytest.raises(SpeakerdError) as failed:
         await run(script, 3, options)
     assert failed.value.cause == "unavailable" and len(script.placements) == 1
+
+
+async def test_a_container_is_sent_again_from_its_first_byte(script: Script) -> None:
+    script.behaviours = [
+        dies_after(
+            3, node_pb2.Checkpoint(data=b"state", position_ms=2_500), turns((0, 1_000), (1_200, 3_000), final_ms=3_200)
+        ),
+        ends_with(turns((1_200, 2_900), (2_900, 3_500), final_ms=4_000)),
+    ]
+    told = await run(script, 5, StreamOptions(encoding=common_pb2.ENCODING_CONTAINER))
+    assert script.legs[1].opening.checkpoint == b"state" and bytes(script.legs[1].audio) == SECOND * 5
+    assert pieces(told) == [(0, 1_000, 1), (1_200, 3_000, 2), (3_200, 3_500, 3)]
+    assert [event.position_ms for event in told if isinstance(event, Resumed)] == [2_500]
+
+
+async def test_a_stream_on_the_only_node_there_is_outlives_its_connection(script: Script) -> None:
+    script.behaviours = [
+        dies_after(2, node_pb2.Checkpoint(data=b"state", position_ms=1_000), turns((0, 900), final_ms=1_000)),
+        ends_with(turns((1_000, 2_000))),
+    ]
+    told: list[Event] = []
+    async with NodeClient(script.address) as node, await node.open_stream() as live:
+        for _ in range(3):
+            await live.send(SECOND)
+        await live.finish()
+        async with asyncio.timeout(30):
+            async for event in live:
+                told.append(event)
+    assert script.legs[1].opening.checkpoint == b"state" and bytes(script.legs[1].audio) == SECOND * 2
+    assert pieces(told) == [(0, 900, 1), (1_000, 2_000, 2)] and not script.placements
+
+
+async def test_a_node_that_forgot_its_streams_ends_them_with_a_reason(script: Script) -> None:
+    """A standalone node that was started anew reads no checkpoint of before."""
+    script.behaviours = [
+        dies_after(2, node_pb2.Checkpoint(data=b"state", position_ms=1_000)),
+        refuse_checkpoint,
+        refuse_checkpoint,
+    ]
+    async with NodeClient(script.address) as node, await node.open_stream() as live:
+        await live.send(SECOND * 2)
+        with pytest.raises(SpeakerdError, match="not of this model"):
+            async with asyncio.timeout(30):
+                async for _ in live:
+                    pass
 
 
 async def test_a_voice_that_was_erased_meanwhile_keeps_no_stream_from_going_on(script: Script) -> None:
