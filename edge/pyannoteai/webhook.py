@@ -21,7 +21,7 @@ from edge.terms import Caller, TheEdge, terms
 
 
 class _Answered(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, extra="forbid")
+    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", populate_by_name=True)
 
 
 class NewSecret(_Answered):
