@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
+from speakerd.capture_clock import CaptureClock
 from speakerd.errors import SpeakerdError
 from speakerd.given_out import GivenOut, NodeEvent
 from speakerd.kept_sound import KeptSound
@@ -31,6 +32,7 @@ WATCHDOG_S = 3.0
 WATCHDOG_MAX_S = 12.0
 """After each such loss twice as much patience, up to this: a machine that is merely slow is not chased around."""
 STALL_S = 0.5
+SILENCE_BYTES = 64_000
 REOPEN_BOUND_S = 4.0
 PAUSE_S = 0.1
 PAUSE_MAX_S = 2.0
@@ -82,6 +84,7 @@ class LiveStream:
         self._placing = placing if options.resume_s > 0 else None
         self._is_only_node = is_only_node
         self._kept = KeptSound(options)
+        self._clock: CaptureClock | None = None
         self._given = GivenOut()
         self._ready: deque[Event] = deque()
         self._closing: node_pb2.StreamClosed | None = None
@@ -117,8 +120,28 @@ class LiveStream:
     ) -> None:
         await self.close()
 
-    async def send(self, sound: bytes) -> None:
-        """Send sound in the stream's format. Waits while the node takes no more."""
+    async def send(self, sound: bytes, *, at_s: float | None = None) -> None:
+        """Send sound in the stream's format. Waits while the node takes no more.
+
+        at_s: when it was captured, seconds from the start of the stream. Then what was lost on the way is silence in
+        the stream, what comes twice is sent once, and turns keep to the clock that says so (CaptureClock). Whole
+        samples only. None: it follows what was sent before.
+        """
+        if at_s is None:
+            await self._append(sound if self._clock is None else self._clock.follows(sound))
+            return
+        if self._clock is None:
+            self._clock = CaptureClock(self._options)
+            self._clock.begin(self._kept.end)
+        missing, sound = self._clock.placed(sound, at_s)
+        while missing > 0:
+            piece = self._clock.silence(min(missing, SILENCE_BYTES))
+            missing -= len(piece)
+            await self._append(piece)
+        if sound:
+            await self._append(sound)
+
+    async def _append(self, sound: bytes) -> None:
         while self._failure is None and not self._kept.has_room():
             await self._kept.changed()
         self._raise_failure()

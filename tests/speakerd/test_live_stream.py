@@ -372,6 +372,21 @@ async def test_who_sends_more_than_is_kept_waits_for_a_checkpoint(
     assert heard == [3 * len(SECOND)]
 
 
+async def test_sound_that_was_lost_on_its_way_to_us_is_silence_in_the_stream(script: Script) -> None:
+    script.behaviours = [ends_with()]
+    async with Client(script.address, "k") as client, await client.open_stream() as live:
+        await live.send(SECOND)
+        await live.send(SECOND, at_s=1.05)
+        await live.send(SECOND, at_s=5.0)
+        await live.send(SECOND)
+        await live.send(SECOND, at_s=6.5)
+        await live.finish()
+        async with asyncio.timeout(30):
+            async for _ in live:
+                pass
+    assert bytes(script.legs[0].audio) == SECOND * 2 + bytes(3 * len(SECOND)) + SECOND * 2 + SECOND[len(SECOND) // 2 :]
+
+
 async def test_a_closed_stream_ends_its_sender_and_its_reader(script: Script) -> None:
     script.behaviours = [ends_with()]
     async with Client(script.address, "k") as client:
