@@ -185,11 +185,40 @@ def _merge_identical(embeddings: FloatArray, tight_distance: float, least: int) 
             distances = np.maximum(0.0, 1.0 - block @ block.T)
             np.fill_diagonal(distances, 0.0)
             tree = linkage(squareform(distances, checks=False), "average")
-            part = fcluster(tree, tight_distance, "distance").astype(np.int64) - 1
+            part = _cut(tree, tight_distance)
             if part.max() + 1 < least:
                 part = fcluster(tree, least, "maxclust").astype(np.int64) - 1
         labels[at : at + BLOCK_ITEMS] = part + found
         found += int(part.max()) + 1
+    return labels
+
+
+def _cut(tree: npt.NDArray[np.float64], height: float) -> IntArray:
+    """Which cluster each of I items is in (I,) where a tree (I - 1, 4) is cut, numbered as `fcluster` numbers them.
+
+    That checks a tree at length, which a live stream, whose memory is looked at every few seconds, has no time for.
+    """
+    num_items = len(tree) + 1
+    children: list[tuple[int, int]] = [(int(left), int(right)) for left, right in tree[:, :2].tolist()]
+    heights: list[float] = []  # of the highest merge in each subtree
+    for (left, right), distance in zip(children, tree[:, 2].tolist(), strict=True):
+        below = (heights[child - num_items] for child in (left, right) if child >= num_items)
+        heights.append(max((distance, *below)))
+    labels = np.zeros(num_items, np.int64)
+    found = 0
+    waiting = [(2 * num_items - 2, -1)]
+    while waiting:
+        node, label = waiting.pop()
+        if label < 0 and (node < num_items or heights[node - num_items] <= height):
+            label = found
+            found += 1
+        if node < num_items:
+            labels[node] = label
+            continue
+        # Taken from the end: subtrees before single items, left before right.
+        pair = children[node - num_items][::-1]
+        waiting += [(child, label) for child in pair if child < num_items]
+        waiting += [(child, label) for child in pair if child >= num_items]
     return labels
 
 

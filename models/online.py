@@ -85,6 +85,7 @@ class OnlineDiarization:
         """
         assert latency_samples >= 0 and num_speakers_max >= 1
         self._grid = grid
+        self._grid_values = list(astuple(grid))
         self._params = params
         self._latency_samples = latency_samples
         self._exclusive = exclusive
@@ -114,6 +115,11 @@ class OnlineDiarization:
         """
         every = self._params.clustering.recluster_windows
         return (every - 1 - self._windows_since_recluster) or every
+
+    @property
+    def is_next_step_short(self) -> bool:
+        """Whether the next step looks at the newest windows alone, and not at the whole memory."""
+        return self._windows_since_recluster + 1 < self._params.clustering.recluster_windows
 
     def step(self, analysis: WindowAnalysis, voices: Mapping[int, str] | None = None) -> StepOutcome:
         """Take the next window, whose end is now. Windows come in order and may jump forward.
@@ -169,7 +175,7 @@ class OnlineDiarization:
         clustering, memory = self._clustering, self._clustering.memory
         shape = (len(self._recent), self._grid.num_frames, self._grid.num_local_speakers)
         values = {
-            "grid": list(astuple(self._grid)),
+            "grid": self._grid_values,
             "latency_samples": self._latency_samples,
             "exclusive": self._exclusive,
             "num_speakers_max": self._num_speakers_max,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +13,10 @@ from typing import Annotated
 import typer
 
 from runtime.errors import SpeakerdError
+
+SWITCH_S = 0.001
+GC_THRESHOLDS = (20_000, 20, 50)
+"""Streams make little garbage that counting references does not find, and looking for it takes time from all."""
 
 
 def register(app: typer.Typer) -> None:
@@ -62,6 +67,8 @@ def node(
     from node.config import NodeSettings
     from runtime.config import load
 
+    # The device's thread and the steps' computing may keep the interpreter from the event loop for so long at a time.
+    sys.setswitchinterval(SWITCH_S)
     flags = {name: value for name, value in locals().items() if name in NodeSettings.model_fields}
     try:
         settings = load(NodeSettings, section="node", file=config, flags=flags)
@@ -83,4 +90,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _announce(line: str) -> None:
+    # What was loaded stays: looking through it for garbage would hold all streams up, for a tenth of a second and more.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     print(line, flush=True)
