@@ -81,7 +81,7 @@ class JobPart:
             news=self._news,
             fleet=ground.fleet,
             leaving=JobLeaving(ground.database, ground.keys, ground.guard),
-            check_url=http.check,
+            check_url=http.judge,
             clock=clock,
             limits=JobLimits(result_s=settings.result_s),
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from controlplane.accounts import require_open
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import job_results, jobs, media, voices
 from controlplane.fleet import Fleet
+from controlplane.guarded_http import NotAllowed
 from controlplane.holdings import LIVE_STATES
 from controlplane.job_codec import decode_spec, encode_spec, request_digest
 from controlplane.job_leaving import JobLeaving, Leaving
@@ -77,11 +78,11 @@ class Jobs:
         news: JobNews,
         fleet: Fleet,
         leaving: JobLeaving,
-        check_url: Callable[[str], object],
+        check_url: Callable[[str], Awaitable[None]],
         clock: Clock,
         limits: JobLimits = JobLimits(),
     ) -> None:
-        """check_url: raises InvalidRequest for urls that will not be called."""
+        """check_url: raises NotAllowed for urls that will not be called."""
         self._database = database
         self._tenant_keys = tenant_keys
         self._media = media
@@ -101,9 +102,12 @@ class Jobs:
         """Ask for a job. Raises InvalidRequest, NotFound for voices, Conflict, Overloaded, Unavailable."""
         check(spec)
         if isinstance(spec.source, MediaUrl):
-            self._check_url(spec.source.url)
+            await self._check_url(spec.source.url)
         if spec.webhook is not None:
-            self._check_url(spec.webhook.url)
+            try:
+                await self._check_url(spec.webhook.url)
+            except NotAllowed as error:
+                raise NotAllowed(f"webhook: {str(error).removeprefix('url: ')}") from None
         media_id = None
         if isinstance(spec.source, MediaKey):
             try:
