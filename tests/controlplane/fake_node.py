@@ -17,7 +17,7 @@ import grpc
 import numpy as np
 from grpc import aio
 
-from runtime.errors import Stale, Unauthenticated
+from runtime.errors import SpeakerdError, Stale, Unauthenticated
 from runtime.grpc_server import bearer, new_server, open_channel
 from runtime.voice_digest import VoiceDigest
 from speakerd.v1 import common_pb2, fleet_pb2, fleet_pb2_grpc, node_pb2, node_pb2_grpc
@@ -58,6 +58,9 @@ class FakeNode(node_pb2_grpc.NodeServicer):
         self.refusals: list[grpc.StatusCode] = []
         self.files: list[bytes] = []
         self.result: node_pb2.FileResult | None = None  # None: one speaker, whom nobody knows
+        self.openings: list[node_pb2.FileOpen] = []
+        self.file_refusals: list[SpeakerdError] = []  # one a file, before it is heard
+        self.files_cut = 0  # files that were cancelled while they were heard
         self.answers = asyncio.Event()
         self.answers.set()  # set: a file's result is given as soon as it is heard
         self._address = grpc_address
@@ -259,17 +262,24 @@ class FakeNode(node_pb2_grpc.NodeServicer):
         self, request_iterator: AsyncIterator[node_pb2.DiarizeFileRequest], context: Any
     ) -> AsyncIterator[node_pb2.DiarizeFileResponse]:
         await self._enter(context)
+        if self.file_refusals:
+            raise self.file_refusals.pop(0)
         data = bytearray()
         opening = None
-        async for request in request_iterator:
-            if request.HasField("open"):
-                opening = request.open
-            else:
-                data += request.audio
-                yield node_pb2.DiarizeFileResponse(progress=node_pb2.FileProgress(processed_ms=len(data) // 64))
-        assert opening is not None
-        self.files.append(bytes(data))
-        await self.answers.wait()
+        try:
+            async for request in request_iterator:
+                if request.HasField("open"):
+                    opening = request.open
+                else:
+                    data += request.audio
+                    yield node_pb2.DiarizeFileResponse(progress=node_pb2.FileProgress(processed_ms=len(data) // 64))
+            assert opening is not None
+            self.openings.append(opening)
+            self.files.append(bytes(data))
+            await self.answers.wait()
+        except asyncio.CancelledError:
+            self.files_cut += 1
+            raise
         if self.result is not None:
             yield node_pb2.DiarizeFileResponse(result=self.result)
             return
