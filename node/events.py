@@ -14,11 +14,15 @@ from node.naming import Match, Name
 
 @dataclass(frozen=True, slots=True)
 class SoundFormat:
-    """How the bytes hold sound. The numbers are those of speakerd.v1.AudioFormat; 0 takes the default."""
+    """How the bytes hold sound. The numbers are those of speakerd.v1.AudioFormat; 0 takes the default.
+
+    parties_apart: it is a call with one party a channel; of one channel: it is one party of a call.
+    """
 
     encoding: int
     sample_rate_hz: int
     channels: int
+    parties_apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,7 @@ class Intake:
         self._decode = adecode_live if is_live else adecode_stream
         self._is_live = is_live
         self._skip_samples = skip_samples
+        self._may_be_silent = is_resumed or sound.parties_apart  # a party may have nothing to say
         self._decoder = (
             None
             if sound.encoding == CONTAINER
@@ -97,7 +98,7 @@ class Intake:
             self._patience.close()
         if not self.received_samples and not self.handing_over and not self._is_resumed:
             raise BadAudio("there is no audio: send `audio` after `open`")
-        if self._peak <= SILENCE_PEAK and not self.handing_over and not self._is_resumed:
+        if self._peak <= SILENCE_PEAK and not self.handing_over and not self._may_be_silent:
             raise BadAudio(
                 f"no sound above {SILENCE_DBFS} dBFS in {seconds_from_samples(self.received_samples):.1f} s: "
                 "the audio is silent; check the microphone and its level, and the encoding"

@@ -10,6 +10,7 @@ import asyncio
 import secrets
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 
 from models.online import OnlineDiarization
 from node import events
@@ -19,7 +20,8 @@ from node.checkpoint import CheckpointSeal, StreamState
 from node.decoders import Decoders
 from node.engine import Engine
 from node.metrics import NodeMetrics
-from node.naming import Scope, SessionNaming
+from node.naming import Name, Scope, SessionNaming
+from node.parties import serve_parties
 from node.session import LiveSession, Peer
 from node.slots import Slot, SlotTable
 from node.standing import Standing
@@ -78,9 +80,24 @@ class LiveStreams:
         return self._slots.num_taken
 
     async def serve(self, peer: Peer, caller: Caller) -> None:
-        """Serve one stream from its opening to its end."""
+        """Serve one stream from its opening to its end, or a call, whose channels are streams of their own."""
         try:
             request = await self._admit(peer, caller)
+        except SpeakerdError as error:
+            self._metrics.rejected.labels(error.cause.value).inc()
+            raise
+        if request.sound.parties_apart:
+            may_say = partial(self._may_say, Scope(request.tenant_id, request.voice_ids, request.audiences))
+            await serve_parties(request, peer, self._serve, may_say=may_say)
+        else:
+            await self._serve(request, peer)
+
+    def _may_say(self, scope: Scope, name: Name) -> bool:
+        held = self._store.find_for(scope.heard, name.voice_id) if self._standing.allows() else None
+        return held is not None and held.label == name.label
+
+    async def _serve(self, request: events.StreamRequest, peer: Peer) -> None:
+        try:
             self._standing.require_serving()
             slot = self._slots.take()
         except SpeakerdError as error:

@@ -164,11 +164,13 @@ def audiences(said: Iterable[str], tenant_id: str) -> tuple[str, ...]:
 
 def sound_format(message: common_pb2.AudioFormat) -> events.SoundFormat:
     """How bytes hold sound."""
-    return events.SoundFormat(message.encoding, *said_rate_and_channels(message))
+    return events.SoundFormat(message.encoding, *said_rate_and_channels(message), message.parties_apart)
 
 
 def file_request(message: node_pb2.FileOpen, model: str) -> events.FileRequest:
     """A FileOpen, checked. model: the node's."""
+    if message.format.parties_apart:
+        raise InvalidRequest("parties_apart is for streams: send each channel as a recording of its own")
     return events.FileRequest(
         tenant_id=identifier(message.tenant_id, "tenant_id") if message.tenant_id else "",
         sound=sound_format(message.format),

@@ -26,7 +26,8 @@ class StreamOptions:
 
     encoding, sample_rate_hz, channels: of the sound that will be sent. latency_ms: how long after it is spoken a turn
     becomes final, 500 to 5000. voice_ids: who may be named; empty: everybody enrolled. resume_s: how long to try to go
-    on elsewhere when the node is lost; 0: not at all.
+    on elsewhere when the node is lost; 0: not at all. parties_apart: a call with one party a channel, each of which is
+    heard by itself (samples only); speaker spk_N was heard on channel N modulo `channels`.
     """
 
     encoding: common_pb2.Encoding.ValueType = common_pb2.ENCODING_PCM_S16LE
@@ -39,6 +40,7 @@ class StreamOptions:
     num_speakers_max: int = 0
     stream_id: str = ""
     resume_s: float = 60.0
+    parties_apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,10 @@ def _stream_open(options: StreamOptions, place: Place, checkpoint: bytes) -> nod
         ticket=place.ticket,
         stream_id=place.stream_id or options.stream_id,
         format=common_pb2.AudioFormat(
-            encoding=options.encoding, sample_rate_hz=options.sample_rate_hz, channels=options.channels
+            encoding=options.encoding,
+            sample_rate_hz=options.sample_rate_hz,
+            channels=options.channels,
+            parties_apart=options.parties_apart,
         ),
         latency_ms=options.latency_ms,
         exclusive=options.exclusive,

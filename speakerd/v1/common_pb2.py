@@ -24,33 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18speakerd/v1/common.proto\x12\x0bspeakerd.v1\"\x8a\x01\n\x0b\x41udioFormat\x12\'\n\x08\x65ncoding\x18\x01 \x01(\x0e\x32\x15.speakerd.v1.Encoding\x12\x1b\n\x0esample_rate_hz\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x15\n\x08\x63hannels\x18\x03 \x01(\rH\x01\x88\x01\x01\x42\x11\n\x0f_sample_rate_hzB\x0b\n\t_channels\"C\n\tAudioClip\x12(\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x18.speakerd.v1.AudioFormat\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"C\n\x08VoiceRef\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08voice_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\"E\n\nVoiceprint\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tembedding\x18\x02 \x01(\x0c\x12\x15\n\rnet_speech_ms\x18\x03 \x01(\r\"\xdb\x03\n\x0bMatchReport\x12\x31\n\x07outcome\x18\x01 \x01(\x0e\x32 .speakerd.v1.MatchReport.Outcome\x12\x15\n\rbest_voice_id\x18\x02 \x01(\t\x12\x18\n\x10\x62\x65st_probability\x18\x03 \x01(\x02\x12\x13\n\x0b\x62\x65st_cosine\x18\x04 \x01(\x02\x12\x1a\n\x12runner_up_voice_id\x18\x05 \x01(\t\x12\x18\n\x10runner_up_cosine\x18\x06 \x01(\x02\x12\x15\n\rnet_speech_ms\x18\x07 \x01(\r\x12\x0e\n\x06margin\x18\x08 \x01(\x02\x12\x1a\n\x12\x62\x65st_net_speech_ms\x18\t \x01(\r\x12\x1d\n\x15runner_up_probability\x18\n \x01(\x02\"\xba\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_MATCHED\x10\x01\x12\x1b\n\x17OUTCOME_BELOW_THRESHOLD\x10\x02\x12\x17\n\x13OUTCOME_THIN_MARGIN\x10\x03\x12\x1d\n\x19OUTCOME_TOO_LITTLE_SPEECH\x10\x04\x12\x11\n\rOUTCOME_TAKEN\x10\x05\x12\x19\n\x15OUTCOME_NO_CANDIDATES\x10\x06\"\x99\x02\n\x04Turn\x12\x10\n\x08start_ms\x18\x01 \x01(\x03\x12\x0e\n\x06\x65nd_ms\x18\x02 \x01(\x03\x12\x0f\n\x07speaker\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x10\n\x08voice_id\x18\x05 \x01(\t\x12\x13\n\x0bprobability\x18\x06 \x01(\x02\x12&\n\x05state\x18\x07 \x01(\x0e\x32\x17.speakerd.v1.Turn.State\x12\x10\n\x08sequence\x18\x08 \x01(\x04\x12\x17\n\nconfidence\x18\t \x01(\x02H\x00\x88\x01\x01\"F\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11STATE_PROVISIONAL\x10\x01\x12\x0f\n\x0bSTATE_FINAL\x10\x02\x42\r\n\x0b_confidence\"\x87\x02\n\x07Speaker\x12\x0f\n\x07speaker\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08voice_id\x18\x03 \x01(\t\x12\x13\n\x0bprobability\x18\x04 \x01(\x02\x12\x11\n\tspeech_ms\x18\x05 \x01(\x04\x12\x15\n\rnet_speech_ms\x18\x06 \x01(\x04\x12\'\n\x05match\x18\x07 \x01(\x0b\x32\x18.speakerd.v1.MatchReport\x12\x17\n\nconfidence\x18\x08 \x01(\x02H\x00\x88\x01\x01\x12+\n\nvoiceprint\x18\t \x01(\x0b\x32\x17.speakerd.v1.Voiceprint\x12\r\n\x05token\x18\n \x01(\x0c\x42\r\n\x0b_confidence\"C\n\tErrorInfo\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r*\x9b\x01\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45NCODING_PCM_S16LE\x10\x01\x12\x16\n\x12\x45NCODING_PCM_F32LE\x10\x02\x12\x16\n\x12\x45NCODING_PCM_MULAW\x10\x03\x12\x15\n\x11\x45NCODING_PCM_ALAW\x10\x04\x12\x16\n\x12\x45NCODING_CONTAINER\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18speakerd/v1/common.proto\x12\x0bspeakerd.v1\"\xa1\x01\n\x0b\x41udioFormat\x12\'\n\x08\x65ncoding\x18\x01 \x01(\x0e\x32\x15.speakerd.v1.Encoding\x12\x1b\n\x0esample_rate_hz\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x15\n\x08\x63hannels\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x15\n\rparties_apart\x18\x04 \x01(\x08\x42\x11\n\x0f_sample_rate_hzB\x0b\n\t_channels\"C\n\tAudioClip\x12(\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x18.speakerd.v1.AudioFormat\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"C\n\x08VoiceRef\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08voice_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\"E\n\nVoiceprint\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tembedding\x18\x02 \x01(\x0c\x12\x15\n\rnet_speech_ms\x18\x03 \x01(\r\"\xdb\x03\n\x0bMatchReport\x12\x31\n\x07outcome\x18\x01 \x01(\x0e\x32 .speakerd.v1.MatchReport.Outcome\x12\x15\n\rbest_voice_id\x18\x02 \x01(\t\x12\x18\n\x10\x62\x65st_probability\x18\x03 \x01(\x02\x12\x13\n\x0b\x62\x65st_cosine\x18\x04 \x01(\x02\x12\x1a\n\x12runner_up_voice_id\x18\x05 \x01(\t\x12\x18\n\x10runner_up_cosine\x18\x06 \x01(\x02\x12\x15\n\rnet_speech_ms\x18\x07 \x01(\r\x12\x0e\n\x06margin\x18\x08 \x01(\x02\x12\x1a\n\x12\x62\x65st_net_speech_ms\x18\t \x01(\r\x12\x1d\n\x15runner_up_probability\x18\n \x01(\x02\"\xba\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_MATCHED\x10\x01\x12\x1b\n\x17OUTCOME_BELOW_THRESHOLD\x10\x02\x12\x17\n\x13OUTCOME_THIN_MARGIN\x10\x03\x12\x1d\n\x19OUTCOME_TOO_LITTLE_SPEECH\x10\x04\x12\x11\n\rOUTCOME_TAKEN\x10\x05\x12\x19\n\x15OUTCOME_NO_CANDIDATES\x10\x06\"\x99\x02\n\x04Turn\x12\x10\n\x08start_ms\x18\x01 \x01(\x03\x12\x0e\n\x06\x65nd_ms\x18\x02 \x01(\x03\x12\x0f\n\x07speaker\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x10\n\x08voice_id\x18\x05 \x01(\t\x12\x13\n\x0bprobability\x18\x06 \x01(\x02\x12&\n\x05state\x18\x07 \x01(\x0e\x32\x17.speakerd.v1.Turn.State\x12\x10\n\x08sequence\x18\x08 \x01(\x04\x12\x17\n\nconfidence\x18\t \x01(\x02H\x00\x88\x01\x01\"F\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11STATE_PROVISIONAL\x10\x01\x12\x0f\n\x0bSTATE_FINAL\x10\x02\x42\r\n\x0b_confidence\"\x87\x02\n\x07Speaker\x12\x0f\n\x07speaker\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08voice_id\x18\x03 \x01(\t\x12\x13\n\x0bprobability\x18\x04 \x01(\x02\x12\x11\n\tspeech_ms\x18\x05 \x01(\x04\x12\x15\n\rnet_speech_ms\x18\x06 \x01(\x04\x12\'\n\x05match\x18\x07 \x01(\x0b\x32\x18.speakerd.v1.MatchReport\x12\x17\n\nconfidence\x18\x08 \x01(\x02H\x00\x88\x01\x01\x12+\n\nvoiceprint\x18\t \x01(\x0b\x32\x17.speakerd.v1.Voiceprint\x12\r\n\x05token\x18\n \x01(\x0c\x42\r\n\x0b_confidence\"C\n\tErrorInfo\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r*\x9b\x01\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x16\n\x12\x45NCODING_PCM_S16LE\x10\x01\x12\x16\n\x12\x45NCODING_PCM_F32LE\x10\x02\x12\x16\n\x12\x45NCODING_PCM_MULAW\x10\x03\x12\x15\n\x11\x45NCODING_PCM_ALAW\x10\x04\x12\x16\n\x12\x45NCODING_CONTAINER\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'speakerd.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODING']._serialized_start=1489
-  _globals['_ENCODING']._serialized_end=1644
+  _globals['_ENCODING']._serialized_start=1512
+  _globals['_ENCODING']._serialized_end=1667
   _globals['_AUDIOFORMAT']._serialized_start=42
-  _globals['_AUDIOFORMAT']._serialized_end=180
-  _globals['_AUDIOCLIP']._serialized_start=182
-  _globals['_AUDIOCLIP']._serialized_end=249
-  _globals['_VOICEREF']._serialized_start=251
-  _globals['_VOICEREF']._serialized_end=318
-  _globals['_VOICEPRINT']._serialized_start=320
-  _globals['_VOICEPRINT']._serialized_end=389
-  _globals['_MATCHREPORT']._serialized_start=392
-  _globals['_MATCHREPORT']._serialized_end=867
-  _globals['_MATCHREPORT_OUTCOME']._serialized_start=681
-  _globals['_MATCHREPORT_OUTCOME']._serialized_end=867
-  _globals['_TURN']._serialized_start=870
-  _globals['_TURN']._serialized_end=1151
-  _globals['_TURN_STATE']._serialized_start=1066
-  _globals['_TURN_STATE']._serialized_end=1136
-  _globals['_SPEAKER']._serialized_start=1154
-  _globals['_SPEAKER']._serialized_end=1417
-  _globals['_ERRORINFO']._serialized_start=1419
-  _globals['_ERRORINFO']._serialized_end=1486
+  _globals['_AUDIOFORMAT']._serialized_end=203
+  _globals['_AUDIOCLIP']._serialized_start=205
+  _globals['_AUDIOCLIP']._serialized_end=272
+  _globals['_VOICEREF']._serialized_start=274
+  _globals['_VOICEREF']._serialized_end=341
+  _globals['_VOICEPRINT']._serialized_start=343
+  _globals['_VOICEPRINT']._serialized_end=412
+  _globals['_MATCHREPORT']._serialized_start=415
+  _globals['_MATCHREPORT']._serialized_end=890
+  _globals['_MATCHREPORT_OUTCOME']._serialized_start=704
+  _globals['_MATCHREPORT_OUTCOME']._serialized_end=890
+  _globals['_TURN']._serialized_start=893
+  _globals['_TURN']._serialized_end=1174
+  _globals['_TURN_STATE']._serialized_start=1089
+  _globals['_TURN_STATE']._serialized_end=1159
+  _globals['_SPEAKER']._serialized_start=1177
+  _globals['_SPEAKER']._serialized_end=1440
+  _globals['_ERRORINFO']._serialized_start=1442
+  _globals['_ERRORINFO']._serialized_end=1509
 # @@protoc_insertion_point(module_scope)

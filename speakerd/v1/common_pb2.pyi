@@ -70,22 +70,28 @@ class AudioFormat(_message.Message):
     ENCODING_FIELD_NUMBER: _builtins.int
     SAMPLE_RATE_HZ_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
+    PARTIES_APART_FIELD_NUMBER: _builtins.int
     encoding: Global___Encoding.ValueType
     """Absent: PCM_S16LE."""
     sample_rate_hz: _builtins.int
     """Samples a second and channel, 8000 to 96000. Absent: 16000; 0 is refused. Sound is resampled to 16 kHz."""
     channels: _builtins.int
     """Interleaved channels, 1 to 8. Absent: 1; 0 is refused. Several channels are mixed to one."""
+    parties_apart: _builtins.bool
+    """Streams of samples: a call with one party a channel. Each channel is diarized by itself, in a slot of its own, and
+    may be silent; speaker spk_N was heard on channel N modulo `channels`, counted from 0. Absent: channels are mixed.
+    """
     def __init__(
         self,
         *,
         encoding: Global___Encoding.ValueType = ...,
         sample_rate_hz: _builtins.int | None = ...,
         channels: _builtins.int | None = ...,
+        parties_apart: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_channels", b"_channels", "_sample_rate_hz", b"_sample_rate_hz", "channels", b"channels", "sample_rate_hz", b"sample_rate_hz"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channels", b"_channels", "_sample_rate_hz", b"_sample_rate_hz", "channels", b"channels", "encoding", b"encoding", "sample_rate_hz", b"sample_rate_hz"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channels", b"_channels", "_sample_rate_hz", b"_sample_rate_hz", "channels", b"channels", "encoding", b"encoding", "parties_apart", b"parties_apart", "sample_rate_hz", b"sample_rate_hz"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__channels: _TypeAlias = _typing.Literal["channels"]  # noqa: Y015
     _WhichOneofArgType__channels: _TypeAlias = _typing.Literal["_channels", b"_channels"]  # noqa: Y015

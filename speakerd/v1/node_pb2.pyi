@@ -740,7 +740,7 @@ class Checkpoint(_message.Message):
     POSITION_MS_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     position_ms: _builtins.int
-    """Audio after this has to be sent again on resumption."""
+    """Audio after this has to be sent again on resumption; of a container, all from its first byte on."""
     def __init__(
         self,
         *,
