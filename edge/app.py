@@ -19,7 +19,7 @@ from sqlalchemy import select
 from controlplane.app import ControlPlane
 from controlplane.database.schema import fleet_head
 from controlplane.rate_limits import RateLimit
-from edge import pyannoteai, scaiecho, scaispeak, scryon
+from edge import loccus, pyannoteai, scaiecho, scaispeak, scryon
 from edge.dialect import Dialect, Edge
 from edge.envelope import install_error_envelope
 from edge.frame import Dispatch, application_of
@@ -31,7 +31,13 @@ from speakerd import __version__
 
 READY_BOUND_S = 2.0
 
-DIALECTS: tuple[Dialect, ...] = (pyannoteai.DIALECT, scryon.DIALECT, scaiecho.DIALECT, scaispeak.DIALECT)
+DIALECTS: tuple[Dialect, ...] = (
+    pyannoteai.DIALECT,
+    scryon.DIALECT,
+    scaiecho.DIALECT,
+    scaispeak.DIALECT,
+    loccus.DIALECT,
+)
 """What is spoken here."""
 
 
