@@ -70,7 +70,7 @@ class Enrolment(Speaker):
     speaker: Speaker
     preflight: Preflight | None = Field(description="null when the answer to an earlier request is repeated.")
     enrolled_on: list[str] = Field(description="Nodes that hold the speaker.")
-    note: str | None = Field(None, description="What it waits for; left out when there is nothing to say.")
+    note: str | None = Field(default=None, description="What it waits for; left out when there is nothing to say.")
 
 
 class EnrolmentAnswer(BaseModel):

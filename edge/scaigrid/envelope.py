@@ -71,9 +71,9 @@ class Problem(BaseModel):
 
     code: str
     message: str
-    retry_after: int | None = Field(None, description="Seconds.")
+    retry_after: int | None = Field(default=None, description="Seconds.")
     details: list[Detail] | None = None
-    preflight: Preflight | None = Field(None, description="What was measured of a recording that was refused.")
+    preflight: Preflight | None = Field(default=None, description="What was measured of a recording that was refused.")
 
 
 class Meta(BaseModel):

@@ -58,8 +58,8 @@ class VoiceBody(BaseModel):
     embedding_status_reason: str | None = Field(description="A short tag; null when the voice is ready.")
     created_at: str
     updated_at: str
-    license: Licence | None = Field(None, description="Of a global voice; left out of others.")
-    consent: Consent | None = Field(None, description="Where one voice is read by who may change it.")
+    license: Licence | None = Field(default=None, description="Of a global voice; left out of others.")
+    consent: Consent | None = Field(default=None, description="Where one voice is read by who may change it.")
 
 
 class VoiceAnswer(BaseModel):
@@ -86,7 +86,7 @@ class Cloned(VoiceBody):
 
     voice: VoiceBody
     preflight: Preflight | None = Field(description="null when the answer to an earlier request is repeated.")
-    note: str | None = Field(None, description="What it waits for; left out when there is nothing to say.")
+    note: str | None = Field(default=None, description="What it waits for; left out when there is nothing to say.")
 
 
 class ClonedAnswer(BaseModel):
