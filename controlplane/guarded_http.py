@@ -171,7 +171,7 @@ class GuardedHttp:
                 raise TimedOut("the url's server does not answer in time") from None
             except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, ssl.SSLError, OSError) as error:
                 # What exactly went wrong could tell a stranger about the network.
-                is_tls = isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError)
+                is_tls = any(isinstance(one, ssl.SSLError) for one in (error, error.__context__, *error.args))
                 kind = BadCertificate if is_tls else Unreachable
                 raise kind("the url's server cannot be reached, or does not speak HTTP") from None
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from controlplane.database.schema import webhook_deliveries as table
 
 WAITING, DELIVERED, GIVEN_UP = "waiting", "delivered", "given_up"
-RETRY_S = (0.0, 60.0, 300.0)
+RETRY_S: tuple[float, ...] = (0.0, 60.0, 300.0)
 """How long after a failed attempt the next one is due."""
 CLAIM_S = 60.0
 """How long an attempt is its claimer's: well over what one takes at most."""
@@ -134,8 +134,9 @@ async def _settle(connection: AsyncConnection, attempt: Attempt, **values: objec
 
 
 def _is_free(now_lease_s: float) -> ColumnElement[bool]:
-    # A time further ahead than any that is ever set is one of an earlier boot's clock.
-    is_due = or_(table.c.due_lease_s <= now_lease_s, table.c.due_lease_s > now_lease_s + max(RETRY_S))
+    # A time much further ahead than any that is set is one of an earlier boot's clock. Much: whoever set it may have
+    # looked at the clock a moment after us.
+    is_due = or_(table.c.due_lease_s <= now_lease_s, table.c.due_lease_s > now_lease_s + 2 * max(RETRY_S))
     claimed = table.c.claimed_until_lease_s
-    is_nobodys = or_(claimed <= now_lease_s, claimed > now_lease_s + CLAIM_S)
+    is_nobodys = or_(claimed <= now_lease_s, claimed > now_lease_s + 2 * CLAIM_S)
     return and_(table.c.state == WAITING, is_due, is_nobodys)

@@ -69,8 +69,8 @@ class Receiver:
             self.told.append(Told(path, headers, body))
             answers = self.answers.get(path, [OK])
             await (answers.pop(0) if len(answers) > 1 else answers[0])(writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # CancelledError: the test is over
         finally:
             writer.close()
 
