@@ -1,0 +1,93 @@
+"""Runs the lines that a page of docs/ shows, as they stand there.
+
+A block to be run has a name behind its language: ```bash enrol. `Page` reads them; `Lines` runs them in a folder, with
+variables of the environment, and knows which were not run yet, so that no line of a page goes untried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+TIMEOUT_S = 120.0
+_FENCE = re.compile(r"^```(bash|python|javascript)[ \t]*(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_ENDINGS = {"bash": "sh", "python": "py", "javascript": "mjs"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines of a page."""
+
+    name: str
+    language: str
+    text: str
+
+
+def read_page(name: str) -> dict[str, Block]:
+    """The blocks of docs/NAME by their names. A block of these languages without a name is an error of the page."""
+    found: dict[str, Block] = {}
+    for language, block, text in _FENCE.findall((DOCS / name).read_text()):
+        assert block, f"docs/{name}: a block of {language} has no name: {text[:60]!r}"
+        assert block not in found, f"docs/{name}: two blocks are called {block}"
+        found[block] = Block(block, language, text)
+    assert found, f"docs/{name} has no lines to run"
+    return found
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a block."""
+
+    stdout: str
+    stderr: str
+
+    def json(self) -> Any:
+        """What it printed, as JSON."""
+        return json.loads(self.stdout)
+
+
+@dataclass
+class Lines:
+    """The lines of a page, run one block after another."""
+
+    blocks: Mapping[str, Block]
+    folder: Path
+    variables: dict[str, str]
+    ran: set[str] = field(default_factory=set)
+
+    def run(self, name: str, **variables: str) -> Ran:
+        """Run a block to its end; it has to end well. variables: set for it and for those after it."""
+        self.variables.update(variables)
+        block = self.blocks[name]
+        file = self.folder / f"lines-{name}.{_ENDINGS[block.language]}"
+        file.write_text(block.text)
+        command = {
+            "bash": ["bash", "-euo", "pipefail", str(file)],
+            "python": [sys.executable, "-W", "error", str(file)],
+            "javascript": ["node", str(file)],
+        }[block.language]
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("SPEAKERD_")}
+        ended = subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**kept, **self.variables},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        assert ended.returncode == 0, f"{name}: {ended.stdout}\n{ended.stderr}"
+        self.ran.add(name)
+        return Ran(ended.stdout, ended.stderr)
+
+    def left(self) -> set[str]:
+        """Blocks that were not run."""
+        return set(self.blocks) - self.ran
