@@ -137,12 +137,16 @@ class PartyEvents:
         pieces = []
         for piece in ready:
             self._sequence += 1
-            name = piece.name if piece.name is not None and self._may_say(piece.name) else None
-            pieces.append(replace(piece, sequence=self._sequence, name=name))
+            pieces.append(replace(self._named_now(piece), sequence=self._sequence))
         if self._provisional:
-            pieces += [piece for channel in self._channels for piece in (*channel.held, *channel.provisional)]
-        standing = [piece if piece.final and piece.sequence else _provisional(piece) for piece in pieces]
-        return events.Turns(tuple(standing), self._final)
+            # What waits for another channel stands provisionally until then.
+            waiting = [piece for channel in self._channels for piece in channel.held]
+            pieces += [replace(self._named_now(piece), final=False, sequence=0) for piece in waiting]
+            pieces += [piece for channel in self._channels for piece in channel.provisional]
+        return events.Turns(tuple(pieces), self._final)
+
+    def _named_now(self, piece: events.TurnPiece) -> events.TurnPiece:
+        return piece if piece.name is None or self._may_say(piece.name) else replace(piece, name=None)
 
     def _progress(self) -> events.Progress:
         told = [channel.progress for channel in self._channels if channel.progress is not None]
@@ -214,7 +218,3 @@ def parted(data: bytes, num_channels: int) -> tuple[list[bytes], int]:
     if at != len(data):
         raise wrong
     return found, sequence
-
-
-def _provisional(piece: events.TurnPiece) -> events.TurnPiece:
-    return replace(piece, final=False, sequence=0)
