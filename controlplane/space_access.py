@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Table, and_, case, exists, func, or_, select, true
+from sqlalchemy import ColumnElement, Row, Table, and_, case, func, or_, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.spaces_schema import (
@@ -87,7 +87,8 @@ def visible_spaces(principal: Principal) -> ColumnElement[bool]:
     """The spaces that a caller may see: the organisation's, their own, and those that they were let into."""
     own: ColumnElement[bool] = spaces.c.owner_user_id == ORGANISATION
     if principal.user_id is not None:
-        own = or_(own, spaces.c.owner_user_id == principal.user_id, exists().where(_collaborates(principal.user_id)))
+        is_in = select(space_collaborators.c.user_id).where(_collaborates(principal.user_id)).correlate(spaces).exists()
+        own = or_(own, spaces.c.owner_user_id == principal.user_id, is_in)
     return and_(spaces.c.tenant_id == principal.tenant_id, true() if principal.is_admin else own)
 
 
