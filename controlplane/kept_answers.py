@@ -1,7 +1,8 @@
 """Answers that are given again: a request that carries the same Idempotency-Key within a day is done once.
 
 In: who asks, their key, and a digest of what they ask for. Out: nothing the first time, and the kept answer after that.
-What always holds: the caller's key is kept as a keyed digest alone, and the answer as ciphertext; of two requests with
+What always holds: the caller's key is kept as a keyed digest alone, and the answer as ciphertext; one that tells of a
+voice is sealed with that voice's own key, so that an erasure makes it unreadable with the rest; of two requests with
 one key at the same time one is done and the other told to wait; the same key for another request is refused.
 """
 
@@ -10,23 +11,26 @@ from __future__ import annotations
 import hmac
 import json
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.engine import Database
-from controlplane.database.schema import kept_answers
+from controlplane.database.schema import data_keys, kept_answers
 from controlplane.derived_keys import kept_answers_key, open_answer, seal_answer
-from controlplane.keys import KeyRing
+from controlplane.keys import DataKey, KeyRing, VoiceAddress
 from controlplane.policy import Principal
 from runtime.clock import Clock
-from runtime.errors import Conflict, InvalidRequest
+from runtime.errors import Conflict, InvalidRequest, SpeakerdError
 
 KEPT_S = 24 * 3600.0
 UNDER_WAY_S = 300.0
 """How long a request may be under way: one that began earlier died with its process, and the key is free again."""
 KEY_CHARS_MAX = 255
 ANSWER_BYTES_MAX = 1 << 20
+KIND = "kept answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +104,37 @@ class KeptAnswers:
             raise Conflict("this Idempotency-Key was used for another request: use a new one")
         if row.status is None:
             raise _under_way()
-        kept = json.loads(open_answer(self._keys, bytes(row.ciphertext), name))
+        plain = await self._opened(row)
+        if plain is None:
+            raise Conflict("what was made with this Idempotency-Key has been erased since: use a new one")
+        kept = json.loads(plain)
         return Answer(row.status, kept["headers"], bytes.fromhex(kept["body"]))
 
-    async def keep(self, turn: Turn, answer: Answer) -> None:
-        """Keep the answer of a request; one that is too large is not kept, and its key is free again."""
+    async def keep(self, turn: Turn, answer: Answer, about: VoiceAddress | None = None) -> None:
+        """Keep the answer of a request; one that is too large is not kept, and its key is free again.
+
+        about: the voice that it tells of, if it does.
+        """
         if len(answer.body) > ANSWER_BYTES_MAX:
             await self.drop(turn)
             return
         plain = json.dumps({"headers": answer.headers, "body": answer.body.hex()}).encode()
         async with self._database.write() as connection:
+            if about is None:
+                ciphertext = seal_answer(self._keys, plain, turn.name)
+            else:
+                key = await self._data_key(connection, about)
+                # A voice that was erased meanwhile has no key, and its answer is not kept: it opens for nobody.
+                ciphertext = b"" if key is None else key.encrypt(plain, KIND, turn.name)
             await connection.execute(
                 update(kept_answers)
                 .where(kept_answers.c.name == turn.name, kept_answers.c.began_at_s == turn.began_at_s)
-                .values(status=answer.status, ciphertext=seal_answer(self._keys, plain, turn.name))
+                .values(
+                    status=answer.status,
+                    ciphertext=ciphertext,
+                    voice_tenant_id=about and about.tenant_id,
+                    voice_id=about and about.voice_id,
+                )
             )
 
     async def drop(self, turn: Turn) -> None:
@@ -126,6 +147,26 @@ class KeptAnswers:
                     kept_answers.c.status.is_(None),
                 )
             )
+
+    async def _opened(self, row: Row[Any]) -> bytes | None:
+        if row.voice_id is None:
+            return open_answer(self._keys, bytes(row.ciphertext), row.name)
+        async with self._database.read() as connection:
+            key = await self._data_key(connection, VoiceAddress(row.voice_tenant_id, row.voice_id))
+        if key is None:
+            return None
+        try:
+            return key.decrypt(bytes(row.ciphertext), KIND, row.name)
+        except SpeakerdError:
+            # Another key: the voice was erased, and enrolled anew under its old id.
+            return None
+
+    async def _data_key(self, connection: AsyncConnection, voice: VoiceAddress) -> DataKey | None:
+        query = select(data_keys.c.wrapped).where(
+            data_keys.c.tenant_id == voice.tenant_id, data_keys.c.voice_id == voice.voice_id
+        )
+        wrapped = (await connection.execute(query)).scalar_one_or_none()
+        return None if wrapped is None else self._keys.open(voice, bytes(wrapped))
 
     def _name(self, principal: Principal, key: str, call: str) -> str:
         parts = json.dumps([principal.tenant_id, principal.user_id, call, key])

@@ -137,7 +137,7 @@ class _Around:
         except Exception as error:
             # The text of a foreign exception may hold anything, so neither the client nor the log gets it.
             get_logger().error(
-                "http.failed", route=_route_of(scope), error_type=type(error).__name__, stack=stack_of(error)
+                "http.failed", route=_route_of(scope), error_type=type(error).__name__, frames=stack_of(error)
             )
             if began:
                 raise

@@ -20,6 +20,7 @@ from starlette.requests import HTTPConnection
 
 from controlplane.identity import token_of
 from controlplane.kept_answers import Answer, Turn
+from controlplane.keys import VoiceAddress
 from controlplane.policy import Principal
 from controlplane.rate_limits import Standing
 from edge.dialect import Edge
@@ -106,6 +107,11 @@ async def authenticated(edge: Edge, connection: HTTPConnection, scope: str, *, t
     return await edge.core.identity.principal(given, scope)
 
 
+def tells_of(request: Request, tenant_id: str, voice_id: str) -> None:
+    """Say that the answer tells of a voice: kept for an Idempotency-Key, it goes with the voice when that is erased."""
+    request.state.about = VoiceAddress(tenant_id, voice_id)
+
+
 async def _caller(request: Request) -> Principal:
     return cast(Principal, request.state.principal)
 
@@ -169,7 +175,8 @@ async def _done(edge: Edge, request: Request, turn: Turn, inner: _Handler) -> Re
         # What came to nothing may be tried again with the same key.
         if 200 <= response.status_code < 300 and isinstance(response.body, bytes):
             headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
-            await edge.core.kept_answers.keep(turn, Answer(response.status_code, headers, response.body))
+            answer = Answer(response.status_code, headers, response.body)
+            await edge.core.kept_answers.keep(turn, answer, getattr(request.state, "about", None))
             kept = True
         return response
     finally:

@@ -421,6 +421,9 @@ kept_answers = Table(
     # Absent while the request is under way.
     Column("status", Integer),
     Column("ciphertext", LargeBinary),
+    # Whose answer it is, where it tells of a voice: sealed with that voice's own key then, which an erasure destroys.
+    Column("voice_tenant_id", ID),
+    Column("voice_id", ID),
     Index("kept_answers_by_age", "began_at_s"),
 )
 

@@ -28,7 +28,7 @@ from edge.scaiecho.speaker_body import (
 )
 from edge.scaigrid.erasures import Erased, erase, erased
 from edge.scaigrid.forms import Fields
-from edge.terms import Caller, TheEdge, TurnName, terms
+from edge.terms import Caller, TheEdge, TurnName, tells_of, terms
 from edge.uploads import Form, UploadedFile, multipart
 
 PREFIX = "/v1/modules/scaiecho"
@@ -84,6 +84,7 @@ def install(app: FastAPI) -> None:
         """Enrol a speaker from a reference recording and a recording of the consent."""
         async with multipart(request, edge.uploads, files_max=2, bytes_max=FORM_BYTES_MAX) as form:
             enrolled = await edge.core.enrolment.enrol(caller, _enrolling(form, turn))
+        tells_of(request, caller.tenant_id, enrolled.voice.voice_id)
         return EnrolmentAnswer(data=enrolment_of(enrolled))
 
     @app.get(f"{PREFIX}/speakers")

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel
 
 from controlplane.agreements import Licence, LicenceKind
-from controlplane.policy import VoiceScope
+from controlplane.policy import GLOBAL_TENANT, VoiceScope
 from edge.failures import FieldError, InvalidFields
 from edge.scaigrid.erasures import ERASE_WAIT_S, ErasureBody, asking_of, erased, erasure_body
 from edge.scaigrid.forms import Fields
@@ -18,7 +18,7 @@ from edge.scaispeak.permissions import SUPER_ADMIN, TENANT_ADMIN
 from edge.scaispeak.sources import clip_of
 from edge.scaispeak.voice_body import ClonedAnswer, PageMeta, cloned_body
 from edge.scaispeak.voices import FORM_BYTES_MAX, OF_VOICE, PREFIX, TEXT, ErasedAnswer, form_schema, said_of
-from edge.terms import Caller, TheEdge, TurnName, terms
+from edge.terms import Caller, TheEdge, TurnName, tells_of, terms
 from edge.uploads import multipart
 from runtime.errors import NotFound
 
@@ -70,6 +70,7 @@ def install(app: FastAPI) -> None:
             assert licence is not None
             assert reference is not None
             enrolled = await take_in(edge, caller, label, details, licence, reference=reference, turn=turn)
+        tells_of(request, GLOBAL_TENANT, enrolled.voice.voice_id)
         licences = await edge.core.people.agreements.licences([enrolled.voice.voice_id])
         return ClonedAnswer(data=cloned_body(enrolled, licence=licences.get(enrolled.voice.voice_id)))
 

@@ -34,7 +34,7 @@ from edge.scaispeak.voice_body import (
     filter_of,
     voice_body,
 )
-from edge.terms import Caller, TheEdge, TurnName, terms
+from edge.terms import Caller, TheEdge, TurnName, tells_of, terms
 from edge.uploads import multipart
 from runtime.errors import Denied
 
@@ -135,6 +135,7 @@ def install(app: FastAPI) -> None:
             assert spoken is not None
             cloning = Cloning(label, details, consent, turn)
             enrolled = await clone(edge, caller, cloning, reference=reference, consent=spoken)
+        tells_of(request, caller.tenant_id, enrolled.voice.voice_id)
         return ClonedAnswer(data=cloned_body(enrolled))
 
     @app.get(f"{PREFIX}/voices/{{voice_id}}", response_model_exclude_unset=True)

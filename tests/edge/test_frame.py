@@ -19,6 +19,7 @@ from sqlalchemy import select
 from controlplane.database.schema import kept_answers
 from controlplane.rate_limits import RateLimit, RateLimits
 from controlplane.scopes import VOICES_READ, VOICES_WRITE
+from edge import uploads
 from edge.app import DIALECTS
 from edge.dialect import Dialect, Edge
 from edge.failures import Failure, FieldError, InvalidFields
@@ -26,11 +27,12 @@ from edge.frame import Dispatch, application_of
 from edge.pyannoteai.errors import ERRORS, ErrorBody, render
 from edge.serving import HttpServer
 from edge.terms import Caller, TheEdge, terms
-from edge.uploads import UploadBudget, multipart
+from edge.uploads import BodyMeter, UploadBudget, multipart
 from runtime.clock import SystemClock
-from runtime.errors import Cause, Overloaded
+from runtime.errors import Cause, Overloaded, TimedOut
 from runtime.lifecycle import Tasks
 from tests.controlplane.redis_server import redis_server
+from tests.edge import scai
 from tests.edge.conftest import Served, Serving
 
 BODY_BYTES_MAX = 200_000
@@ -343,3 +345,39 @@ async def test_a_form_that_is_sent_again_with_another_boundary_is_the_same_reque
             )
             assert answer.json() == 1
     assert done == [5]
+
+
+async def test_an_answer_that_was_kept_goes_with_the_voice_that_it_tells_of(served: Served) -> None:
+    http = await served.http()
+    headers = {"idempotency-key": "enrol-alice"}
+
+    async def enrol() -> httpx.Response:
+        return await http.post(f"{scai.ECHO}/speakers", data=scai.SPEAKER, files=scai.FILES, headers=headers)
+
+    first, again = await enrol(), await enrol()
+    assert (first.status_code, again.headers["idempotency-replayed"]) == (201, "true")
+    assert first.json()["data"] == again.json()["data"]
+    speaker_id = first.json()["data"]["speaker"]["id"]
+    assert (await http.delete(f"{scai.ECHO}/speakers/{speaker_id}")).status_code == 200
+    after = await enrol()
+    assert after.status_code == 409
+    assert "Alice" not in after.text
+
+
+async def test_calls_of_dialects_are_timed_by_route_and_never_by_path(served: Served) -> None:
+    http = await served.http()
+    await http.get("/v1/jobs/zanzibar")
+    text = (await http.get("/metrics")).text
+    assert 'http_request_duration_seconds_count{code="404",method="GET",route="/v1/jobs/{jobId}"} 1.0' in text
+    assert "zanzibar" not in text
+
+
+async def test_a_sender_who_falls_silent_within_a_body_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "IDLE_S_MAX", 0.05)
+
+    async def silent() -> Any:
+        await asyncio.Event().wait()
+
+    meter = BodyMeter({"type": "http", "headers": []}, silent)
+    with pytest.raises(TimedOut, match="nothing of the body"):
+        await meter()
