@@ -17,6 +17,7 @@ from models.recalibrate import OwnCalibration
 from runtime.errors import InvalidRequest, NotFound
 
 CALIBRATION_BYTES_MAX = 64 * 1024
+LATER = ("live_probability_min", "live_speech_samples")
 
 
 def with_calibration(bundle: AnyBundle, path: Path) -> AnyBundle:
@@ -57,12 +58,13 @@ def calibration_text(found: OwnCalibration, bundle: AnyBundle) -> str:
 
 
 def _naming(said: object, path: Path) -> NamingParameters:
-    names = {field.name: field.type for field in fields(NamingParameters)}
-    if not isinstance(said, dict) or set(said) != set(names):
-        wrong = sorted(set(said) ^ set(names)) if isinstance(said, dict) else ["naming"]
+    names = {field.name for field in fields(NamingParameters)}
+    # How streams look at it was added later: a file from before has them look as recordings do.
+    if not isinstance(said, dict) or {*said, *LATER} != names:
+        wrong = sorted({*said, *LATER} ^ names) if isinstance(said, dict) else ["naming"]
         raise InvalidRequest(f"{path}: [naming] has missing or unknown parameters: {', '.join(wrong)[:200]}")
     for name, value in said.items():
-        whole = name.endswith(("_samples_min", "_samples_max"))
+        whole = name.endswith(("_samples", "_samples_min", "_samples_max"))
         fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not fits or not math.isfinite(value) or (whole and value < 0):
             raise InvalidRequest(

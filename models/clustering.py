@@ -96,6 +96,21 @@ class TightClusters:
         return np.asarray(self.sums / np.maximum(norms, 1e-9), np.float32)
 
 
+def log_likelihood(
+    evidence: npt.NDArray[np.float64], sums: npt.NDArray[np.float64], clustering: ClusteringParameters
+) -> npt.NDArray[np.float64]:
+    """How well one speaker explains observations, up to what does not depend on who shares them: (...).
+
+    evidence: (...) independent observations. sums: (..., D) of their embeddings. What two groups have more together
+    than the two alone are the log odds, at even odds beforehand, that they are of one speaker.
+    """
+    within = clustering.within_variance.astype(np.float64)
+    between = clustering.between_variance.astype(np.float64)
+    spread = 1.0 + evidence[..., None] * (between / within)
+    total: npt.NDArray[np.float64] = (0.5 * (sums / within) ** 2 * between / spread - 0.5 * np.log(spread)).sum(axis=-1)
+    return total
+
+
 def cluster_embeddings(
     embeddings: FloatArray, seconds: FloatArray, clustering: ClusteringParameters, bounds: SpeakerBounds
 ) -> IntArray:
@@ -224,24 +239,16 @@ def _cut(tree: npt.NDArray[np.float64], height: float) -> IntArray:
 
 def _merge_by_evidence(clusters: _Clusters, clustering: ClusteringParameters, bounds: SpeakerBounds) -> IntArray:
     """Greedy merges of C clusters, best gain first: (C,) new indices."""
-    within = clustering.within_variance.astype(np.float64)
-    between = clustering.between_variance.astype(np.float64)
-
-    def log_likelihood(n: npt.NDArray[np.float64], s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        spread = 1.0 + n[..., None] * (between / within)
-        total: npt.NDArray[np.float64] = (0.5 * (s / within) ** 2 * between / spread - 0.5 * np.log(spread)).sum(
-            axis=-1
-        )
-        return total
 
     def gains_of(i: int) -> npt.NDArray[np.float64]:
-        gain: npt.NDArray[np.float64] = log_likelihood(counted + counted[i], heard + heard[i]) - alone - alone[i]
+        together = log_likelihood(counted + counted[i], heard + heard[i], clustering)
+        gain: npt.NDArray[np.float64] = together - alone - alone[i]
         return gain - TWO_PEOPLE * _two_people(i, near, sums, clustering)
 
     members, sums, near = clusters.evidence.copy(), clusters.sums.copy(), clusters.near.copy()
     share = np.minimum(1.0, clustering.evidence_max / np.maximum(members, 1e-9))
     counted, heard = share * members, share[:, None] * sums  # what each is compared with others by
-    alone = log_likelihood(counted, heard)
+    alone = log_likelihood(counted, heard, clustering)
     gains = np.stack([gains_of(i) for i in range(len(members))])
     np.fill_diagonal(gains, -np.inf)
     owner = np.arange(len(members))  # of each original cluster
@@ -258,7 +265,7 @@ def _merge_by_evidence(clusters: _Clusters, clustering: ClusteringParameters, bo
         owner[owner == j] = i
         surplus = max(1.0, members[i] / clustering.evidence_max)
         counted[i], heard[i] = members[i] / surplus, sums[i] / surplus
-        alone[i] = log_likelihood(counted[i], heard[i])
+        alone[i] = log_likelihood(counted[i], heard[i], clustering)
         row = gains_of(int(i))
         row[~alive] = -np.inf
         row[i] = -np.inf

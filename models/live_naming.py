@@ -1,9 +1,9 @@
 """Which session speaker of a stream carries which enrolled voice, step by step, and what to tell when that changes.
 
 In: after each step its turns, its session speakers and their cosines against the voices in scope now. Out: the turns
-with the names that hold now, and a relabel for each speaker whose name has changed since he was first shown. What
-always holds: a speaker's number is that of his first turn and stays; a voice names one speaker at a time; a voice that
-is not in scope at a step names nobody from that step on.
+with the names that hold now, and relabels for what is known better than when it was said. What always holds: a
+speaker's number is that of his first turn and stays; a voice names one speaker at a time; a voice that is not in scope
+at a step names nobody from that step on; what relabels say, applied in their order, is what holds now.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from typing import Any
 import numpy as np
 
 from models.naming import Candidates, NamingParameters, match_probabilities, name_speakers
-from models.online import SessionSpeaker, StepOutcome, Turn
+from models.online import Move, SessionSpeaker, StepOutcome, Turn
+
+SHOWN_MAX = 512
+"""Numbers of which relabels may still be told. Of more, the oldest of those who are heard no more stay as they are."""
+PARTS_MAX = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Relabel:
 
     speaker: the number under which turns went out. shown_as: the number to show where there is no voice; another than
     `speaker` if the two were found to be one person. voice: the enrolled voice, None where there is none any more.
+    Where only some of his turns were another's, several follow each other, each since a later moment than the last.
     """
 
     speaker: int
@@ -51,14 +56,25 @@ class NamingOutcome:
     turns: list[NamedTurn]
 
 
-@dataclass(slots=True)
-class _Shown:
-    """A session speaker who has appeared in turns, and what the client was last told of him."""
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a client was last told of a speaker's turns since a moment."""
 
-    number: int
     since_samples: int
     shown_as: int
     voice: str | None
+
+
+@dataclass(slots=True)
+class _Shown:
+    """A speaker who has appeared in turns: whose they are, and what the client was last told of them.
+
+    parts: since when his turns are which session speaker's, ascending. told: the same for what was said.
+    """
+
+    number: int
+    parts: list[tuple[int, int]]
+    told: list[_Told]
 
 
 class LiveNaming:
@@ -69,6 +85,7 @@ class LiveNaming:
         self._voices: dict[int, tuple[str, float]] = {}  # session speaker -> voice and its probability
         self._merged: dict[int, int] = {}  # session speaker -> the one he turned out to be
         self._shown: dict[int, _Shown] = {}  # session speaker -> what was shown of him
+        self._next_number = 0
 
     def __repr__(self) -> str:
         return f"LiveNaming(shown={len(self._shown)}, named={len(self._voices)})"
@@ -91,16 +108,22 @@ class LiveNaming:
         speaker's centroid.
         """
         assert candidates.cosines.shape == (len(speakers), len(voices))
+        before = self.voices
         for merge in outcome.merges:
             self._merged[merge.source] = merge.target
         self._decide(speakers, voices, candidates)
+        for move in outcome.moves:
+            self._move(move)
         first_turns: dict[int, Turn] = {}
         for turn in sorted(outcome.turns, key=lambda turn: (turn.start_samples, turn.speaker)):
             if turn.speaker not in self._shown:
                 first_turns.setdefault(turn.speaker, turn)
-        relabels = self._relabels()
+        has_changed = bool(outcome.merges or outcome.moves) or self.voices != before
+        relabels = self._relabels() if has_changed else []
         for turn in first_turns.values():
-            self._show(turn)
+            self._show(turn.speaker, turn.start_samples)
+        if len(self._shown) > SHOWN_MAX:
+            self._forget({speaker.index for speaker in speakers})
         return NamingOutcome(relabels, [self._named(turn) for turn in outcome.turns])
 
     def state(self) -> dict[str, Any]:
@@ -108,7 +131,11 @@ class LiveNaming:
         return {
             "voices": [[k, voice, probability] for k, (voice, probability) in self._voices.items()],
             "merged": list(self._merged.items()),
-            "shown": [[k, s.number, s.since_samples, s.shown_as, s.voice] for k, s in self._shown.items()],
+            "shown": [
+                [k, s.number, s.parts, [[t.since_samples, t.shown_as, t.voice] for t in s.told]]
+                for k, s in self._shown.items()
+            ],
+            "next_number": self._next_number,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -116,9 +143,14 @@ class LiveNaming:
         self._voices = {int(k): (str(voice), float(probability)) for k, voice, probability in state["voices"]}
         self._merged = {int(source): int(target) for source, target in state["merged"]}
         self._shown = {
-            int(k): _Shown(int(number), int(since), int(shown_as), None if voice is None else str(voice))
-            for k, number, since, shown_as, voice in state["shown"]
+            int(k): _Shown(
+                int(number),
+                [(int(since), int(index)) for since, index in parts],
+                [_Told(int(since), int(n), None if voice is None else str(voice)) for since, n, voice in told],
+            )
+            for k, number, parts, told in state["shown"]
         }
+        self._next_number = int(state["next_number"])
 
     def _decide(self, speakers: Sequence[SessionSpeaker], voices: Sequence[str], candidates: Candidates) -> None:
         """Give voices to session speakers, with a bonus for what stands: (K, V)."""
@@ -132,7 +164,7 @@ class LiveNaming:
             if voice in column:
                 held[row, column[voice]] += self._naming.stay_cosine
         clean_samples = np.array([speaker.clean_samples for speaker in speakers], np.int64)
-        verdicts = name_speakers(replace(candidates, cosines=held), clean_samples, self._naming)
+        verdicts = name_speakers(replace(candidates, cosines=held), clean_samples, self._naming, is_live=True)
         plain = match_probabilities(candidates, clean_samples, self._naming)
         # Who has left the session speakers, long silent or merged, keeps his name while his voice is in scope.
         present = {speaker.index for speaker in speakers}
@@ -143,22 +175,58 @@ class LiveNaming:
             if verdict.voice is not None
         }
 
+    def _move(self, move: Move) -> None:
+        """Give a stretch of a session speaker's turns to another, under whatever numbers they went out."""
+        if move.target not in self._shown:
+            self._show(move.target, move.start_samples)
+        for shown in self._shown.values():
+            if any(self._root(index) == move.source for _, index in shown.parts):
+                shown.parts = self._parts_after(shown.parts, move)[-PARTS_MAX:]
+
+    def _parts_after(self, parts: list[tuple[int, int]], move: Move) -> list[tuple[int, int]]:
+        starts = sorted({since for since, _ in parts} | {max(parts[0][0], move.start_samples), move.end_samples})
+        moved: list[tuple[int, int]] = []
+        for since in starts:
+            index = next((k for at, k in reversed(parts) if at <= since), parts[0][1])
+            if move.start_samples <= since < move.end_samples and self._root(index) == move.source:
+                index = move.target
+            if not moved or moved[-1][1] != index:
+                moved.append((since, index))
+        return moved
+
     def _relabels(self) -> list[Relabel]:
         """What clients have to be told of speakers whom they know under something else."""
         relabels = []
-        for index, shown in self._shown.items():
-            voice, probability, shown_as = self._now(index)
-            if (voice, shown_as) != (shown.voice, shown.shown_as):
-                shown.voice, shown.shown_as = voice, shown_as
-                relabels.append(Relabel(shown.number, shown_as, voice, probability, shown.since_samples))
+        for shown in self._shown.values():
+            holds = self._holding(shown)
+            if (since := _first_difference(shown.told, holds)) is None:
+                continue
+            shown.told = holds
+            for at, told in enumerate(holds):
+                if at + 1 == len(holds) or holds[at + 1].since_samples > since:
+                    probability = self._probability(told.voice)
+                    start = max(told.since_samples, since)
+                    relabels.append(Relabel(shown.number, told.shown_as, told.voice, probability, start))
         return relabels
 
-    def _now(self, index: int) -> tuple[str | None, float, int]:
-        """Voice, probability and number to show of a session speaker who has appeared."""
+    def _holding(self, shown: _Shown) -> list[_Told]:
+        """What is to be said of a speaker's turns now, in as few stretches as there are."""
+        holds: list[_Told] = []
+        for since, index in shown.parts:
+            voice, _, number = self._now(index, shown.number)
+            if not holds or (holds[-1].shown_as, holds[-1].voice) != (number, voice):
+                holds.append(_Told(since, number, voice))
+        return holds
+
+    def _probability(self, voice: str | None) -> float:
+        return max((probability for known, probability in self._voices.values() if known == voice), default=0.0)
+
+    def _now(self, index: int, number: int) -> tuple[str | None, float, int]:
+        """Voice, probability and number to show of a session speaker whose turns went out under a number."""
         root = self._root(index)
         voice, probability = self._voices.get(root, (None, 0.0))
-        shown = self._shown.get(root, self._shown[index])
-        return voice, probability, shown.number
+        shown = self._shown.get(root)
+        return voice, probability, number if shown is None else shown.number
 
     def _root(self, index: int) -> int:
         """The session speaker that one has turned out to be; merges always lead to an older index."""
@@ -166,11 +234,36 @@ class LiveNaming:
             index = self._merged[index]
         return index
 
-    def _show(self, turn: Turn) -> None:
-        number = len(self._shown)
-        self._shown[turn.speaker] = _Shown(number, turn.start_samples, number, None)
-        self._shown[turn.speaker].voice, _, self._shown[turn.speaker].shown_as = self._now(turn.speaker)
+    def _show(self, index: int, since_samples: int) -> None:
+        self._shown[index] = _Shown(self._next_number, [(since_samples, index)], [])
+        self._next_number += 1
+        self._shown[index].told = self._holding(self._shown[index])
+
+    def _forget(self, present: set[int]) -> None:
+        """Make room: who was found to be another, or has left, is not told of any more, the oldest first."""
+        gone = [index for index in self._shown if index not in present][: len(self._shown) - SHOWN_MAX]
+        for index in gone:
+            del self._shown[index]
+        known = present | {index for shown in self._shown.values() for _, index in shown.parts}
+        self._merged = {index: self._root(index) for index in known if index in self._merged}
+        known |= set(self._merged.values())
+        self._voices = {index: named for index, named in self._voices.items() if index in known}
 
     def _named(self, turn: Turn) -> NamedTurn:
-        voice, probability, _ = self._now(turn.speaker)
-        return NamedTurn(turn, self._shown[turn.speaker].number, voice, probability)
+        number = self._shown[turn.speaker].number
+        voice, probability, _ = self._now(turn.speaker, number)
+        return NamedTurn(turn, number, voice, probability)
+
+
+def _first_difference(told: Sequence[_Told], holds: Sequence[_Told]) -> int | None:
+    """The first moment from which what holds is not what was told; None if there is none."""
+    moments = sorted({each.since_samples for each in (*told, *holds)})
+    for moment in moments:
+        if moment >= holds[0].since_samples and _at(told, moment) != _at(holds, moment):
+            return moment
+    return None
+
+
+def _at(stretches: Sequence[_Told], moment: int) -> tuple[int, str | None] | None:
+    found = next((each for each in reversed(stretches) if each.since_samples <= moment), None)
+    return None if found is None else (found.shown_as, found.voice)

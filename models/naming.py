@@ -44,7 +44,10 @@ class NamingParameters:
     Net speech counts up to `net_speech_samples_max` of the speaker's and `voice_speech_samples_max` of the voice's:
     beyond, more of it does not bring the cosine any nearer.
     A name needs `probability_min`, `margin_min` and `net_speech_samples_min`.
-    `stay_cosine` is what a name in place is worth in a stream, against another or none: names do not flicker.
+    A stream asks again with every step while little is known yet, and whoever is looked at often is taken for somebody
+    sooner or later: until it has heard `live_speech_samples` of a speaker, a name needs `live_probability_min` there,
+    with twice as much no more than elsewhere. `stay_cosine` is what a name in place is worth there, against another or
+    none: names do not flicker.
     """
 
     bias: float
@@ -60,6 +63,8 @@ class NamingParameters:
     voice_speech_samples_max: int = 160_000
     gallery_weight: float = 0.0
     stay_cosine: float = 0.06
+    live_probability_min: float = 0.0
+    live_speech_samples: int = 320_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,8 +163,13 @@ def margins(cosines: FloatArray, background_cosine: float) -> FloatArray:
     return found
 
 
-def name_speakers(candidates: Candidates, net_speech_samples: np.ndarray, naming: NamingParameters) -> list[Verdict]:
-    """One verdict a speaker, from the voices that he could be and each speaker's clean speech (P,) in samples."""
+def name_speakers(
+    candidates: Candidates, net_speech_samples: np.ndarray, naming: NamingParameters, *, is_live: bool = False
+) -> list[Verdict]:
+    """One verdict a speaker, from the voices that he could be and each speaker's clean speech (P,) in samples.
+
+    is_live: the speech is not all there yet, and this is asked again.
+    """
     num_speakers, num_voices = candidates.cosines.shape
     if num_voices == 0:
         return [Verdict(None, Reason.NO_VOICES, 0.0, 0.0, 0.0) for _ in range(num_speakers)]
@@ -168,7 +178,8 @@ def name_speakers(candidates: Candidates, net_speech_samples: np.ndarray, naming
     probabilities = match_probabilities(candidates, net_speech_samples, naming)
     margin = margins(candidates.cosines, naming.background_cosine)
     heard = np.asarray(net_speech_samples) >= naming.net_speech_samples_min
-    acceptable = (probabilities >= naming.probability_min) & (margin >= naming.margin_min) & heard[:, None]
+    least = _live_least(net_speech_samples, naming) if is_live else np.full(num_speakers, naming.probability_min)
+    acceptable = (probabilities >= least[:, None]) & (margin >= naming.margin_min) & heard[:, None]
     rows, columns = linear_sum_assignment(np.where(acceptable, probabilities, 0.0), maximize=True)
     given = {int(row): int(column) for row, column in zip(rows, columns, strict=True) if acceptable[row, column]}
     verdicts = []
@@ -179,7 +190,7 @@ def name_speakers(candidates: Candidates, net_speech_samples: np.ndarray, naming
             reason = Reason.MATCHED
         elif not heard[speaker]:
             reason = Reason.TOO_LITTLE_SPEECH
-        elif probabilities[speaker, best] < naming.probability_min:
+        elif probabilities[speaker, best] < least[speaker]:
             reason = Reason.BELOW_THRESHOLD
         elif margin[speaker, best] < naming.margin_min:
             reason = Reason.THIN_MARGIN
@@ -201,6 +212,14 @@ def name_speakers(candidates: Candidates, net_speech_samples: np.ndarray, naming
             )
         )
     return verdicts
+
+
+def _live_least(net_speech_samples: np.ndarray, naming: NamingParameters) -> npt.NDArray[np.float64]:
+    """The probability that a name needs in a stream that has heard so much of each speaker: (P,)."""
+    known = np.clip(np.asarray(net_speech_samples) / max(naming.live_speech_samples, 1) - 1.0, 0.0, 1.0)
+    excess = max(0.0, naming.live_probability_min - naming.probability_min)
+    least: npt.NDArray[np.float64] = naming.probability_min + (1.0 - known) * excess
+    return least
 
 
 def _nearest_other(cosines: FloatArray, voice: int) -> int | None:

@@ -17,14 +17,15 @@ import numpy as np
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.clustering import ClusteringParameters
 from models.online_clustering import NOBODY, LocalWindow, Merge, OnlineClusteringParams, SessionClustering
+from models.online_history import Move, SpokenHistory
 from models.snapshot import pack_state, unpack_state
 from models.timeline import Timeline, TimelineParams, Turn
 from runtime.errors import InvalidRequest
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 SNAPSHOT_BYTES_MAX = 8 << 20  # unfolded; 192 embeddings of 256 and a few windows are well below 1 MiB
 
-__all__ = ["Merge", "OnlineDiarization", "OnlineParams", "SessionSpeaker", "StepOutcome", "Turn"]
+__all__ = ["Merge", "Move", "OnlineDiarization", "OnlineParams", "SessionSpeaker", "StepOutcome", "Turn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,14 @@ class OnlineParams:
 
     evidence: how a file of the same engine is clustered.
     recent_windows_min: how many windows are decided again at each step, however short the latency.
+    history_samples: for how long what was said of one session speaker can still be found to be another's.
     """
 
     evidence: ClusteringParameters
     clustering: OnlineClusteringParams = field(default_factory=OnlineClusteringParams)
     timeline: TimelineParams = field(default_factory=TimelineParams)
     recent_windows_min: int = 5
+    history_samples: int = 9_600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,13 @@ class StepOutcome:
     turns: final pieces, then all provisional turns, which replace those of the step before.
     merges: session speakers found to be one person, in the order in which to apply them.
     final_samples: everything before this position is final.
+    moves: after the merges, what was said of one session speaker and is another's.
     """
 
     turns: list[Turn]
     merges: list[Merge]
     final_samples: int
+    moves: list[Move] = field(default_factory=list)
 
 
 class OnlineDiarization:
@@ -96,6 +101,7 @@ class OnlineDiarization:
         self._clean_frames: dict[int, int] = {}
         self._provisional_clean: dict[int, int] = {}
         self._clustering = SessionClustering(params.clustering, params.evidence, grid, num_speakers_max)
+        self._history = SpokenHistory(grid.step_samples, params.history_samples)
         self._timeline = Timeline(
             params.timeline, step_samples=grid.step_samples, latency_samples=latency_samples, exclusive=exclusive
         )
@@ -132,9 +138,9 @@ class OnlineDiarization:
         self._recent.append(window)
         while len(self._recent) > self._recent_max:
             self._clustering.settle(self._recent.pop(0))
-        merges = self._recluster(voices)
+        merges, moves = self._recluster(voices)
         self._clustering.assign(self._recent)
-        return self._decide(window.start_frame + self._grid.num_frames, merges, flush=False)
+        return self._decide(window.start_frame + self._grid.num_frames, merges, moves, flush=False)
 
     def finish(
         self, end_samples: int, voices: Mapping[int, str] | None = None, *, goes_on: bool = False
@@ -146,17 +152,18 @@ class OnlineDiarization:
         """
         end_frame = -(-end_samples // self._grid.step_samples)
         merges: list[Merge] = []
+        moves: list[Move] = []
         if not goes_on:
             for window in self._recent:
                 self._clustering.settle(window)
-            merges = self._merge(voices)
-        outcome = self._decide(end_frame, merges, flush=True)
+            merges, moves = self._look_again(voices)
+        outcome = self._decide(end_frame, merges, moves, flush=True)
         turns = [
             Turn(turn.turn, turn.speaker, turn.start_samples, min(turn.end_samples, end_samples), final=True)
             for turn in outcome.turns
             if turn.start_samples < end_samples
         ]
-        return StepOutcome(turns, outcome.merges, max(end_samples, outcome.final_samples))
+        return StepOutcome(turns, merges, max(end_samples, outcome.final_samples), moves)
 
     def session_speakers(self) -> list[SessionSpeaker]:
         """Everybody heard so far, in order of first appearance."""
@@ -195,6 +202,8 @@ class OnlineDiarization:
             "memory_embeddings": memory.embeddings.astype(np.float16),
             "memory_weights": memory.weights,
             "memory_speakers": memory.speakers,
+            "memory_spans": memory.spans.astype(np.int32),
+            "history": self._history.pieces.astype(np.int32),
         }
         return pack_state(SNAPSHOT_VERSION, values, arrays)
 
@@ -235,26 +244,42 @@ class OnlineDiarization:
         clustering.settled_windows = int(values["settled_windows"])
         clustering.last_settled = {int(k): int(windows) for k, windows in values["last_settled"]}
         clustering.memory.load(
-            arrays["memory_embeddings"].astype(np.float32), arrays["memory_weights"], arrays["memory_speakers"]
+            arrays["memory_embeddings"].astype(np.float32),
+            arrays["memory_weights"],
+            arrays["memory_speakers"],
+            arrays["memory_spans"].astype(np.int64),
         )
+        self._history.pieces = arrays["history"].astype(np.int64).reshape(-1, 3)
         self._timeline.load(values["timeline"])
 
-    def _recluster(self, voices: Mapping[int, str] | None) -> list[Merge]:
+    def _recluster(self, voices: Mapping[int, str] | None) -> tuple[list[Merge], list[Move]]:
         self._windows_since_recluster += 1
         if self._windows_since_recluster < self._params.clustering.recluster_windows:
-            return []
+            return [], []
         self._windows_since_recluster = 0
-        return self._merge(voices)
+        return self._look_again(voices)
 
-    def _merge(self, voices: Mapping[int, str] | None) -> list[Merge]:
-        merges = self._clustering.recluster(self._recent, voices)
+    def _look_again(self, voices: Mapping[int, str] | None) -> tuple[list[Merge], list[Move]]:
+        merges, before = self._clustering.recluster(self._recent, voices)
         for merge in merges:
             self._timeline.merge(merge.source, merge.target)
-            moved = self._clean_frames.pop(merge.source, 0)
-            self._clean_frames[merge.target] = self._clean_frames.get(merge.target, 0) + moved
-        return merges
+            self._history.rename(merge.source, merge.target)
+            self._give(merge.source, merge.target, self._clean_frames.get(merge.source, 0))
+        said = self._history.frames_by_speaker()
+        moves = self._history.moves(self._clustering.memory, before)
+        for move in moves:
+            # Of what was clean, the share of the time that moves; of times out of history nothing is known.
+            frames = (move.end_samples - move.start_samples) / self._grid.step_samples
+            clean = self._clean_frames.get(move.source, 0) * frames / max(said.get(move.source, 0), frames)
+            self._give(move.source, move.target, round(clean))
+        return merges, moves
 
-    def _decide(self, end_frame: int, merges: list[Merge], *, flush: bool) -> StepOutcome:
+    def _give(self, source: int, target: int, clean_frames: int) -> None:
+        """Count clean speech as another's."""
+        self._clean_frames[source] = self._clean_frames.get(source, 0) - clean_frames
+        self._clean_frames[target] = self._clean_frames.get(target, 0) + clean_frames
+
+    def _decide(self, end_frame: int, merges: list[Merge], moves: list[Move], *, flush: bool) -> StepOutcome:
         """Overlap-add what the recent windows say of the frames that are not final, and let the timeline decide."""
         horizon = self._timeline.horizon_frames
         num_frames = max(0, end_frame - horizon)
@@ -279,7 +304,8 @@ class OnlineDiarization:
         newly = alone[:num_final].sum(axis=0).tolist()
         self._clean_frames = {k: self._clean_frames.get(k, 0) + new for k, new in zip(indices, newly, strict=True)}
         self._provisional_clean = dict(zip(indices, alone[num_final:].sum(axis=0).tolist(), strict=True))
-        return StepOutcome(turns, merges, self._timeline.horizon_frames * self._grid.step_samples)
+        self._history.add(turns)
+        return StepOutcome(turns, merges, self._timeline.horizon_frames * self._grid.step_samples, moves)
 
 
 def _local_window(analysis: WindowAnalysis, grid: FrameGrid) -> LocalWindow:

@@ -8,7 +8,7 @@ stream. Early doubt opens one session speaker too many rather than one too few, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,20 +17,24 @@ from scipy.optimize import linear_sum_assignment
 from models.analysis import FloatArray, FrameGrid
 from models.clustering import ClusteringParameters, SpeakerBounds, cluster_embeddings
 from models.speaker_memory import IntArray, SpeakerMemory
+from models.voice_evidence import Values, VoiceEvidence
 from runtime.units import seconds_from_samples
 
 NOBODY = -1
+ACTIVE = 0.5
+"""Activity from which a frame counts as somebody's speech."""
 
 
 @dataclass(frozen=True, slots=True)
 class OnlineClusteringParams:
-    """Thresholds are cosines between unit embeddings; frames are those of the window's grid.
+    """Cosines are between unit embeddings, odds are VoiceEvidence's; frames are those of the window's grid.
 
-    join_cosine: a local speaker at least this close to a session speaker is that person. With little clean speech the
-        bound is lower, by up to `short_slack`, until there are `full_weight_frames` of it.
+    join_odds: log odds, at even odds beforehand, from which a local speaker is a session speaker and not somebody new.
+    odds_weight, odds_max: what these odds, cut at `odds_max`, count beside agreement in time with neighbouring windows.
+    full_weight_frames: clean speech from which what a window says counts in full for its neighbours.
     same_cosine: a local speaker this close is the same person even if another local speaker is taken for that person.
     new_clean_frames: clean speech in one window from which a new session speaker may be opened.
-    agreement_weight: what agreement in time with neighbouring windows counts beside closeness of voice.
+    agreement_weight: what that agreement counts.
     merge_cosine: two session speakers whose centroids are further apart are never merged.
     split_clean_frames: remembered clean speech (windows overlap: each second counts several times) that must stand
         apart before a session speaker is split in two.
@@ -40,8 +44,9 @@ class OnlineClusteringParams:
         windows, gives up his place.
     """
 
-    join_cosine: float = 0.5
-    short_slack: float = 0.2
+    join_odds: float = -2.0
+    odds_weight: float = 0.1
+    odds_max: float = 30.0
     full_weight_frames: float = 150.0
     same_cosine: float = 0.75
     new_clean_frames: float = 80.0
@@ -93,7 +98,8 @@ class SessionClustering:
         self._num_speakers_max = num_speakers_max
         # Speech is heard by every window that covers it, and by those of them that are remembered: it counts once.
         covering = grid.window_samples / grid.hop_samples / params.memory_hop_windows
-        self._seconds_a_frame = seconds_from_samples(grid.step_samples) / covering
+        self._frame_s = seconds_from_samples(grid.step_samples)
+        self._seconds_a_frame = self._frame_s / covering
         self.memory = SpeakerMemory(grid.embedding_dim, params.memory_max)
         self.indices: list[int] = []
         self.next_index = 0
@@ -108,13 +114,13 @@ class SessionClustering:
 
         All of them are decided again, since what the newest one tells may change what the earlier ones meant.
         """
-        centroids = self.centroids(windows)  # (K, D)
-        if self._open_new_speakers(windows, centroids):
-            centroids = self.centroids(windows)
+        odds = self._odds(windows)  # (W, S, K)
+        if self._open_new_speakers(windows, odds[-1]):
+            odds = self._odds(windows)
         if not self.indices:
             return
         overlaps, num_locals = _overlaps(windows), windows[0].activity.shape[1]  # (W, S, W, S)
-        heard = _Heard(windows, centroids, self._params)
+        heard = _Heard(windows, odds, self._params)
         # A window counts as much as there was clean speech to tell its speakers by, so that guesses do not support
         # each other. One row a local speaker of a window, one column a session speaker.
         votes = np.zeros((len(windows), num_locals, len(self.indices)), np.float32)  # (W, S, K)
@@ -156,19 +162,26 @@ class SessionClustering:
             speaker = int(window.speakers[local])
             self.last_settled[speaker] = self.settled_windows
             if self.settled_windows % self._params.memory_hop_windows == 0 and window.embeddings[local].any():
-                self.memory.remember(window.embeddings[local], float(window.clean_frames[local]), speaker)
+                spoken = (window.activity[:, local] > ACTIVE).nonzero()[0]
+                first, last = (spoken[0], spoken[-1]) if len(spoken) else (0, len(window.activity) - 1)
+                span = (window.start_frame + int(first), window.start_frame + int(last) + 1)
+                self.memory.remember(window.embeddings[local], float(window.clean_frames[local]), speaker, span)
 
-    def recluster(self, windows: list[LocalWindow], voices: Mapping[int, str] | None = None) -> list[Merge]:
+    def recluster(
+        self, windows: list[LocalWindow], voices: Mapping[int, str] | None = None
+    ) -> tuple[list[Merge], IntArray]:
         """Look at the whole memory at once: repair its labels, and find session speakers that are one person.
 
         Clusters of the memory and session speakers are matched one to one by the clean speech they share. A session
         speaker left without a cluster is merged into the one whose cluster holds most of his speech; a cluster left
         without a speaker becomes a new one if it stands on enough speech. Session speakers recognised as different
         `voices` are not merged.
+
+        Returns the merges, and whose each embedding of the memory was after them and before its label was repaired.
         """
         memory = self.memory
         if len(memory) < 3:
-            return []
+            return [], memory.speakers
         seconds = memory.weights * np.float32(self._seconds_a_frame)
         clusters = cluster_embeddings(memory.embeddings, seconds, self._evidence, SpeakerBounds())  # (M,)
         shared = np.zeros((len(self.indices), int(clusters.max()) + 1), np.float32)  # (K, C)
@@ -185,35 +198,46 @@ class SessionClustering:
                 owner[cluster] = self._open_speaker()
         known = owner[clusters]  # (M,)
         mended = (known != NOBODY) & ~np.isin(memory.speakers, apart)
-        memory.speakers = np.where(mended, known, memory.speakers)
-        return merges
+        before = memory.speakers
+        memory.speakers = np.where(mended, known, before)
+        return merges, before
 
-    def _open_new_speakers(self, windows: list[LocalWindow], centroids: FloatArray) -> bool:
+    def _open_new_speakers(self, windows: list[LocalWindow], odds: Values) -> bool:
         """Open a session speaker for each local speaker of the newest window who can be nobody known, if there is one.
 
-        That is who has enough clean speech and, in the constrained assignment, gets nobody or somebody not close: two
+        That is who has enough clean speech and, in the constrained assignment, gets nobody or somebody unlikely: two
         voices that are alike are still two when they are heard side by side, unless one is as close as oneself.
         """
         window = windows[-1]
-        is_heard = window.embeddings.any(axis=1)
-        enough = (window.clean_frames >= self._params.new_clean_frames) & is_heard
-        if not enough.any():
+        is_heard = np.asarray(window.embeddings.any(axis=1))  # (S,)
+        if not (is_heard & (window.clean_frames >= self._params.new_clean_frames)).any():
             return False
         heard = is_heard.nonzero()[0]
-        closeness = window.embeddings[heard] @ centroids.T  # (S', K)
-        missing = closeness - _join_cosine(window.clean_frames[heard], self._params)[:, None]
-        trust = np.minimum(1.0, window.clean_frames[heard] / self._params.full_weight_frames)[:, None]
+        odds = odds[heard] - self._params.join_odds  # (S', K)
+        alike = (window.embeddings[heard] @ self.centroids(windows).T).max(axis=1, initial=-1.0)  # (S',)
+        is_known = alike >= self._params.same_cosine
+        rows, columns = linear_sum_assignment(-odds)
+        is_known[rows] = odds[rows, columns] >= 0.0
+        is_new = ~is_known & (window.clean_frames[heard] >= self._params.new_clean_frames)
         has_opened = False
-        known: dict[int, float] = {}  # local speaker -> by how much he is close enough to whom he gets
-        for row, column in zip(*linear_sum_assignment(-trust * missing), strict=True):
-            known[int(heard[row])] = float(missing[row, column])
-        for row, local in enumerate(heard.tolist()):
-            alike = float(closeness[row].max(initial=-1.0))
-            is_known = known.get(local, -1.0) >= 0 or (local not in known and alike >= self._params.same_cosine)
-            if enough[local] and not is_known and self._has_place(windows):
+        for local in heard[is_new].tolist():
+            if self._has_place(windows):
                 window.speakers[local] = self._open_speaker()
                 has_opened = True
         return has_opened
+
+    def _odds(self, windows: Sequence[LocalWindow]) -> Values:
+        """Log odds (W, S, K) of local speakers being each session speaker, as the memory and the windows have them."""
+        memory, thin = self.memory, self._params.memory_hop_windows
+        weights = np.concatenate([memory.weights, *(w.clean_frames / thin for w in windows)])  # (M',)
+        embeddings = np.concatenate([memory.embeddings, *(w.embeddings for w in windows)])  # (M', D)
+        speakers = np.concatenate([memory.speakers, *(w.speakers for w in windows)])  # (M',)
+        members = np.array(self.indices, np.int64)[:, None] == speakers[None, :]  # (K, M')
+        heard = VoiceEvidence.of(embeddings, weights * np.float32(self._seconds_a_frame), self._evidence)
+        asked = embeddings[len(memory) :]  # (W * S, D)
+        seconds = np.concatenate([w.clean_frames for w in windows]) * np.float32(self._frame_s) * asked.any(axis=1)
+        found = VoiceEvidence.of(asked, seconds, self._evidence).odds(heard.gathered(members), self._evidence)
+        return found.reshape(len(windows), len(windows[-1].clean_frames), len(self.indices))
 
     def _open_speaker(self) -> int:
         index = self.next_index
@@ -278,18 +302,17 @@ class SessionClustering:
 class _Heard:
     """What all recent windows say of whose voices they hold, in a few products: the part that no decision changes."""
 
-    def __init__(self, windows: list[LocalWindow], centroids: FloatArray, params: OnlineClusteringParams) -> None:
+    def __init__(self, windows: list[LocalWindow], odds: Values, params: OnlineClusteringParams) -> None:
+        """odds: (W, S, K)."""
         clean_frames = np.stack([window.clean_frames for window in windows])  # (W, S)
         self.trust = np.minimum(1.0, clean_frames / params.full_weight_frames)  # (W, S)
         self.spoken = np.stack([window.activity.sum(axis=0) for window in windows])  # (W, S)
         is_present = self.spoken > 0.5
         self.present = [row.nonzero()[0] for row in is_present]
-        closeness = np.stack([window.embeddings for window in windows]) @ centroids.T  # (W, S, K)
-        closeness -= _join_cosine(clean_frames, params)[:, :, None]
-        self.costs: FloatArray = -self.trust[:, :, None] * closeness
+        self.costs: Values = -params.odds_weight * np.clip(odds, -params.odds_max, params.odds_max)
 
 
-def _one_to_one(costs: FloatArray) -> tuple[IntArray, IntArray]:
+def _one_to_one(costs: Values) -> tuple[IntArray, IntArray]:
     """Rows and columns of the cheapest assignment of (R, C)."""
     if len(costs) == 1:
         return np.zeros(1, np.int64), costs.argmin(axis=1)
@@ -297,25 +320,18 @@ def _one_to_one(costs: FloatArray) -> tuple[IntArray, IntArray]:
     return rows, columns
 
 
-def _join_cosine(clean_frames: FloatArray, params: OnlineClusteringParams) -> FloatArray:
-    """The closeness that local speakers need, lower where there is little to go by; of any shape."""
-    trust = np.minimum(1.0, clean_frames / params.full_weight_frames)
-    return np.asarray(params.join_cosine - params.short_slack * (1.0 - trust), np.float32)
-
-
 def _overlaps(windows: list[LocalWindow]) -> FloatArray:
     """Frames that local speakers of two windows share, (W, S, W, S), each frame as the mean of the other windows."""
     first = windows[0].start_frame
     num_frames = windows[-1].start_frame + len(windows[-1].activity) - first
     num_locals = windows[0].activity.shape[1]
-    placed = np.zeros(
-        (num_frames, len(windows), num_locals), np.float32
-    )  # (L, W, S), L frames from the first window on
+    # (L, W, S), L frames from the first window on.
+    placed: FloatArray = np.zeros((num_frames, len(windows), num_locals), np.float32)
     covered = np.zeros(num_frames, np.float32)  # (L,)
     for at, window in enumerate(windows):
         span = slice(window.start_frame - first, window.start_frame - first + len(window.activity))
         placed[span, at] = window.activity
         covered[span] += 1
     flat = placed.reshape(num_frames, -1)
-    shared: FloatArray = flat.T @ (flat / np.maximum(covered - 1, 1)[:, None])
+    shared = np.asarray(flat.T @ (flat / np.maximum(covered - 1, 1)[:, None]), np.float32)
     return shared.reshape(len(windows), num_locals, len(windows), num_locals)

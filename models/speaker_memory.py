@@ -1,4 +1,4 @@
-"""What a stream remembers of its session speakers: a bounded set of embeddings, each with its weight and its speaker.
+"""What a stream remembers of its session speakers: a bounded set of embeddings, each with its weight, speaker and time.
 
 In: embeddings of windows that are settled. Out: the set itself. What always holds: at most `capacity` embeddings; what
 makes room is the more redundant of two that are most alike, of the speaker remembered most often, so that nobody is
@@ -16,13 +16,17 @@ IntArray = npt.NDArray[np.int64]
 
 
 class SpeakerMemory:
-    """M embeddings (M, D) of unit length, weights (M,) in frames of clean speech, speakers (M,)."""
+    """M embeddings (M, D) of unit length, weights (M,) in frames of clean speech, speakers (M,), spans (M, 2).
+
+    A span is the frames of the stream, [from, to), in which what the embedding stands on was said.
+    """
 
     def __init__(self, embedding_dim: int, capacity: int) -> None:
         self._capacity = capacity
         self.embeddings: FloatArray = np.zeros((0, embedding_dim), np.float32)
         self.weights: FloatArray = np.zeros(0, np.float32)
         self.speakers: IntArray = np.zeros(0, np.int64)
+        self.spans: IntArray = np.zeros((0, 2), np.int64)
 
     def __repr__(self) -> str:
         return f"SpeakerMemory({len(self)} of {self._capacity})"
@@ -30,11 +34,12 @@ class SpeakerMemory:
     def __len__(self) -> int:
         return len(self.weights)
 
-    def remember(self, embedding: FloatArray, weight: float, speaker: int) -> None:
+    def remember(self, embedding: FloatArray, weight: float, speaker: int, span: tuple[int, int]) -> None:
         """Add one (D,) embedding; forget another if there is no room."""
         self.embeddings = np.concatenate([self.embeddings, embedding[None]])
         self.weights = np.append(self.weights, np.float32(weight))
         self.speakers = np.append(self.speakers, speaker)
+        self.spans = np.concatenate([self.spans, np.array([span], np.int64)])
         if len(self) > self._capacity:
             self._forget(np.arange(len(self)) == self._most_redundant())
 
@@ -50,9 +55,9 @@ class SpeakerMemory:
         """Clean frames remembered of a speaker; windows overlap, so this counts most speech several times."""
         return float(self.weights[self.speakers == speaker].sum())
 
-    def load(self, embeddings: FloatArray, weights: FloatArray, speakers: IntArray) -> None:
+    def load(self, embeddings: FloatArray, weights: FloatArray, speakers: IntArray, spans: IntArray) -> None:
         """Take over what another memory held."""
-        self.embeddings, self.weights, self.speakers = embeddings, weights, speakers
+        self.embeddings, self.weights, self.speakers, self.spans = embeddings, weights, speakers, spans
 
     def _most_redundant(self) -> int:
         known, times = np.unique(self.speakers, return_counts=True)
@@ -63,4 +68,4 @@ class SpeakerMemory:
         return min((int(mine[pair[0]]), int(mine[pair[1]])), key=lambda at: (float(self.weights[at]), -at))
 
     def _forget(self, gone: npt.NDArray[np.bool_]) -> None:
-        self.load(self.embeddings[~gone], self.weights[~gone], self.speakers[~gone])
+        self.load(self.embeddings[~gone], self.weights[~gone], self.speakers[~gone], self.spans[~gone])

@@ -98,11 +98,16 @@ async def score(
 
 
 def matches(
-    speakers: Sequence[SessionSpeaker], cosines: FloatArray, roster: Roster, parameters: NamingParameters
+    speakers: Sequence[SessionSpeaker],
+    cosines: FloatArray,
+    roster: Roster,
+    parameters: NamingParameters,
+    *,
+    is_live: bool = False,
 ) -> dict[int, Match]:
-    """The decision on each session speaker, by its index."""
+    """The decision on each session speaker, by its index. is_live: he may say more."""
     clean_samples = np.array([speaker.clean_samples for speaker in speakers], np.int64)
-    verdicts = name_speakers(candidates_of(cosines, roster), clean_samples, parameters)
+    verdicts = name_speakers(candidates_of(cosines, roster), clean_samples, parameters, is_live=is_live)
     return {
         speaker.index: _match(speaker, verdict, roster.voices)
         for speaker, verdict in zip(speakers, verdicts, strict=True)
@@ -156,7 +161,7 @@ class SessionNaming:
         speakers, cosines, roster = self._last
         if not speakers or not self._guard.allows():
             return {}
-        found = matches(speakers, cosines, roster, self._parameters)
+        found = matches(speakers, cosines, roster, self._parameters, is_live=True)
         return {index: match for index, match in found.items() if self._is_held(match.best, match.runner_up)}
 
     def known(self) -> dict[int, str]:

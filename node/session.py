@@ -249,6 +249,8 @@ class LiveSession:
         for relabel in named.relabels:
             if relabel.shown_as != relabel.speaker:
                 self._shown_as[relabel.speaker] = relabel.shown_as
+            else:  # of several the last one counts: only some of his turns were another's
+                self._shown_as.pop(relabel.speaker, None)
 
     async def _checkpoint(self) -> events.Checkpoint:
         state = StreamState(

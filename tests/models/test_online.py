@@ -42,7 +42,7 @@ EVIDENCE = ClusteringParameters(
 )
 PARAMS = OnlineParams(
     evidence=EVIDENCE,
-    clustering=OnlineClusteringParams(join_cosine=0.7, new_clean_frames=60.0),
+    clustering=OnlineClusteringParams(new_clean_frames=60.0),
     timeline=TimelineParams(onset=0.5, offset=0.5, gap_samples=3_200, speech_samples_min=1_600, overlap_threshold=0.5),
 )
 LATENCY_SAMPLES = 32_000
