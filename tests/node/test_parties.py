@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import numpy as np
 import pytest
@@ -99,6 +101,9 @@ async def test_a_call_goes_on_from_a_checkpoint_as_if_nothing_had_happened(null_
         elif response.WhichOneof("message") == "checkpoint":
             checkpoint = response.checkpoint
     stream.cancel()
+    async with asyncio.timeout(60):
+        while await null_node.metric("node_streams_active"):
+            await asyncio.sleep(0.05)
     rest = data[checkpoint.position_ms * 64 :]
     after = await heard_of(null_node, rest, format=CALL, latency_ms=500, stream_id="c", checkpoint=checkpoint.data)
     assert after.opened is not None and after.opened.resume_ms == checkpoint.position_ms
