@@ -127,9 +127,10 @@ def _name(result: node_pb2.FileResult, labels: Mapping[str, str], sent: Sequence
     strip_result(result, labels.__contains__)
     matched: dict[str, node_pb2.Candidate] = {}
     for identity in result.identities:
-        for candidate in (*identity.candidates, identity.match):
+        for candidate in identity.candidates:
             _call(candidate, labels, sent)
         if identity.HasField("match"):
+            _call(identity.match, labels, sent)
             matched[identity.speaker] = identity.match
     named: list[common_pb2.Turn | common_pb2.Speaker] = [*result.turns, *result.exclusive_turns, *result.speakers]
     for one in named:

@@ -39,7 +39,8 @@ def without_names(result: node_pb2.FileResult, *, names: bool) -> None:
         for field in ("label", "token", "voiceprint"):
             speaker.ClearField(field)
     for identity in result.identities:
-        identity.match.ClearField("label")
+        if identity.HasField("match"):
+            identity.match.ClearField("label")
         for candidate in identity.candidates:
             candidate.ClearField("label")
 
