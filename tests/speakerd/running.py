@@ -37,11 +37,11 @@ def write_voice(path: Path, seconds: float, *voices: tuple[float, ...]) -> Path:
 class RunningUp:
     """A `speakerd up` that is ready."""
 
-    def __init__(self, data: Path, *flags: str) -> None:
+    def __init__(self, data: Path, *flags: str, **variables: str) -> None:
         self.data = data
         command = [sys.executable, "-m", "speakerd", "up", "--data", str(data), "--device", "null", *flags]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**environment(), **variables}
         )
         self.ready = self._first_line()
         self.family = [
