@@ -72,6 +72,7 @@ from controlplane.secret_files import prepare_data_folder, read_or_make_bytes, r
 from controlplane.space_cases import SpaceCases, build_spaces
 from controlplane.space_ground import SpaceGround
 from controlplane.tenant_keys import TenantKeys, index_labels, open_audit_key
+from controlplane.transcribers import OpenAiTranscriber, Transcriber
 from controlplane.voice_profile import VoiceProfiles
 from controlplane.voices import Voices
 from controlplane.wakes import listen
@@ -134,6 +135,7 @@ class Core:
     live_relay: LiveRelay
     live_sessions: LiveSessions
     webhooks: Webhooks
+    transcriber: Transcriber | None
     guard: RelayGuard
     blobs: Blobs
     jobs: Jobs
@@ -272,6 +274,8 @@ class ControlPlane:
         await asyncio.gather(*self._workers, return_exceptions=True)
         if core is not None:
             await core.webhooks.close()
+            if core.transcriber is not None:
+                await core.transcriber.close()
             await core.guard.close()
             await core.erasures.close()
             await core.checkpoints.close()
@@ -512,6 +516,7 @@ class ControlPlane:
             ),
             live_sessions=LiveSessions(database, identity, clock),
             webhooks=webhooks,
+            transcriber=_transcriber(settings),
             guard=guard,
             blobs=blobs,
             jobs=job_part.jobs,
@@ -556,3 +561,10 @@ class ControlPlane:
         fleet_pb2_grpc.add_FleetServicer_to_server(fleet, doors.nodes)
         await doors.open()
         self.grpc_address, self.fleet_address = doors.address, doors.fleet_address
+
+
+def _transcriber(settings: ControlPlaneSettings) -> Transcriber | None:
+    if settings.transcriber_url is None:
+        return None
+    key = "" if settings.transcriber_key is None else settings.transcriber_key.get_secret_value()
+    return OpenAiTranscriber(settings.transcriber_url, model=settings.transcriber_model, key=key)

@@ -74,6 +74,12 @@ class ControlPlaneSettings(ScryonSettings):
         350, ge=0, description="How many live streams of WebSocket clients this process carries at once."
     )
 
+    transcriber_url: str | None = Field(
+        None, description="An endpoint that speaks OpenAI's dialect, as in http://HOST/v1; absent: deltas have no text."
+    )
+    transcriber_model: str = Field("whisper-1", description="The model to ask it for.")
+    transcriber_key: SecretStr | None = Field(None, description="Its API key.")
+
     require_consent: bool = Field(False, description="Refuse enrolments without a full name, a purpose and a text.")
     chore_s: float = Field(60.0, gt=0.0, description="How often expired licences and what is overdue are looked for.")
     tombstone_days: float = Field(30.0, ge=0.0, description="How long what is left of an erased voice is listed.")

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from controlplane.rate_limits import RateLimit
 from edge.dialect import Dialect, Edge
-from edge.scaiecho import speakers, warm
+from edge.scaiecho import speakers, stream, warm
 from edge.scaigrid.envelope import ERRORS, ErrorBody, Renderer
 
 FIELDS = {
@@ -21,18 +21,22 @@ FIELDS = {
 """What the core calls a field, and what ScaiEcho does."""
 
 
+RENDERER = Renderer("SCAIECHO", FIELDS)
+
+
 def install(app: FastAPI, edge: Edge) -> None:
     """Add the routes."""
     del edge
     speakers.install(app)
     warm.install(app)
+    stream.install(app, f"{speakers.PREFIX}/stream/transcribe", RENDERER)
 
 
 DIALECT = Dialect(
     name="scaiecho",
     title="speakerd, ScaiEcho dialect",
     prefixes=(speakers.PREFIX,),
-    render=Renderer("SCAIECHO", FIELDS),
+    render=RENDERER,
     error_model=ErrorBody,
     errors=ERRORS,
     install=install,
