@@ -104,6 +104,7 @@ class SessionClustering:
         self.indices: list[int] = []
         self.next_index = 0
         self.settled_windows = 0
+        self._kept: tuple[tuple[int, tuple[int, ...]], VoiceEvidence] | None = None  # of the memory, by its changes
         self.last_settled: dict[int, int] = {}  # session speaker -> the last settled window that he was heard in
 
     def __repr__(self) -> str:
@@ -199,7 +200,7 @@ class SessionClustering:
         known = owner[clusters]  # (M,)
         mended = (known != NOBODY) & ~np.isin(memory.speakers, apart)
         before = memory.speakers
-        memory.speakers = np.where(mended, known, before)
+        memory.relabel(np.where(mended, known, before))
         return merges, before
 
     def _open_new_speakers(self, windows: list[LocalWindow], odds: Values) -> bool:
@@ -227,17 +228,37 @@ class SessionClustering:
         return has_opened
 
     def _odds(self, windows: Sequence[LocalWindow]) -> Values:
-        """Log odds (W, S, K) of local speakers being each session speaker, as the memory and the windows have them."""
-        memory, thin = self.memory, self._params.memory_hop_windows
-        weights = np.concatenate([memory.weights, *(w.clean_frames / thin for w in windows)])  # (M',)
-        embeddings = np.concatenate([memory.embeddings, *(w.embeddings for w in windows)])  # (M', D)
-        speakers = np.concatenate([memory.speakers, *(w.speakers for w in windows)])  # (M',)
-        members = np.array(self.indices, np.int64)[:, None] == speakers[None, :]  # (K, M')
-        heard = VoiceEvidence.of(embeddings, weights * np.float32(self._seconds_a_frame), self._evidence)
-        asked = embeddings[len(memory) :]  # (W * S, D)
-        seconds = np.concatenate([w.clean_frames for w in windows]) * np.float32(self._frame_s) * asked.any(axis=1)
-        found = VoiceEvidence.of(asked, seconds, self._evidence).odds(heard.gathered(members), self._evidence)
-        return found.reshape(len(windows), len(windows[-1].clean_frames), len(self.indices))
+        """Log odds (W, S, K) of local speakers being each session speaker, as the memory and the windows have them.
+
+        0 for those who have no embedding.
+        """
+        num_locals = len(windows[-1].clean_frames)
+        odds = np.zeros((len(windows) * num_locals, len(self.indices)))
+        embeddings = np.concatenate([window.embeddings for window in windows])  # (W * S, D)
+        heard = np.flatnonzero(embeddings.any(axis=1))
+        if len(heard) and self.indices:
+            embeddings = embeddings[heard]
+            clean_frames = np.concatenate([window.clean_frames for window in windows])[heard]
+            speakers = np.concatenate([window.speakers for window in windows])[heard]
+            weights = clean_frames / np.float32(self._params.memory_hop_windows)
+            known = self._remembered() + self._known(embeddings, weights, speakers)
+            asked = VoiceEvidence.of(embeddings, clean_frames * np.float32(self._frame_s), self._evidence)
+            odds[heard] = asked.odds(known, self._evidence)
+        return odds.reshape(len(windows), num_locals, -1)
+
+    def _remembered(self) -> VoiceEvidence:
+        """What the memory knows of the session speakers."""
+        memory = self.memory
+        key = (memory.changes, tuple(self.indices))
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, self._known(memory.embeddings, memory.weights, memory.speakers))
+        return self._kept[1]
+
+    def _known(self, embeddings: FloatArray, weights: FloatArray, speakers: IntArray) -> VoiceEvidence:
+        """What M embeddings tell of the K session speakers whose they are, each with its share of clean frames."""
+        members = np.array(self.indices, np.int64)[:, None] == speakers[None, :]  # (K, M)
+        seconds = weights * np.float32(self._seconds_a_frame)
+        return VoiceEvidence.of(embeddings, seconds, self._evidence).gathered(members)
 
     def _open_speaker(self) -> int:
         index = self.next_index

@@ -23,6 +23,8 @@ class SpeakerMemory:
 
     def __init__(self, embedding_dim: int, capacity: int) -> None:
         self._capacity = capacity
+        self.changes = 0
+        """Grows with every change: what was computed of the memory holds while it stays."""
         self.embeddings: FloatArray = np.zeros((0, embedding_dim), np.float32)
         self.weights: FloatArray = np.zeros(0, np.float32)
         self.speakers: IntArray = np.zeros(0, np.int64)
@@ -40,12 +42,18 @@ class SpeakerMemory:
         self.weights = np.append(self.weights, np.float32(weight))
         self.speakers = np.append(self.speakers, speaker)
         self.spans = np.concatenate([self.spans, np.array([span], np.int64)])
+        self.changes += 1
         if len(self) > self._capacity:
             self._forget(np.arange(len(self)) == self._most_redundant())
 
     def rename(self, source: int, target: int) -> None:
         """What was one speaker's is another's."""
-        self.speakers[self.speakers == source] = target
+        self.relabel(np.where(self.speakers == source, target, self.speakers))
+
+    def relabel(self, speakers: IntArray) -> None:
+        """Give every embedding its speaker (M,) anew."""
+        self.speakers = speakers
+        self.changes += 1
 
     def forget_speaker(self, speaker: int) -> None:
         """Forget all there is of a speaker."""
@@ -58,6 +66,7 @@ class SpeakerMemory:
     def load(self, embeddings: FloatArray, weights: FloatArray, speakers: IntArray, spans: IntArray) -> None:
         """Take over what another memory held."""
         self.embeddings, self.weights, self.speakers, self.spans = embeddings, weights, speakers, spans
+        self.changes += 1
 
     def _most_redundant(self) -> int:
         known, times = np.unique(self.speakers, return_counts=True)
