@@ -45,7 +45,7 @@ def _session(sdk: Any, asked: dict[str, Any]) -> dict[str, Any]:
     got = {"urls": [talk, named], "uploaded": progress[-1], "voiceprints": voiceprints, "failure": failure}
     got |= {"diarized": diarized, "identified": identified, "refused": _refused(sdk)}
     if asked["full"]:
-        counted = client.diarize(again, num_speakers=2, confidence=True)
+        counted = client.diarize(again, num_speakers=2, confidence=True, turn_level_confidence=True)
         strict = client.identify(talk, voiceprints, matching_threshold=100.0, exclusive_matching=False)
         got |= {"counted": client.retrieve(counted, every_seconds=EVERY_S)}
         got |= {"strict": client.retrieve(strict, every_seconds=EVERY_S)}

@@ -131,6 +131,9 @@ def test_options_that_an_sdk_sends_have_their_effect(sessions: dict[str, dict[st
     expected = talk.turns[-1][2] / 0.02
     assert expected <= len(counted["confidence"]["score"]) <= expected + 100
     assert all(0 <= score <= 100 for score in counted["confidence"]["score"])
+    for turn in counted["diarization"]:
+        assert set(turn["confidence"]) == {turn["speaker"]}
+        assert 0 < turn["confidence"][turn["speaker"]] <= 100
     strict = got["strict"]["output"]
     assert all(one["match"] is None or one["confidence"][one["match"]] == 100 for one in strict["voiceprints"])
 
