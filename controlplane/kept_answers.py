@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.engine import Database
 from controlplane.database.schema import data_keys, kept_answers
+from controlplane.database.spaces_schema import space_keys
 from controlplane.derived_keys import kept_answers_key, open_answer, seal_answer
 from controlplane.keys import DataKey, KeyRing, VoiceAddress
 from controlplane.policy import Principal
@@ -113,7 +114,7 @@ class KeptAnswers:
     async def keep(self, turn: Turn, answer: Answer, about: VoiceAddress | None = None) -> None:
         """Keep the answer of a request; one that is too large is not kept, and its key is free again.
 
-        about: the voice that it tells of, if it does.
+        about: the voice that it tells of, if it does; or what lies in a space, by its id.
         """
         if len(answer.body) > ANSWER_BYTES_MAX:
             await self.drop(turn)
@@ -166,6 +167,12 @@ class KeptAnswers:
             data_keys.c.tenant_id == voice.tenant_id, data_keys.c.voice_id == voice.voice_id
         )
         wrapped = (await connection.execute(query)).scalar_one_or_none()
+        if wrapped is None:
+            # What lies in a space has keys of its own: an identity that is no voice yet, an audio, the space.
+            of_thing = select(space_keys.c.wrapped).where(
+                space_keys.c.tenant_id == voice.tenant_id, space_keys.c.thing_id == voice.voice_id
+            )
+            wrapped = (await connection.execute(of_thing)).scalar_one_or_none()
         return None if wrapped is None else self._keys.open(voice, bytes(wrapped))
 
     def _name(self, principal: Principal, key: str, call: str) -> str:

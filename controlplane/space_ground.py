@@ -122,7 +122,11 @@ class VoiceprintView:
 
 @dataclass(frozen=True, slots=True)
 class VerificationView:
-    """A comparison of an audio with a voiceprint. score: probability that it is of that person, within (0, 1)."""
+    """A comparison of an audio with a voiceprint. score: probability that it is of that person, within (0, 1).
+
+    sealed_by: with whose key what is told here of the person is sealed: the identity's, or that of a voice which was
+    enrolled elsewhere.
+    """
 
     verification_id: str
     score: float
@@ -132,6 +136,7 @@ class VerificationView:
     identity: Reference
     voiceprint: Reference
     created_at_s: float
+    sealed_by: str
 
 
 @dataclass(frozen=True, slots=True)

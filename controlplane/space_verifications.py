@@ -195,6 +195,7 @@ class Verifications:
             identity=await identity_reference(connection, self._ground, identity),
             voiceprint=Reference(voiceprint.voiceprint_id, voiceprint.handle, None),
             created_at_s=row.created_at_s,
+            sealed_by=identity.voice_id if identity.said_ciphertext is None else identity.identity_id,
         )
 
 

@@ -15,7 +15,7 @@ from controlplane.scopes import VOICES_READ, VOICES_WRITE
 from controlplane.space_audios import NewAudio
 from edge.failures import FieldError, InvalidFields
 from edge.loccus.bodies import BODY, Alias, AudioBody, Handle, Listed, PageBody, audio_body, page_body
-from edge.terms import Caller, TheEdge, terms
+from edge.terms import Caller, TheEdge, tells_of, terms
 
 PATH = "/v1/spaces/{owner}/{space}/audios"
 JSON_BYTES_MAX = CLIP_BYTES_MAX * 4 // 3 + (64 << 10)
@@ -50,7 +50,10 @@ def install(app: FastAPI) -> None:
         # Read here and not by the framework: a recording in a body takes longer to parse than the loop may stand still.
         with edge.uploads.hold(_declared(request, JSON_BYTES_MAX)):
             new = await asyncio.to_thread(_new_audio, await request.body())
-            return audio_body(await edge.core.spaces.audios.create(caller, owner, space, new))
+            made = await edge.core.spaces.audios.create(caller, owner, space, new)
+            # Its key goes with it, and with the identity that it is of.
+            tells_of(request, caller.tenant_id, made.audio_id)
+            return audio_body(made)
 
     @app.post(PATH + "/{audio}/file", status_code=201, openapi_extra=RAW_BODY)
     @terms(VOICES_WRITE, rate="loccus.listen", body_bytes_max=CLIP_BYTES_MAX)

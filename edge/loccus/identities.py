@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from controlplane.agreements import Consent
@@ -22,7 +22,7 @@ from edge.loccus.bodies import (
     voiceprint_body,
 )
 from edge.loccus.voiceprints import NewVoiceprintBody, new_voiceprint
-from edge.terms import Caller, TheEdge, terms
+from edge.terms import Caller, TheEdge, tells_of, terms
 
 PATH = "/v1/spaces/{owner}/{space}/identities"
 
@@ -57,7 +57,7 @@ def install(app: FastAPI) -> None:
     @app.post(PATH, status_code=201)
     @terms(VOICES_WRITE, idempotent=True)
     async def create(
-        caller: Caller, edge: TheEdge, owner: str, space: str, body: NewIdentity
+        *, request: Request, caller: Caller, edge: TheEdge, owner: str, space: str, body: NewIdentity
     ) -> IdentityBody | VoiceprintBody:
         """Make an identity."""
         if body.model is not None:
@@ -72,11 +72,14 @@ def install(app: FastAPI) -> None:
                     min_audios=body.min_audios,
                 )
             )
-            return voiceprint_body(await edge.core.spaces.voiceprints.create(caller, owner, space, new))
+            voiceprint = await edge.core.spaces.voiceprints.create(caller, owner, space, new)
+            tells_of(request, caller.tenant_id, voiceprint.identity.thing_id)
+            return voiceprint_body(voiceprint)
         consent = Consent() if body.consent is None else Consent(**body.consent.model_dump())
         made = await edge.core.spaces.spaces.create_identity(
             caller, owner, space, handle=body.handle or "", alias=body.alias or "", consent=consent
         )
+        tells_of(request, caller.tenant_id, made.identity_id)
         return identity_body(made)
 
     @app.get(PATH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
 from controlplane.scopes import VOICES_ERASE, VOICES_READ, VOICES_WRITE
@@ -21,7 +21,7 @@ from edge.loccus.bodies import (
     page_body,
     space_body,
 )
-from edge.terms import Caller, TheEdge, terms
+from edge.terms import Caller, TheEdge, tells_of, terms
 
 
 class NewSpace(BaseModel):
@@ -84,9 +84,11 @@ def install(app: FastAPI) -> None:
 
     @app.post("/v1/spaces/{owner}", status_code=201)
     @terms(VOICES_WRITE, idempotent=True)
-    async def create(caller: Caller, edge: TheEdge, owner: str, body: NewSpace) -> SpaceBody:
+    async def create(request: Request, caller: Caller, edge: TheEdge, owner: str, body: NewSpace) -> SpaceBody:
         """Make a space."""
-        return space_body(await edge.core.spaces.spaces.create(caller, owner, body.handle, body.alias or ""))
+        made = await edge.core.spaces.spaces.create(caller, owner, body.handle, body.alias or "")
+        tells_of(request, caller.tenant_id, made.space_id)
+        return space_body(made)
 
     @app.get("/v1/spaces/{owner}")
     @terms(VOICES_READ)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from controlplane.scopes import JOBS_WRITE, VOICES_READ
 from controlplane.space_verifications import NewVerification
 from edge.loccus.bodies import BODY, VerificationBody, verification_body
-from edge.terms import Caller, TheEdge, terms
+from edge.terms import Caller, TheEdge, tells_of, terms
 
 PATH = "/v1/spaces/{owner}/{space}/verifications"
 
@@ -29,11 +29,13 @@ def install(app: FastAPI) -> None:
     @app.post(PATH + "/identity", status_code=201)
     @terms(JOBS_WRITE, rate="loccus.listen", idempotent=True)
     async def verify(
-        caller: Caller, edge: TheEdge, owner: str, space: str, body: NewVerificationBody
+        *, request: Request, caller: Caller, edge: TheEdge, owner: str, space: str, body: NewVerificationBody
     ) -> VerificationBody:
         """Compare."""
         new = NewVerification(body.audio, body.identity, body.voiceprint)
-        return verification_body(await edge.core.spaces.verifications.verify(caller, owner, space, new))
+        made = await edge.core.spaces.verifications.verify(caller, owner, space, new)
+        tells_of(request, caller.tenant_id, made.sealed_by)
+        return verification_body(made)
 
     @app.get(PATH + "/{verification}")
     @terms(VOICES_READ)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
 from controlplane.scopes import VOICES_ERASE, VOICES_READ, VOICES_WRITE
 from controlplane.space_voiceprints import NewVoiceprint, Path
 from edge.failures import FieldError, InvalidFields
 from edge.loccus.bodies import BODY, Alias, Handle, VoiceprintBody, voiceprint_body
-from edge.terms import Caller, TheEdge, terms
+from edge.terms import Caller, TheEdge, tells_of, terms
 
 PATH = "/v1/spaces/{owner}/{space}/voiceprints"
 ONE = PATH + "/{identity}/{voiceprint}"
@@ -32,10 +32,13 @@ def install(app: FastAPI) -> None:
 
     @app.post(PATH, status_code=201)
     @terms(VOICES_WRITE, idempotent=True)
-    async def create(caller: Caller, edge: TheEdge, owner: str, space: str, body: NewVoiceprintBody) -> VoiceprintBody:
+    async def create(
+        *, request: Request, caller: Caller, edge: TheEdge, owner: str, space: str, body: NewVoiceprintBody
+    ) -> VoiceprintBody:
         """Make a voiceprint, of which nothing is computed yet."""
-        new = new_voiceprint(body)
-        return voiceprint_body(await edge.core.spaces.voiceprints.create(caller, owner, space, new))
+        made = await edge.core.spaces.voiceprints.create(caller, owner, space, new_voiceprint(body))
+        tells_of(request, caller.tenant_id, made.identity.thing_id)
+        return voiceprint_body(made)
 
     @app.post(ONE + ":compute")
     @terms(VOICES_WRITE, rate="loccus.listen")
