@@ -240,7 +240,7 @@ class SessionClustering:
             embeddings = embeddings[heard]
             clean_frames = np.concatenate([window.clean_frames for window in windows])[heard]
             speakers = np.concatenate([window.speakers for window in windows])[heard]
-            weights = clean_frames / np.float32(self._params.memory_hop_windows)
+            weights = np.asarray(clean_frames / self._params.memory_hop_windows, np.float32)
             known = self._remembered() + self._known(embeddings, weights, speakers)
             asked = VoiceEvidence.of(embeddings, clean_frames * np.float32(self._frame_s), self._evidence)
             odds[heard] = asked.odds(known, self._evidence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -269,6 +269,37 @@ def test_session_speakers_recognised_as_different_voices_are_never_merged() -> N
     for _, window in hoarse_windows():
         assert stream.step(window, {0: "ann", 1: "bob"}).merges == []
     assert {speaker.index for speaker in stream.session_speakers()} >= {0, 1}
+
+
+def test_two_people_taken_for_one_are_parted_and_what_the_first_one_said_is_moved() -> None:
+    stream = open_stream()
+    first, second = voice_of(0), voice_of(1)
+    second = second - (second @ first) * first
+    alike = 0.8 * first + 0.6 * second / np.linalg.norm(second)  # the second person, as he sounds at first
+    told: dict[int, int] = {}  # second → who is said to speak then
+    moved = []
+    for window in windows_of([Speech(0, 1.0, 8.0), Speech(0, 12.0, 60.0)], 60.0):
+        end_s = (window.start_samples + GRID.window_samples) / 16_000
+        later = min(1.0, max(0.0, (end_s - 20.0) / 10.0))
+        voice = first if end_s < 12.0 else (1.0 - later) * alike + later * (0.1 * first + second)
+        voice = np.asarray(voice / np.linalg.norm(voice), np.float32)
+        embeddings = np.where(window.embeddings.any(axis=1, keepdims=True), voice, 0).astype(np.float32)
+        outcome = stream.step(replace(window, embeddings=embeddings))
+        for merge in outcome.merges:
+            told = {at: merge.target if speaker == merge.source else speaker for at, speaker in told.items()}
+        for move in outcome.moves:
+            span = range(move.start_samples // 16_000, move.end_samples // 16_000)
+            told |= {at: move.target for at in span if told.get(at) == move.source}
+        for turn in outcome.turns:
+            if turn.final:
+                told[turn.start_samples // 16_000] = turn.speaker
+        moved += outcome.moves
+    assert moved
+    assert {told[at] for at in range(2, 7)}.isdisjoint({told[at] for at in range(35, 57)})
+    assert len({told[at] for at in range(35, 57)}) == 1
+    clean = {speaker.index: speaker.clean_samples for speaker in stream.session_speakers()}
+    assert clean[told[4]] == pytest.approx(7 * 16_000, abs=3 * 16_000)
+    assert clean[told[50]] == pytest.approx(48 * 16_000, abs=4 * 16_000)
 
 
 @pytest.mark.parametrize("num_steps", [4_000, pytest.param(20_000, marks=pytest.mark.deep)])
