@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import re
 import uuid
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import pytest_asyncio
 from sqlalchemy import select
 
 from controlplane.database.schema import erasures, samples, users, voices
@@ -29,13 +32,13 @@ from controlplane.database.spaces_schema import (
 )
 from tests.controlplane.conftest import World, postgresql_server, postgresql_url, speech, until, wav
 from tests.controlplane.fake_node import FakeNode
-from tests.edge.conftest import Served, Serving, collected, served, serving
+from tests.edge.conftest import Served, Serving, collected
 
-__all__ = ["collected", "postgresql_server", "postgresql_url", "served", "serving"]  # fixtures
+__all__ = ["collected", "postgresql_server", "postgresql_url"]  # fixtures
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 DURATION = re.compile(r"PT\d+\.\d{3}S")
-SPACE = "/v1/spaces/acme/calls"
 
 
 def base64_of(data: bytes) -> str:
@@ -61,6 +64,11 @@ class Caller:
     """Somebody's calls, which have to succeed."""
 
     http: httpx.AsyncClient
+    tenant: str
+
+    @property
+    def space(self) -> str:
+        return f"/v1/spaces/{self.tenant}/calls"
 
     async def post(self, path: str, body: Any = None, status: int = 201, **options: Any) -> Any:
         answer = await self.http.post(path, json=body, **options)
@@ -72,8 +80,9 @@ class Caller:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    async def computed(self, space: str = SPACE, identity: str = "ada", handle: str = "main", seed: int = 0) -> Any:
+    async def computed(self, space: str = "", identity: str = "ada", handle: str = "main", seed: int = 0) -> Any:
         """A computed voiceprint of an identity that is made if need be."""
+        space = space or self.space
         if (await self.http.get(f"{space}/identities/{identity}")).status_code == 404:
             await self.post(f"{space}/identities", {"handle": identity, "alias": f"{identity} of the tests"})
         audio = await self.post(f"{space}/audios", {"file": sound(seed), "identity": identity})
@@ -83,67 +92,106 @@ class Caller:
         await self.post(f"{one}/audios/{audio['id']}")
         return await self.post(f"{one}:compute", status=200)
 
+    def held(self, node: FakeNode) -> list[str]:
+        """The labels that a node holds of this caller's tenant."""
+        return [label for (tenant_id, _), (_, label, _) in node.voices.items() if tenant_id == self.tenant]
+
+
+_numbers = itertools.count()
+
 
 async def acme(served: Served, *, user_id: str | None = None) -> Caller:
     """A caller of a tenant that is made, with the space `calls`."""
-    await served.tenant("acme", *([user_id] if user_id else []))
-    caller = Caller(await served.http(await served.key("admin", tenant_id="acme", user_id=user_id)))
-    await caller.post("/v1/spaces/acme", {"handle": "calls", "alias": "Calls"})
+    tenant = f"acme-{next(_numbers)}"
+    await served.tenant(tenant, *([user_id] if user_id else []))
+    caller = Caller(await served.http(await served.key("admin", tenant_id=tenant, user_id=user_id)), tenant)
+    await caller.post(f"/v1/spaces/{tenant}", {"handle": "calls", "alias": "Calls"})
     return caller
 
 
-async def with_node(serving: Serving, **settings: Any) -> tuple[Served, FakeNode]:
-    served = await serving(**settings)
-    return served, await served.world.node(served.plane)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def everything(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Served, FakeNode]]:
+    """One control plane and one node for all tests but those that need their own; each has tenants of its own."""
+    async with AsyncExitStack() as stack:
+        serving = Serving(World(tmp_path_factory.mktemp("loccus") / "data", stack, None), stack)
+        served = await serving(http_rate_limits={"loccus.listen": 0})
+        yield served, await served.world.node(served.plane)
+
+
+@pytest.fixture
+def shared(everything: tuple[Served, FakeNode]) -> tuple[Served, FakeNode]:
+    """The same, and the node as it was."""
+    _, node = everything
+    node.net_speech_ms, node.num_speakers, node.same_probability = 5_000, 1, 0.93
+    return everything
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def serving(tmp_path: Path) -> AsyncIterator[Serving]:
+    """For a test that needs a control plane of its own."""
+    async with AsyncExitStack() as stack:
+        yield Serving(World(tmp_path / "data", stack, None), stack)
+
+
+def blobs(served: Served) -> set[Path]:
+    return set((Path(served.world.data) / "blobs").rglob("samples/*"))
 
 
 # Spaces
 
 
-async def test_spaces_belong_to_an_organisation_or_a_user(serving: Serving) -> None:
-    served = await serving()
-    await served.tenant("acme", "u1")
-    caller = Caller(await served.http(await served.key("admin", tenant_id="acme", user_id="u1")))
-    made = await caller.post("/v1/spaces/acme", {"handle": "calls", "alias": "Calls"})
+async def test_spaces_belong_to_an_organisation_or_a_user(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
+    tenant = f"acme-{next(_numbers)}"
+    await served.tenant(tenant, "u1")
+    caller = Caller(await served.http(await served.key("admin", tenant_id=tenant, user_id="u1")), tenant)
+    made = await caller.post(f"/v1/spaces/{caller.tenant}", {"handle": "calls", "alias": "Calls"})
     assert ISO.fullmatch(made["createdAt"])
     assert uuid.UUID(made["id"])
     assert made == {
         "id": made["id"],
         "handle": "calls",
         "alias": "Calls",
-        "owner": "acme",
+        "owner": tenant,
         "isOrganisation": True,
         "createdAt": made["createdAt"],
     }
     own = await caller.post("/v1/spaces/u1", {"handle": "calls"})
     assert (own["owner"], own["isOrganisation"], own["alias"]) == ("u1", False, None)
-    assert await caller.get("/v1/spaces/acme/calls") == made
-    assert await caller.get(f"/v1/spaces/acme/{made['id']}") == made
-    listed = await caller.get("/v1/spaces/acme", sort="handle")
+    assert await caller.get(caller.space) == made
+    assert await caller.get(f"/v1/spaces/{caller.tenant}/{made['id']}") == made
+    listed = await caller.get(f"/v1/spaces/{caller.tenant}", sort="handle")
     assert [one["handle"] for one in listed["items"]] == ["calls", "voices"]
     assert (listed["page"], listed["pageSize"], listed["totalItems"], listed["totalPages"]) == (1, 20, 2, 1)
 
 
-async def test_handles_are_lower_case_and_taken_once(serving: Serving) -> None:
-    caller = await acme(await serving())
+async def test_handles_are_lower_case_and_taken_once(shared: tuple[Served, FakeNode]) -> None:
+    caller = await acme(shared[0])
     for handle in ("Calls", "a_b", "ä", "", "x" * 51, "a b", str(uuid.uuid4())):
-        assert error_of(await caller.http.post("/v1/spaces/acme", json={"handle": handle})) == (400, "badRequest")
-    await caller.post("/v1/spaces/acme", {"handle": "x" * 50})
-    assert error_of(await caller.http.post("/v1/spaces/acme", json={"handle": "calls"})) == (409, "conflict")
+        assert error_of(await caller.http.post(f"/v1/spaces/{caller.tenant}", json={"handle": handle})) == (
+            400,
+            "badRequest",
+        )
+    await caller.post(f"/v1/spaces/{caller.tenant}", {"handle": "x" * 50})
+    assert error_of(await caller.http.post(f"/v1/spaces/{caller.tenant}", json={"handle": "calls"})) == (
+        409,
+        "conflict",
+    )
     too_long = {"handle": "a", "alias": "x" * 101}
-    assert error_of(await caller.http.post("/v1/spaces/acme", json=too_long)) == (400, "badRequest")
-    await caller.post("/v1/spaces/acme", {"handle": "a", "alias": "x" * 100})
-    await caller.post(f"{SPACE}/identities", {"handle": "ada"})
-    assert error_of(await caller.http.post(f"{SPACE}/identities", json={"handle": "ada"})) == (409, "conflict")
-    await caller.post("/v1/spaces/acme/a/identities", {"handle": "ada"})
+    assert error_of(await caller.http.post(f"/v1/spaces/{caller.tenant}", json=too_long)) == (400, "badRequest")
+    await caller.post(f"/v1/spaces/{caller.tenant}", {"handle": "a", "alias": "x" * 100})
+    await caller.post(f"{caller.space}/identities", {"handle": "ada"})
+    assert error_of(await caller.http.post(f"{caller.space}/identities", json={"handle": "ada"})) == (409, "conflict")
+    await caller.post(f"/v1/spaces/{caller.tenant}/a/identities", {"handle": "ada"})
 
 
-async def test_a_user_s_space_is_for_the_user_and_whom_the_user_lets_in(serving: Serving) -> None:
-    served, _ = await with_node(serving)
-    await served.tenant("acme", "u1", "u2")
-    own = Caller(await served.http(await served.key("voices:read", "voices:write", tenant_id="acme", user_id="u1")))
-    scopes = ("voices:read", "voices:write", "jobs:write")
-    guest = Caller(await served.http(await served.key(*scopes, tenant_id="acme", user_id="u2")))
+async def test_a_user_s_space_is_for_the_user_and_whom_the_user_lets_in(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
+    tenant = f"acme-{next(_numbers)}"
+    await served.tenant(tenant, "u1", "u2")
+    scopes = ("voices:read", "voices:write")
+    own = Caller(await served.http(await served.key(*scopes, tenant_id=tenant, user_id="u1")), tenant)
+    guest = Caller(await served.http(await served.key(*scopes, tenant_id=tenant, user_id="u2")), tenant)
     await own.post("/v1/spaces/u1", {"handle": "mine"})
     await own.post("/v1/spaces/u1/mine/identities", {"handle": "ada"})
     place = "/v1/spaces/u1/mine"
@@ -168,9 +216,11 @@ async def test_a_user_s_space_is_for_the_user_and_whom_the_user_lets_in(serving:
 # Identities and audios
 
 
-async def test_an_identity_has_a_handle_an_alias_and_an_id_by_which_it_is_found(serving: Serving) -> None:
-    caller = await acme(await serving())
-    made = await caller.post(f"{SPACE}/identities", {"handle": "ada", "alias": "Ada Example"})
+async def test_an_identity_has_a_handle_an_alias_and_an_id_by_which_it_is_found(
+    shared: tuple[Served, FakeNode],
+) -> None:
+    caller = await acme(shared[0])
+    made = await caller.post(f"{caller.space}/identities", {"handle": "ada", "alias": "Ada Example"})
     assert made == {
         "id": made["id"],
         "handle": "ada",
@@ -179,18 +229,24 @@ async def test_an_identity_has_a_handle_an_alias_and_an_id_by_which_it_is_found(
         "voiceprints": [],
         "createdAt": made["createdAt"],
     }
-    assert await caller.get(f"{SPACE}/identities/ada") == await caller.get(f"{SPACE}/identities/{made['id']}") == made
-    nameless = await caller.post(f"{SPACE}/identities", {"handle": None})
+    assert (
+        await caller.get(f"{caller.space}/identities/ada")
+        == await caller.get(f"{caller.space}/identities/{made['id']}")
+        == made
+    )
+    nameless = await caller.post(f"{caller.space}/identities", {"handle": None})
     assert nameless["handle"] == nameless["id"] == str(uuid.UUID(nameless["id"]))
-    listed = await caller.get(f"{SPACE}/identities", search="AD")
+    listed = await caller.get(f"{caller.space}/identities", search="AD")
     assert [one["id"] for one in listed["items"]] == [made["id"]]
-    assert error_of(await caller.http.get(f"{SPACE}/identities/eve")) == (404, "notFound")
+    assert error_of(await caller.http.get(f"{caller.space}/identities/eve")) == (404, "notFound")
 
 
-async def test_an_audio_comes_as_base64_with_what_is_said_of_it(serving: Serving) -> None:
-    caller = await acme((await with_node(serving))[0])
-    await caller.post(f"{SPACE}/identities", {"handle": "ada", "alias": "Ada"})
-    made = await caller.post(f"{SPACE}/audios", {"alias": "first", "file": sound(seconds=3.5), "identity": "ada"})
+async def test_an_audio_comes_as_base64_with_what_is_said_of_it(shared: tuple[Served, FakeNode]) -> None:
+    caller = await acme(shared[0])
+    await caller.post(f"{caller.space}/identities", {"handle": "ada", "alias": "Ada"})
+    made = await caller.post(
+        f"{caller.space}/audios", {"alias": "first", "file": sound(seconds=3.5), "identity": "ada"}
+    )
     assert uuid.UUID(made["id"])
     assert ISO.fullmatch(made["createdAt"])
     assert ISO.fullmatch(made["uploadedAt"])
@@ -208,14 +264,14 @@ async def test_an_audio_comes_as_base64_with_what_is_said_of_it(serving: Serving
         "createdAt": made["createdAt"],
         "uploadedAt": made["uploadedAt"],
     }
-    assert await caller.get(f"{SPACE}/audios/{made['id']}") == made
+    assert await caller.get(f"{caller.space}/audios/{made['id']}") == made
 
 
-async def test_an_audio_that_is_said_first_waits_for_its_file(serving: Serving) -> None:
-    caller = await acme((await with_node(serving))[0])
-    made = await caller.post(f"{SPACE}/audios", {})
+async def test_an_audio_that_is_said_first_waits_for_its_file(shared: tuple[Served, FakeNode]) -> None:
+    caller = await acme(shared[0])
+    made = await caller.post(f"{caller.space}/audios", {})
     assert (made["state"], made["duration"], made["uploadedAt"], made["identity"]) == ("avaitingFile", None, None, None)
-    place = f"{SPACE}/audios/{made['id']}/file"
+    place = f"{caller.space}/audios/{made['id']}/file"
     for nothing in (b"", b"this is no sound"):
         answer = await caller.http.post(place, content=nothing)
         assert answer.status_code in (400, 415), answer.text
@@ -226,10 +282,10 @@ async def test_an_audio_that_is_said_first_waits_for_its_file(serving: Serving) 
     assert error_of(await caller.http.post(place, content=wav(speech(1, 5)))) == (409, "conflict")
 
 
-async def test_what_is_no_audio_leaves_nothing_behind(serving: Serving) -> None:
-    served, _ = await with_node(serving)
+async def test_what_is_no_audio_leaves_nothing_behind(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     caller = await acme(served)
-    silent = base64_of(wav(np.zeros(48_000, np.float32)))
+    silent, before = base64_of(wav(np.zeros(48_000, np.float32))), blobs(served)
     for body, expected in (
         ({"file": "not base64!"}, (400, "badRequest")),
         ({"file": base64_of(b"no sound at all " * 50)}, (415, "unsupportedMedia")),
@@ -238,25 +294,29 @@ async def test_what_is_no_audio_leaves_nothing_behind(serving: Serving) -> None:
         ({"file": sound(), "handle": "UPPER"}, (400, "badRequest")),
         ({"file": 7}, (400, "badRequest")),
     ):
-        assert error_of(await caller.http.post(f"{SPACE}/audios", json=body)) == expected, body
-    broken = await caller.http.post(f"{SPACE}/audios", content=b"{", headers={"content-type": "application/json"})
+        assert error_of(await caller.http.post(f"{caller.space}/audios", json=body)) == expected, body
+    broken = await caller.http.post(
+        f"{caller.space}/audios", content=b"{", headers={"content-type": "application/json"}
+    )
     assert error_of(broken) == (400, "badRequest")
-    assert (await caller.get(f"{SPACE}/audios"))["totalItems"] == 0
-    assert not list((Path(served.world.data) / "blobs").rglob("samples/*"))
+    assert (await caller.get(f"{caller.space}/audios"))["totalItems"] == 0
+    assert blobs(served) <= before
 
 
-async def test_audios_and_aliases_are_ciphertext_where_they_lie(serving: Serving) -> None:
-    served, _ = await with_node(serving)
+async def test_audios_and_aliases_are_ciphertext_where_they_lie(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     caller = await acme(served)
     data = wav(speech(0, 6))
-    await caller.post(f"{SPACE}/identities", {"handle": "ada", "alias": "Zanzibar Alias"})
-    made = await caller.post(f"{SPACE}/audios", {"alias": "Zanzibar Audio", "file": base64_of(data), "identity": "ada"})
+    await caller.post(f"{caller.space}/identities", {"handle": "ada", "alias": "Zanzibar Alias"})
+    made = await caller.post(
+        f"{caller.space}/audios", {"alias": "Zanzibar Audio", "file": base64_of(data), "identity": "ada"}
+    )
     await caller.post(
-        f"{SPACE}/voiceprints",
+        f"{caller.space}/voiceprints",
         {"handle": "main", "alias": "Zanzibar Print", "model": "default/v1", "identity": "ada"},
     )
-    await caller.post(f"{SPACE}/voiceprints/ada/main/audios/{made['id']}")
-    await caller.post(f"{SPACE}/voiceprints/ada/main:compute", status=200)
+    await caller.post(f"{caller.space}/voiceprints/ada/main/audios/{made['id']}")
+    await caller.post(f"{caller.space}/voiceprints/ada/main:compute", status=200)
     files = [path.read_bytes() for path in Path(served.world.data).rglob("*") if path.is_file()]
     assert not [file for file in files if b"Zanzibar" in file or data[20_000:20_064] in file]
 
@@ -264,8 +324,8 @@ async def test_audios_and_aliases_are_ciphertext_where_they_lie(serving: Serving
 # Models and voiceprints
 
 
-async def test_the_model_index_says_what_audios_have_to_be(serving: Serving) -> None:
-    caller = await acme(await serving())
+async def test_the_model_index_says_what_audios_have_to_be(shared: tuple[Served, FakeNode]) -> None:
+    caller = await acme(shared[0])
     index = await caller.get("/v1/models")
     (model,) = index["items"]
     assert model == await caller.get("/v1/models/default/v1")
@@ -278,11 +338,11 @@ async def test_the_model_index_says_what_audios_have_to_be(serving: Serving) -> 
     assert error_of(await caller.http.get("/v1/models/default/v2")) == (404, "notFound")
 
 
-async def test_the_guide_step_by_step(serving: Serving) -> None:
-    served, node = await with_node(serving)
+async def test_the_guide_step_by_step(shared: tuple[Served, FakeNode]) -> None:
+    served, node = shared
     caller = await acme(served)
-    await caller.post(f"{SPACE}/identities", {"handle": "ada", "alias": "Ada"})
-    audio = await caller.post(f"{SPACE}/audios", {"file": sound(), "identity": "ada"})
+    await caller.post(f"{caller.space}/identities", {"handle": "ada", "alias": "Ada"})
+    audio = await caller.post(f"{caller.space}/audios", {"file": sound(), "identity": "ada"})
     # The guide posts a voiceprint to …/identities, and so may we.
     body = {
         "handle": "main",
@@ -290,7 +350,7 @@ async def test_the_guide_step_by_step(serving: Serving) -> None:
         "identity": "ada",
         "minAudios": 1,
     }
-    made = await caller.post(f"{SPACE}/identities", body)
+    made = await caller.post(f"{caller.space}/identities", body)
     assert made == {
         "id": made["id"],
         "handle": "main",
@@ -305,7 +365,7 @@ async def test_the_guide_step_by_step(serving: Serving) -> None:
         "createdAt": made["createdAt"],
         "computedAt": None,
     }
-    one = f"{SPACE}/voiceprints/ada/main"
+    one = f"{caller.space}/voiceprints/ada/main"
     assert error_of(await caller.http.post(f"{one}:compute")) == (409, "conflict")
     added = await caller.post(f"{one}/audios/{audio['id']}")
     assert (added["state"], added["totalDuration"]) == ("computable", "PT6.000S")
@@ -323,22 +383,22 @@ async def test_the_guide_step_by_step(serving: Serving) -> None:
     assert (computed["state"], computed["identity"]["handle"]) == ("computed", "ada")
     assert ISO.fullmatch(computed["computedAt"])
     assert await caller.get(one) == computed
-    (voiceprint,) = (await caller.get(f"{SPACE}/audios/{audio['id']}"))["voiceprints"]
+    (voiceprint,) = (await caller.get(f"{caller.space}/audios/{audio['id']}"))["voiceprints"]
     assert voiceprint["handle"] == "main"
-    records = await caller.get("/v1/orgs/acme/records/voiceprint")
+    records = await caller.get(f"/v1/orgs/{caller.tenant}/records/voiceprint")
     (used,) = records["items"]
     assert (used["voiceprint"], used["audios"], used["duration"]) == (made["id"], 1, "PT6.000S")
     assert used["model"] == {"handle": "default", "version": "v1"}
     assert DURATION.fullmatch(used["voiceDuration"])
     # Everybody's streams of the organisation hear of Ada.
-    await until(lambda: [label for _, label, _ in node.voices.values()] == ["Ada"])
+    await until(lambda: caller.held(node) == ["Ada"])
 
 
-async def test_a_computed_voiceprint_is_frozen(serving: Serving) -> None:
-    caller = await acme((await with_node(serving))[0])
+async def test_a_computed_voiceprint_is_frozen(shared: tuple[Served, FakeNode]) -> None:
+    caller = await acme(shared[0])
     computed = await caller.computed()
-    one = f"{SPACE}/voiceprints/ada/main"
-    other = await caller.post(f"{SPACE}/audios", {"file": sound(3)})
+    one = f"{caller.space}/voiceprints/ada/main"
+    other = await caller.post(f"{caller.space}/audios", {"file": sound(3)})
     (member,) = computed["audios"]
     refused = [
         await caller.http.post(f"{one}:compute"),
@@ -350,40 +410,42 @@ async def test_a_computed_voiceprint_is_frozen(serving: Serving) -> None:
     assert await caller.get(one) == computed
 
 
-async def test_computing_at_once_computes_once(serving: Serving) -> None:
-    served, _ = await with_node(serving)
+async def test_computing_at_once_computes_once(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     caller = await acme(served)
-    await caller.post(f"{SPACE}/identities", {"handle": "ada"})
-    audio = await caller.post(f"{SPACE}/audios", {"file": sound()})
+    await caller.post(f"{caller.space}/identities", {"handle": "ada"})
+    audio = await caller.post(f"{caller.space}/audios", {"file": sound()})
     for handle in ("main", "other"):
-        await caller.post(f"{SPACE}/voiceprints", {"handle": handle, "model": "default/v1", "identity": "ada"})
-        await caller.post(f"{SPACE}/voiceprints/ada/{handle}/audios/{audio['id']}")
-    one = f"{SPACE}/voiceprints/ada/main:compute"
+        await caller.post(f"{caller.space}/voiceprints", {"handle": handle, "model": "default/v1", "identity": "ada"})
+        await caller.post(f"{caller.space}/voiceprints/ada/{handle}/audios/{audio['id']}")
+    one = f"{caller.space}/voiceprints/ada/main:compute"
     answers = await asyncio.gather(*(caller.http.post(one) for _ in range(4)))
     assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409]
     # Another voiceprint of the same person is the same voice, enrolled anew.
-    await caller.post(f"{SPACE}/voiceprints/ada/other:compute", status=200)
+    await caller.post(f"{caller.space}/voiceprints/ada/other:compute", status=200)
     async with served.plane.core.database.read() as connection:
-        (row,) = (await connection.execute(select(voices.c.generation))).all()
-        assert row.generation == 2
-        assert len((await connection.execute(select(space_records))).all()) == 2
+        query = select(voices.c.generation).where(voices.c.tenant_id == caller.tenant)
+        assert (await connection.execute(query)).scalar_one() == 2
+    assert await rows(served, caller, space_records) == [2]
 
 
-async def test_a_voiceprint_needs_as_many_audios_as_it_says_each_with_its_share_of_voice(serving: Serving) -> None:
-    served, node = await with_node(serving)
+async def test_a_voiceprint_needs_as_many_audios_as_it_says_each_with_its_share_of_voice(
+    shared: tuple[Served, FakeNode],
+) -> None:
+    served, node = shared
     caller = await acme(served)
-    await caller.post(f"{SPACE}/identities", {"handle": "ada"})
+    await caller.post(f"{caller.space}/identities", {"handle": "ada"})
     body = {"handle": "main", "model": "default/v1", "identity": "ada", "minAudios": 3}
-    await caller.post(f"{SPACE}/voiceprints", body)
-    one = f"{SPACE}/voiceprints/ada/main"
+    await caller.post(f"{caller.space}/voiceprints", body)
+    one = f"{caller.space}/voiceprints/ada/main"
     node.net_speech_ms = 1_400  # 4.5 s / 3 is 1.5 s
-    short = await caller.post(f"{SPACE}/audios", {"file": sound(0, 2.0)})
+    short = await caller.post(f"{caller.space}/audios", {"file": sound(0, 2.0)})
     answer = await caller.http.post(f"{one}/audios/{short['id']}")
     assert error_of(answer) == (400, "audioUnfit")
     node.net_speech_ms = 1_500
     states = []
     for seed in range(1, 4):
-        audio = await caller.post(f"{SPACE}/audios", {"file": sound(seed, 2.0)})
+        audio = await caller.post(f"{caller.space}/audios", {"file": sound(seed, 2.0)})
         states.append((await caller.post(f"{one}/audios/{audio['id']}"))["state"])
     assert states == ["notComputable", "notComputable", "computable"]
     again = await caller.http.post(f"{one}/audios/{audio['id']}")
@@ -392,63 +454,67 @@ async def test_a_voiceprint_needs_as_many_audios_as_it_says_each_with_its_share_
     assert (taken.status_code, taken.json()["state"]) == (200, "notComputable")
     assert error_of(await caller.http.delete(f"{one}/audios/{audio['id']}")) == (404, "notFound")
     for minimum in (0, 11, "many"):
-        wrong = await caller.http.post(f"{SPACE}/voiceprints", json={**body, "handle": "x", "minAudios": minimum})
+        wrong = await caller.http.post(
+            f"{caller.space}/voiceprints", json={**body, "handle": "x", "minAudios": minimum}
+        )
         assert error_of(wrong) == (400, "badRequest")
     for model in ("default", "default/v9", {"handle": "default"}):
-        wrong = await caller.http.post(f"{SPACE}/voiceprints", json={**body, "handle": "x", "model": model})
+        wrong = await caller.http.post(f"{caller.space}/voiceprints", json={**body, "handle": "x", "model": model})
         assert error_of(wrong)[0] in (400, 404)
 
 
-async def test_an_unfit_audio_is_refused_when_it_is_added_and_every_reason_is_named(serving: Serving) -> None:
-    served, node = await with_node(serving)
+async def test_an_unfit_audio_is_refused_when_it_is_added_and_every_reason_is_named(
+    shared: tuple[Served, FakeNode],
+) -> None:
+    served, node = shared
     caller = await acme(served)
-    await caller.post(f"{SPACE}/identities", {"handle": "ada"})
-    await caller.post(f"{SPACE}/voiceprints", {"handle": "main", "model": "default/v1", "identity": "ada"})
-    long = await caller.post(f"{SPACE}/audios", {"file": sound(0, 121)})
+    await caller.post(f"{caller.space}/identities", {"handle": "ada"})
+    await caller.post(f"{caller.space}/voiceprints", {"handle": "main", "model": "default/v1", "identity": "ada"})
+    long = await caller.post(f"{caller.space}/audios", {"file": sound(0, 121)})
     slow = wav(speech(1, 6)[::3], 5_333)
-    slow_audio = await caller.post(f"{SPACE}/audios", {"file": base64_of(slow)})
+    slow_audio = await caller.post(f"{caller.space}/audios", {"file": base64_of(slow)})
     node.num_speakers = 2
-    two = await caller.post(f"{SPACE}/audios", {"file": sound(2)})
+    two = await caller.post(f"{caller.space}/audios", {"file": sound(2)})
     node.num_speakers, node.net_speech_ms = 1, 4_400
-    little = await caller.post(f"{SPACE}/audios", {"file": sound(3)})
+    little = await caller.post(f"{caller.space}/audios", {"file": sound(3)})
     told = []
     for audio in (long, slow_audio, two, little):
-        answer = await caller.http.post(f"{SPACE}/voiceprints/ada/main/audios/{audio['id']}")
+        answer = await caller.http.post(f"{caller.space}/voiceprints/ada/main/audios/{audio['id']}")
         assert error_of(answer) == (400, "audioUnfit")
         told.append([one["message"] for one in answer.json()["error"]["errors"]])
     assert "121.0 s long" in told[0][0]
     assert "5333 Hz" in told[1][0]
     assert "2 different voices" in told[2][0]
     assert "4.4 s of voice" in told[3][0]
-    awaiting = await caller.post(f"{SPACE}/audios", {})
-    answer = await caller.http.post(f"{SPACE}/voiceprints/ada/main/audios/{awaiting['id']}")
+    awaiting = await caller.post(f"{caller.space}/audios", {})
+    answer = await caller.http.post(f"{caller.space}/voiceprints/ada/main/audios/{awaiting['id']}")
     assert error_of(answer) == (409, "conflict")
 
 
-async def test_an_audio_of_one_identity_is_not_another_s(serving: Serving) -> None:
-    caller = await acme((await with_node(serving))[0])
+async def test_an_audio_of_one_identity_is_not_another_s(shared: tuple[Served, FakeNode]) -> None:
+    caller = await acme(shared[0])
     await caller.computed(identity="ada")
-    (member,) = (await caller.get(f"{SPACE}/voiceprints/ada/main"))["audios"]
-    await caller.post(f"{SPACE}/identities", {"handle": "bob"})
-    await caller.post(f"{SPACE}/voiceprints", {"handle": "main", "model": "default/v1", "identity": "bob"})
-    answer = await caller.http.post(f"{SPACE}/voiceprints/bob/main/audios/{member['id']}")
+    (member,) = (await caller.get(f"{caller.space}/voiceprints/ada/main"))["audios"]
+    await caller.post(f"{caller.space}/identities", {"handle": "bob"})
+    await caller.post(f"{caller.space}/voiceprints", {"handle": "main", "model": "default/v1", "identity": "bob"})
+    answer = await caller.http.post(f"{caller.space}/voiceprints/bob/main/audios/{member['id']}")
     assert error_of(answer) == (409, "conflict")
 
 
 async def test_without_a_node_audios_are_taken_and_what_needs_listening_waits(serving: Serving) -> None:
     served = await serving()
     caller = await acme(served)
-    await caller.post(f"{SPACE}/identities", {"handle": "ada"})
-    audio = await caller.post(f"{SPACE}/audios", {"file": sound()})
+    await caller.post(f"{caller.space}/identities", {"handle": "ada"})
+    audio = await caller.post(f"{caller.space}/audios", {"file": sound()})
     assert (audio["state"], audio["voiceDuration"]) == ("available", None)
-    await caller.post(f"{SPACE}/voiceprints", {"handle": "main", "model": "default/v1", "identity": "ada"})
-    one = f"{SPACE}/voiceprints/ada/main"
+    await caller.post(f"{caller.space}/voiceprints", {"handle": "main", "model": "default/v1", "identity": "ada"})
+    one = f"{caller.space}/voiceprints/ada/main"
     refused = await caller.http.post(f"{one}/audios/{audio['id']}")
     assert error_of(refused) == (503, "unavailable")
     assert int(refused.headers["retry-after"]) >= 1
     node = await served.world.node(served.plane)
     await caller.post(f"{one}/audios/{audio['id']}")
-    assert (await caller.get(f"{SPACE}/audios/{audio['id']}"))["voiceDuration"] == "PT5.000S"
+    assert (await caller.get(f"{caller.space}/audios/{audio['id']}"))["voiceDuration"] == "PT5.000S"
     await node.stop()
 
     async def alone() -> bool:
@@ -458,13 +524,15 @@ async def test_without_a_node_audios_are_taken_and_what_needs_listening_waits(se
     assert (await caller.get(one))["state"] == "computable"
 
 
-async def test_voiceprints_are_listed_in_pages_sorted_sought_and_bounded_in_time(serving: Serving) -> None:
-    caller = await acme((await with_node(serving))[0])
+async def test_voiceprints_are_listed_in_pages_sorted_sought_and_bounded_in_time(
+    shared: tuple[Served, FakeNode],
+) -> None:
+    caller = await acme(shared[0])
     await caller.computed(handle="main")
     for handle, alias in (("b", "Zeta"), ("a", "Eta"), ("c", None)):
         body = {"handle": handle, "alias": alias, "model": "default/v1", "identity": "ada"}
-        await caller.post(f"{SPACE}/voiceprints", body)
-    place = f"{SPACE}/identities/ada/voiceprints"
+        await caller.post(f"{caller.space}/voiceprints", body)
+    place = f"{caller.space}/identities/ada/voiceprints"
 
     async def handles(**params: Any) -> list[str]:
         return [one["handle"] for one in (await caller.get(place, **params))["items"]]
@@ -477,7 +545,7 @@ async def test_voiceprints_are_listed_in_pages_sorted_sought_and_bounded_in_time
     paged = await caller.get(place, page=2, **{"page-size": 3})
     assert [one["handle"] for one in paged["items"]] == ["c"]
     assert (paged["page"], paged["pageSize"], paged["totalItems"], paged["totalPages"]) == (2, 3, 4, 2)
-    first = (await caller.get(f"{SPACE}/voiceprints/ada/main"))["createdAt"]
+    first = (await caller.get(f"{caller.space}/voiceprints/ada/main"))["createdAt"]
     assert await handles(before=first) == []
     assert len(await handles(after="2020-01-01T00:00:00Z")) == 4
     assert await handles(after="2999-01-01") == []
@@ -488,16 +556,16 @@ async def test_voiceprints_are_listed_in_pages_sorted_sought_and_bounded_in_time
 # Verifications
 
 
-async def test_a_verification_gives_one_score_between_nought_and_one(serving: Serving) -> None:
-    served, node = await with_node(serving)
+async def test_a_verification_gives_one_score_between_nought_and_one(shared: tuple[Served, FakeNode]) -> None:
+    served, node = shared
     caller = await acme(served)
     await caller.computed()
-    audio = await caller.post(f"{SPACE}/audios", {"alias": "asked", "file": sound(9)})
+    audio = await caller.post(f"{caller.space}/audios", {"alias": "asked", "file": sound(9)})
     body = {"audio": audio["id"], "identity": "ada", "voiceprint": "main"}
     scores = []
     for probability in (0.93, 1.0, 0.0):
         node.same_probability = probability
-        made = await caller.post(f"{SPACE}/verifications/identity", body)
+        made = await caller.post(f"{caller.space}/verifications/identity", body)
         scores.append(made["score"])
     assert scores == [0.93, 0.999999, 0.000001]
     assert all(0 < score < 1 for score in scores)
@@ -511,22 +579,22 @@ async def test_a_verification_gives_one_score_between_nought_and_one(serving: Se
         "voiceprint": {**made["voiceprint"], "handle": "main", "alias": None},
         "createdAt": made["createdAt"],
     }
-    assert await caller.get(f"{SPACE}/verifications/{made['id']}") == made
-    assert (await caller.get(f"{SPACE}/voiceprints/ada/main"))["verifications"] == 3
-    assert (await caller.get(f"{SPACE}/audios/{audio['id']}"))["verifications"] == 3
-    used = await caller.get("/v1/orgs/acme/records/verification")
+    assert await caller.get(f"{caller.space}/verifications/{made['id']}") == made
+    assert (await caller.get(f"{caller.space}/voiceprints/ada/main"))["verifications"] == 3
+    assert (await caller.get(f"{caller.space}/audios/{audio['id']}"))["verifications"] == 3
+    used = await caller.get(f"/v1/orgs/{caller.tenant}/records/verification")
     assert used["totalItems"] == 3
 
 
-async def test_what_is_not_computed_or_unfit_is_not_verified(serving: Serving) -> None:
-    served, node = await with_node(serving)
+async def test_what_is_not_computed_or_unfit_is_not_verified(shared: tuple[Served, FakeNode]) -> None:
+    served, node = shared
     caller = await acme(served)
     await caller.computed()
-    await caller.post(f"{SPACE}/voiceprints", {"handle": "empty", "model": "default/v1", "identity": "ada"})
-    good = await caller.post(f"{SPACE}/audios", {"file": sound(9)})
+    await caller.post(f"{caller.space}/voiceprints", {"handle": "empty", "model": "default/v1", "identity": "ada"})
+    good = await caller.post(f"{caller.space}/audios", {"file": sound(9)})
     node.net_speech_ms = 0
-    mute = await caller.post(f"{SPACE}/audios", {"file": sound(10)})
-    place = f"{SPACE}/verifications/identity"
+    mute = await caller.post(f"{caller.space}/audios", {"file": sound(10)})
+    place = f"{caller.space}/verifications/identity"
     for audio, identity, voiceprint, expected in (
         (good["id"], "ada", "empty", (409, "conflict")),
         (mute["id"], "ada", "main", (400, "audioUnfit")),
@@ -540,54 +608,60 @@ async def test_what_is_not_computed_or_unfit_is_not_verified(serving: Serving) -
 
 
 async def test_nodes_of_another_model_compare_by_what_the_voiceprint_was_made_of(serving: Serving) -> None:
-    served, node = await with_node(serving)
+    served = await serving()
+    node = await served.world.node(served.plane)
     caller = await acme(served)
     await caller.computed()
-    audio = await caller.post(f"{SPACE}/audios", {"file": sound(9)})
+    audio = await caller.post(f"{caller.space}/audios", {"file": sound(9)})
     await node.stop()
     other = await served.world.node(served.plane, "node-2", model="another@1")
     other.same_probability = 0.66
     body = {"audio": audio["id"], "identity": "ada", "voiceprint": "main"}
 
     async def compared() -> bool:
-        answer = await caller.http.post(f"{SPACE}/verifications/identity", json=body)
+        answer = await caller.http.post(f"{caller.space}/verifications/identity", json=body)
         return answer.status_code == 201 and abs(answer.json()["score"] - 0.66) < 1e-6
 
     await until(compared)
 
 
-async def test_a_voice_whose_consent_was_withdrawn_is_compared_with_nothing(serving: Serving) -> None:
-    served, _ = await with_node(serving)
+async def test_a_voice_whose_consent_was_withdrawn_is_compared_with_nothing(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     caller = await acme(served)
     await caller.computed()
-    audio = await caller.post(f"{SPACE}/audios", {"file": sound(9)})
-    voice_id = (await caller.get(f"{SPACE}/identities/ada"))["voice"]
+    audio = await caller.post(f"{caller.space}/audios", {"file": sound(9)})
+    voice_id = (await caller.get(f"{caller.space}/identities/ada"))["voice"]
     principal = await served.plane.core.identity.principal(caller.http.headers["authorization"][7:], "voices:write")
     await served.plane.core.people.changes.withdraw(principal, voice_id, opt_out=False)
     body = {"audio": audio["id"], "identity": "ada", "voiceprint": "main"}
-    assert error_of(await caller.http.post(f"{SPACE}/verifications/identity", json=body)) == (409, "conflict")
+    assert error_of(await caller.http.post(f"{caller.space}/verifications/identity", json=body)) == (409, "conflict")
 
 
 # Erasure, records
 
 
-async def rows(served: Served, *tables: Any) -> list[int]:
+async def rows(served: Served, caller: Caller, *tables: Any) -> list[int]:
+    """How many there are of the caller's."""
     async with served.plane.core.database.read() as connection:
-        return [len((await connection.execute(select(table))).all()) for table in tables]
+        return [
+            len((await connection.execute(select(table).where(table.c.tenant_id == caller.tenant))).all())
+            for table in tables
+        ]
 
 
-async def test_an_identity_is_erased_with_audit_and_its_records_stay(serving: Serving) -> None:
-    served, node = await with_node(serving)
+async def test_an_identity_is_erased_with_audit_and_its_records_stay(shared: tuple[Served, FakeNode]) -> None:
+    served, node = shared
     caller = await acme(served)
+    before = blobs(served)
     await caller.computed()
-    audio = await caller.post(f"{SPACE}/audios", {"file": sound(9), "identity": "ada"})
+    audio = await caller.post(f"{caller.space}/audios", {"file": sound(9), "identity": "ada"})
     body = {"audio": audio["id"], "identity": "ada", "voiceprint": "main"}
-    verification = await caller.post(f"{SPACE}/verifications/identity", body)
-    await until(lambda: len(node.voices) == 1)
-    gone = await caller.http.delete(f"{SPACE}/identities/ada")
+    verification = await caller.post(f"{caller.space}/verifications/identity", body)
+    await until(lambda: len(caller.held(node)) == 1)
+    gone = await caller.http.delete(f"{caller.space}/identities/ada")
     assert gone.status_code == 200
     assert gone.json()["state"] in ("erasing", "erased")
-    await until(lambda: not node.voices)
+    await until(lambda: not caller.held(node))
     for path in (
         "identities/ada",
         "voiceprints/ada/main",
@@ -595,57 +669,61 @@ async def test_an_identity_is_erased_with_audit_and_its_records_stay(serving: Se
         f"audios/{audio['id']}",
         f"verifications/{verification['id']}",
     ):
-        assert error_of(await caller.http.get(f"{SPACE}/{path}")) == (404, "notFound")
-    assert error_of(await caller.http.delete(f"{SPACE}/identities/ada")) == (404, "notFound")
-    records = await caller.get("/v1/orgs/acme/records/voiceprint")
+        assert error_of(await caller.http.get(f"{caller.space}/{path}")) == (404, "notFound")
+    assert error_of(await caller.http.delete(f"{caller.space}/identities/ada")) == (404, "notFound")
+    records = await caller.get(f"/v1/orgs/{caller.tenant}/records/voiceprint")
     assert records["totalItems"] == 1
     tables = (space_identities, space_audios, space_voiceprints, space_members, space_verifications)
-    assert await rows(served, *tables) == [0] * len(tables)
-    assert await rows(served, space_keys) == [1]  # the space's own
+    assert await rows(served, caller, *tables) == [0] * len(tables)
+    assert await rows(served, caller, space_keys) == [1]  # the space's own
 
     async def blobs_are_gone() -> bool:
         async with served.plane.core.database.read() as connection:
-            row = (await connection.execute(select(erasures))).one()
-            kept = (await connection.execute(select(samples))).all()
-        return bool(row.state == "erased" and not row.blobs_pending and row.blob_bytes_deleted > 0 and not kept)
+            query = select(erasures).where(erasures.c.tenant_id == caller.tenant)
+            row = (await connection.execute(query)).one()
+        is_erased = row.state == "erased" and not row.blobs_pending and row.blob_bytes_deleted > 0
+        return bool(is_erased and await rows(served, caller, samples) == [0])
 
     await until(blobs_are_gone)
-    assert not list((Path(served.world.data) / "blobs").rglob("samples/*"))
+    assert blobs(served) <= before
 
 
-async def test_an_identity_of_which_nothing_was_computed_is_erased_as_any_other(serving: Serving) -> None:
-    served, _ = await with_node(serving)
+async def test_an_identity_of_which_nothing_was_computed_is_erased_as_any_other(
+    shared: tuple[Served, FakeNode],
+) -> None:
+    served, _ = shared
     caller = await acme(served)
-    await caller.post(f"{SPACE}/identities", {"handle": "ada"})
-    await caller.post(f"{SPACE}/audios", {"file": sound(), "identity": "ada"})
-    erased = (await caller.http.delete(f"{SPACE}/identities/ada")).json()
+    before = blobs(served)
+    await caller.post(f"{caller.space}/identities", {"handle": "ada"})
+    await caller.post(f"{caller.space}/audios", {"file": sound(), "identity": "ada"})
+    erased = (await caller.http.delete(f"{caller.space}/identities/ada")).json()
     assert erased["auditId"].startswith("e_")
-    assert error_of(await caller.http.get(f"{SPACE}/identities/ada")) == (404, "notFound")
-    assert (await caller.get(f"{SPACE}/audios"))["totalItems"] == 0
-    await until(lambda: not list((Path(served.world.data) / "blobs").rglob("samples/*")))
+    assert error_of(await caller.http.get(f"{caller.space}/identities/ada")) == (404, "notFound")
+    assert (await caller.get(f"{caller.space}/audios"))["totalItems"] == 0
+    await until(lambda: blobs(served) <= before)
 
 
-async def test_an_identity_whose_voice_is_erased_elsewhere_is_gone(serving: Serving) -> None:
-    served, _ = await with_node(serving)
+async def test_an_identity_whose_voice_is_erased_elsewhere_is_gone(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     caller = await acme(served)
     await caller.computed()
-    voice_id = (await caller.get(f"{SPACE}/identities/ada"))["voice"]
+    voice_id = (await caller.get(f"{caller.space}/identities/ada"))["voice"]
     principal = await served.plane.core.identity.principal(caller.http.headers["authorization"][7:], "voices:erase")
     await served.plane.core.erasures.erase(principal, voice_id)
     for path in ("identities/ada", "voiceprints/ada/main"):
-        assert error_of(await caller.http.get(f"{SPACE}/{path}")) == (404, "notFound")
-    assert (await caller.get(f"{SPACE}/audios"))["totalItems"] == 0
+        assert error_of(await caller.http.get(f"{caller.space}/{path}")) == (404, "notFound")
+    assert (await caller.get(f"{caller.space}/audios"))["totalItems"] == 0
     # The handle is free for a person who comes anew.
     await caller.computed()
 
 
-async def test_a_voice_enrolled_elsewhere_is_an_identity_of_the_library(serving: Serving) -> None:
-    served, node = await with_node(serving)
+async def test_a_voice_enrolled_elsewhere_is_an_identity_of_the_library(shared: tuple[Served, FakeNode]) -> None:
+    served, node = shared
     caller = await acme(served)
     client = await served.world.client(served.plane, caller.http.headers["authorization"][7:])
     voice_id = (await client.enrol("Grace")).voice.voice_id
-    await until(lambda: len(node.voices) == 1)
-    library = "/v1/spaces/acme/voices"
+    await until(lambda: len(caller.held(node)) == 1)
+    library = f"/v1/spaces/{caller.tenant}/voices"
     handle = voice_id.replace("_", "-")
     shown = await caller.get(f"{library}/identities/{handle}")
     assert (shown["handle"], shown["alias"], shown["voice"]) == (handle, "Grace", voice_id)
@@ -659,79 +737,82 @@ async def test_a_voice_enrolled_elsewhere_is_an_identity_of_the_library(serving:
     assert error_of(await caller.http.delete(library)) == (409, "conflict")
     assert (await caller.http.delete(f"{library}/identities/{handle}")).status_code == 200
     assert error_of(await caller.http.get(f"{library}/identities/{handle}")) == (404, "notFound")
-    await until(lambda: not node.voices)
+    await until(lambda: not caller.held(node))
 
 
-async def test_a_deleted_audio_of_a_voiceprint_stays_written_down_without_its_file(serving: Serving) -> None:
-    served, _ = await with_node(serving)
+async def test_a_deleted_audio_of_a_voiceprint_stays_written_down_without_its_file(
+    shared: tuple[Served, FakeNode],
+) -> None:
+    served, _ = shared
     caller = await acme(served)
     (member,) = (await caller.computed())["audios"]
-    place = f"{SPACE}/audios/{member['id']}"
+    place = f"{caller.space}/audios/{member['id']}"
     assert (await caller.http.delete(place)).status_code == 204
     shown = await caller.get(place)
     assert (shown["state"], shown["alias"]) == ("notAvailable", None)
-    assert (await caller.get(f"{SPACE}/voiceprints/ada/main"))["audios"] == [member]
+    assert (await caller.get(f"{caller.space}/voiceprints/ada/main"))["audios"] == [member]
     assert error_of(await caller.http.delete(place)) == (409, "conflict")
-    free = await caller.post(f"{SPACE}/audios", {"file": sound(9)})
-    assert (await caller.http.delete(f"{SPACE}/audios/{free['id']}")).status_code == 204
-    assert error_of(await caller.http.get(f"{SPACE}/audios/{free['id']}")) == (404, "notFound")
+    free = await caller.post(f"{caller.space}/audios", {"file": sound(9)})
+    assert (await caller.http.delete(f"{caller.space}/audios/{free['id']}")).status_code == 204
+    assert error_of(await caller.http.get(f"{caller.space}/audios/{free['id']}")) == (404, "notFound")
 
 
-async def test_a_space_is_deleted_with_all_that_is_in_it_but_its_records(serving: Serving) -> None:
-    served, node = await with_node(serving)
+async def test_a_space_is_deleted_with_all_that_is_in_it_but_its_records(shared: tuple[Served, FakeNode]) -> None:
+    served, node = shared
     caller = await acme(served)
     await caller.computed()
-    await caller.post(f"{SPACE}/identities", {"handle": "bob"})
-    await caller.post(f"{SPACE}/audios", {"file": sound(9)})
-    gone = await caller.http.delete(SPACE)
+    await caller.post(f"{caller.space}/identities", {"handle": "bob"})
+    await caller.post(f"{caller.space}/audios", {"file": sound(9)})
+    gone = await caller.http.delete(caller.space)
     assert (gone.status_code, len(gone.json()["erasures"])) == (200, 2)
-    assert error_of(await caller.http.get(SPACE)) == (404, "notFound")
-    await until(lambda: not node.voices)
-    assert (await caller.get("/v1/orgs/acme/records/voiceprint"))["totalItems"] == 1
-    assert await rows(served, space_identities, space_audios, space_keys) == [0, 0, 0]
+    assert error_of(await caller.http.get(caller.space)) == (404, "notFound")
+    await until(lambda: not caller.held(node))
+    assert (await caller.get(f"/v1/orgs/{caller.tenant}/records/voiceprint"))["totalItems"] == 1
+    assert await rows(served, caller, space_identities, space_audios, space_keys) == [0, 0, 0]
 
 
-async def test_records_of_a_user_s_spaces_are_the_user_s(serving: Serving) -> None:
-    served, _ = await with_node(serving)
+async def test_records_of_a_user_s_spaces_are_the_user_s(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     caller = await acme(served, user_id="u1")
     await caller.post("/v1/spaces/u1", {"handle": "mine"})
     await caller.computed("/v1/spaces/u1/mine")
     assert (await caller.get("/v1/records/voiceprint"))["totalItems"] == 1
-    assert (await caller.get("/v1/orgs/acme/records/voiceprint"))["totalItems"] == 0
+    assert (await caller.get(f"/v1/orgs/{caller.tenant}/records/voiceprint"))["totalItems"] == 0
     assert error_of(await caller.http.get("/v1/orgs/other/records/voiceprint")) == (404, "notFound")
-    service = await served.http(await served.key("admin", tenant_id="acme"))
+    service = await served.http(await served.key("admin", tenant_id=caller.tenant))
     assert error_of(await service.get("/v1/records/voiceprint")) == (403, "forbidden")
     # Its voice is for the user's own streams alone.
     async with served.plane.core.database.read() as connection:
-        row = (await connection.execute(select(voices.c.scope, voices.c.owner_user_id))).one()
+        query = select(voices.c.scope, voices.c.owner_user_id).where(voices.c.tenant_id == caller.tenant)
+        row = (await connection.execute(query)).one()
     assert tuple(row) == ("user", "u1")
 
 
-async def test_who_looks_after_a_user_s_space_matches_against_nobody_in_it(serving: Serving) -> None:
-    served, _ = await with_node(serving)
+async def test_who_looks_after_a_user_s_space_matches_against_nobody_in_it(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     caller = await acme(served, user_id="u1")
     await caller.post("/v1/spaces/u1", {"handle": "mine"})
     await caller.computed("/v1/spaces/u1/mine")
     audio = await caller.post("/v1/spaces/u1/mine/audios", {"file": sound(9)})
-    admin = await served.http(await served.key("admin", tenant_id="acme"))
+    admin = await served.http(await served.key("admin", tenant_id=caller.tenant))
     assert (await admin.get("/v1/spaces/u1/mine/identities/ada")).status_code == 200
     body = {"audio": audio["id"], "identity": "ada", "voiceprint": "main"}
     refused = await admin.post("/v1/spaces/u1/mine/verifications/identity", json=body)
     assert error_of(refused) == (403, "forbidden")
 
 
-async def test_a_closed_user_s_spaces_are_erased(serving: Serving) -> None:
-    served, node = await with_node(serving)
+async def test_a_closed_user_s_spaces_are_erased(shared: tuple[Served, FakeNode]) -> None:
+    served, node = shared
     caller = await acme(served, user_id="u1")
     await caller.post("/v1/spaces/u1", {"handle": "mine"})
     await caller.computed("/v1/spaces/u1/mine")
     await caller.post("/v1/spaces/u1/mine/identities", {"handle": "bob"})
     core = served.plane.core
-    admin = await core.identity.principal(await served.key("admin", tenant_id="acme"), "admin")
+    admin = await core.identity.principal(await served.key("admin", tenant_id=caller.tenant), "admin")
     await core.people.administration.delete_user(admin, "", "u1")
     await core.spaces.chore.run()
-    assert await rows(served, space_identities, space_audios) == [0, 0]
-    await until(lambda: not node.voices)
+    assert await rows(served, caller, space_identities, space_audios) == [0, 0]
+    await until(lambda: not caller.held(node))
 
 
 # Who may
@@ -765,18 +846,19 @@ ROUTES = (
 
 
 async def test_another_tenant_and_another_user_find_each_route_as_empty_as_one_that_never_was(
-    serving: Serving,
+    shared: tuple[Served, FakeNode],
 ) -> None:
-    served, _ = await with_node(serving)
+    served, _ = shared
     caller = await acme(served, user_id="u1")
     await caller.post("/v1/spaces/u1", {"handle": "mine"})
-    await served.tenant("evil", "acme", "u1")
+    evil = f"evil-{caller.tenant}"
+    await served.tenant(evil, caller.tenant, "u1")
     async with served.plane.core.database.write() as connection:
-        await connection.execute(users.insert().values(tenant_id="acme", user_id="u2", created_at_s=1.0))
-    stranger = await served.http(await served.key("admin", tenant_id="evil", user_id="u1"))
+        await connection.execute(users.insert().values(tenant_id=caller.tenant, user_id="u2", created_at_s=1.0))
+    stranger = await served.http(await served.key("admin", tenant_id=evil, user_id="u1"))
     powers = ("voices:read", "voices:write", "voices:erase", "jobs:write")
-    colleague = await served.http(await served.key(*powers, tenant_id="acme", user_id="u2"))
-    for place, callers in (("/v1/spaces/acme/calls", [stranger]), ("/v1/spaces/u1/mine", [stranger, colleague])):
+    colleague = await served.http(await served.key(*powers, tenant_id=caller.tenant, user_id="u2"))
+    for place, callers in ((caller.space, [stranger]), ("/v1/spaces/u1/mine", [stranger, colleague])):
         await caller.computed(place)
         audio = await caller.post(f"{place}/audios", {"file": sound(9), "identity": "ada"})
         body = {"audio": audio["id"], "identity": "ada", "voiceprint": "main"}
@@ -791,59 +873,60 @@ async def test_another_tenant_and_another_user_find_each_route_as_empty_as_one_t
                 assert [error_of(answer) for answer in answers] == [(404, "notFound")] * 2, (method, path)
                 assert bodies[0]["errors"] == bodies[1]["errors"], (method, path)
         assert (await caller.get(f"{place}/voiceprints/ada/main"))["state"] == "computed"
-    assert error_of(await stranger.get("/v1/orgs/acme/records/voiceprint")) == (404, "notFound")
+    assert error_of(await stranger.get(f"/v1/orgs/{caller.tenant}/records/voiceprint")) == (404, "notFound")
     assert (await stranger.get("/v1/records/voiceprint")).json()["totalItems"] == 0
 
 
-async def test_keys_without_the_scope_or_none_are_told_so_in_the_envelope(serving: Serving) -> None:
-    served, _ = await with_node(serving)
-    await acme(served)
+async def test_keys_without_the_scope_or_none_are_told_so_in_the_envelope(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
+    caller = await acme(served)
     nobody = await served.http("")
-    powerless = await served.http(await served.key("audit:read", tenant_id="acme"))
+    powerless = await served.http(await served.key("audit:read", tenant_id=caller.tenant))
     for method, path, payload in ROUTES:
         for http, expected in ((nobody, (401, "unauthorized")), (powerless, (403, "forbidden"))):
-            assert error_of(await http.request(method, SPACE + path, json=payload)) == expected, (method, path)
+            assert error_of(await http.request(method, caller.space + path, json=payload)) == expected, (method, path)
     assert error_of(await nobody.get("/v1/spaces")) == (404, "notFound")
 
 
-async def test_a_repeated_request_makes_one_thing(serving: Serving) -> None:
-    caller = await acme((await with_node(serving))[0])
+async def test_a_repeated_request_makes_one_thing(shared: tuple[Served, FakeNode]) -> None:
+    caller = await acme(shared[0])
     key = {"idempotency-key": "once"}
-    first = await caller.post(f"{SPACE}/audios", {"file": sound()}, headers=key)
-    assert await caller.post(f"{SPACE}/audios", {"file": sound()}, headers=key) == first
-    assert (await caller.get(f"{SPACE}/audios"))["totalItems"] == 1
+    first = await caller.post(f"{caller.space}/audios", {"file": sound()}, headers=key)
+    assert await caller.post(f"{caller.space}/audios", {"file": sound()}, headers=key) == first
+    assert (await caller.get(f"{caller.space}/audios"))["totalItems"] == 1
 
 
 # Under it all
 
 
-async def test_keys_of_spaces_are_rotated_with_the_others(serving: Serving) -> None:
-    served, _ = await with_node(serving)
+async def test_keys_of_spaces_are_rotated_with_the_others(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     caller = await acme(served)
     computed = await caller.computed()
     core = served.plane.core
     admin = await core.identity.principal(served.admin_key, "platform:admin")
     await core.people.rotation.rotate(admin)
-    assert await caller.get(f"{SPACE}/voiceprints/ada/main") == computed
-    audio = await caller.post(f"{SPACE}/audios", {"file": sound(9)})
+    assert await caller.get(f"{caller.space}/voiceprints/ada/main") == computed
+    audio = await caller.post(f"{caller.space}/audios", {"file": sound(9)})
     body = {"audio": audio["id"], "identity": "ada", "voiceprint": "main"}
-    await caller.post(f"{SPACE}/verifications/identity", body)
+    await caller.post(f"{caller.space}/verifications/identity", body)
 
 
 async def test_it_is_the_same_on_postgresql(tmp_path: Path, postgresql_url: str) -> None:
     async with AsyncExitStack() as stack:
         serving = Serving(World(tmp_path / "data", stack, postgresql_url), stack)
-        served, node = await with_node(serving)
+        served = await serving()
+        node = await served.world.node(served.plane)
         caller = await acme(served)
         await caller.computed()
-        one = f"{SPACE}/voiceprints/ada/main:compute"
+        one = f"{caller.space}/voiceprints/ada/main:compute"
         assert {answer.status_code for answer in await asyncio.gather(*(caller.http.post(one) for _ in range(3)))} == {
             409
         }
-        await caller.post(f"{SPACE}/identities", {"handle": "bob"})
-        assert (await caller.get(f"{SPACE}/identities", sort="-handle"))["items"][0]["handle"] == "bob"
+        await caller.post(f"{caller.space}/identities", {"handle": "bob"})
+        assert (await caller.get(f"{caller.space}/identities", sort="-handle"))["items"][0]["handle"] == "bob"
         for identity in ("ada", "bob"):
-            assert (await caller.http.delete(f"{SPACE}/identities/{identity}")).status_code == 200
-        await until(lambda: not node.voices)
-        assert (await caller.get("/v1/orgs/acme/records/voiceprint"))["totalItems"] == 1
-        assert await rows(served, space_identities, space_audios, space_voiceprints) == [0, 0, 0]
+            assert (await caller.http.delete(f"{caller.space}/identities/{identity}")).status_code == 200
+        await until(lambda: not caller.held(node))
+        assert (await caller.get(f"/v1/orgs/{caller.tenant}/records/voiceprint"))["totalItems"] == 1
+        assert await rows(served, caller, space_identities, space_audios, space_voiceprints) == [0, 0, 0]
