@@ -8,6 +8,7 @@ the socket as fast as the stream takes it and no faster; both directions end tog
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, TypeAlias
 
@@ -99,6 +100,15 @@ class LiveSocket:
             late["abort"]()
 
 
+def kind_of(frame: str) -> object:
+    """The "type" of a text frame; None where it says none."""
+    try:
+        said = json.loads(frame)
+    except (ValueError, RecursionError):
+        return None
+    return said.get("type") if isinstance(said, dict) else None
+
+
 Feed: TypeAlias = Callable[[], AsyncIterator[bytes]]
 """Sound out of the socket's frames, to its end."""
 Tell: TypeAlias = Callable[[RelayEvent], Iterable[LateText]]
@@ -137,6 +147,14 @@ async def carry(socket: LiveSocket, stream: RelayedStream, *, feed: Feed, tell: 
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What ended it: an error of ours before the other end's leaving, which may follow from it."""
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves += [first_error(error)] if isinstance(error, BaseExceptionGroup) else [error]
+    return next((error for error in leaves if isinstance(error, SpeakerdError)), leaves[0])
 
 
 def _raise_first(tasks: set[asyncio.Task[None]]) -> None:

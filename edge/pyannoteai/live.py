@@ -31,6 +31,7 @@ from edge.live_socket import (
     LiveSocket,
     carry,
     fault,
+    kind_of,
 )
 from edge.pyannoteai.jobs import READ, SUBMIT
 from edge.pyannoteai.media import base_url
@@ -128,18 +129,10 @@ async def _sound(socket: LiveSocket) -> AsyncIterator[bytes]:
         frame = await socket.receive()
         if isinstance(frame, bytes):
             yield frame
-        elif _kind(frame) == "end_of_stream":
+        elif kind_of(frame) == "end_of_stream":
             return
         else:
             raise InvalidRequest('a text frame is {"type": "end_of_stream"}; sound comes in binary frames')
-
-
-def _kind(frame: str) -> object:
-    try:
-        said = json.loads(frame)
-    except (ValueError, RecursionError):
-        return None
-    return said.get("type") if isinstance(said, dict) else None
 
 
 def _told(spans: SpeakerSpans, stream: RelayedStream, event: RelayEvent) -> Iterable[LateText]:

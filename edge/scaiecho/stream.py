@@ -22,32 +22,23 @@ from controlplane.live_relay import RelayedStream, StreamOptions
 from controlplane.policy import Principal
 from controlplane.transcribers import Transcriber, Transcript
 from edge.dialect import Edge
-from edge.failures import FieldError, InvalidFields, failure_of
-from edge.live_socket import FAULT, NORMAL, POLICY, TRY_LATER, Gone, LiveSocket, fault
+from edge.failures import FieldError, InvalidFields
+from edge.live_socket import NORMAL, Gone, LiveSocket, first_error, kind_of
 from edge.scaiecho.permissions import DIARIZE, TRANSCRIBE
-from edge.scaiecho.sound import samples_of, sound_type
 from edge.scaiecho.stretches import Stretches
 from edge.scaiecho.transcript import Delta, Stretch, TurnDeltas, WordDeltas
 from edge.scaigrid.envelope import Renderer
+from edge.scaigrid.frames import UNAUTHENTICATED, error_frame, refuse
+from edge.scaigrid.sound import samples_of, sound_type
 from edge.terms import authenticated
-from runtime.errors import Cause, InvalidRequest, Overloaded, SpeakerdError, Unauthenticated, Unavailable
+from runtime.errors import InvalidRequest, Overloaded, Unauthenticated, Unavailable
 from runtime.pcm import FloatArray
 from speakerd.v1 import common_pb2
 
 LATENCY_MS = 1_000
 OPTIONS = StreamOptions(encoding=common_pb2.ENCODING_PCM_F32LE, latency_ms=LATENCY_MS)
-UNAUTHENTICATED = 4401
-FORBIDDEN = 4403
 FAILURES_MAX = 3
 """A transcriber that failed so often one after another is away."""
-
-_CODES = {
-    Cause.UNAUTHENTICATED: UNAUTHENTICATED,
-    Cause.DENIED: FORBIDDEN,
-    Cause.OVERLOADED: TRY_LATER,
-    Cause.UNAVAILABLE: TRY_LATER,
-    Cause.INTERNAL: FAULT,
-}
 
 
 class Opening(BaseModel):
@@ -79,15 +70,13 @@ def install(app: FastAPI, path: str, render: Renderer) -> None:
                 await socket.close(UNAUTHENTICATED)
                 return
             await _Transcribing(
-                edge, socket, principal, await _opening(socket), partial(_said, render, request_id)
+                edge, socket, principal, await _opening(socket), partial(error_frame, render, request_id)
             ).run()
             await socket.close(NORMAL)
         except Gone:
             return
         except Exception as error:  # noqa: BLE001 - whoever listens is told that it is over
-            if not isinstance(error, SpeakerdError):
-                fault(error)
-            await _refuse(socket, _said(render, request_id, error), error)
+            await refuse(socket, error_frame(render, request_id, error), error)
 
 
 class _Transcribing:
@@ -128,7 +117,7 @@ class _Transcribing:
                     for one in work:
                         tasks.create_task(one, name="transcribe")
             except BaseExceptionGroup as group:
-                raise _first(group) from None
+                raise first_error(group) from None
         closed = {"type": "closed", "audio_bytes": self._audio_bytes}
         await self._socket.say(lambda: json.dumps(closed))
 
@@ -159,7 +148,7 @@ class _Transcribing:
             if isinstance(frame, bytes):
                 self._audio_bytes += len(frame)
                 yield frame
-            elif _kind(frame) == "close":
+            elif kind_of(frame) == "close":
                 return
             else:
                 raise InvalidRequest('a text frame after the first is {"type": "close"}; sound comes in binary frames')
@@ -222,33 +211,3 @@ async def _opening(socket: LiveSocket) -> Opening:
     except ValidationError as error:
         wrong = [FieldError(".".join(map(str, one["loc"])), str(one["msg"])) for one in error.errors()[:20]]
         raise InvalidFields(*wrong) from None
-
-
-def _kind(frame: str) -> object:
-    try:
-        said = json.loads(frame)
-    except (ValueError, RecursionError):
-        return None
-    return said.get("type") if isinstance(said, dict) else None
-
-
-def _said(render: Renderer, request_id: str, error: Exception) -> dict[str, Any]:
-    problem = render(failure_of(error, request_id))[1]["error"]
-    return {"type": "error", "code": problem["code"], "message": problem["message"]}
-
-
-async def _refuse(socket: LiveSocket, said: dict[str, Any], error: Exception) -> None:
-    code = _CODES.get(error.cause, POLICY) if isinstance(error, SpeakerdError) else FAULT
-    try:
-        await socket.say(lambda: json.dumps(said))
-    except Gone:
-        return
-    await socket.close(code)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What ended it: an error of ours before the other end's leaving, which may follow from it."""
-    leaves: list[BaseException] = []
-    for error in group.exceptions:
-        leaves += [_first(error)] if isinstance(error, BaseExceptionGroup) else [error]
-    return next((error for error in leaves if isinstance(error, SpeakerdError)), leaves[0])

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from controlplane.rate_limits import RateLimit
 from edge.dialect import Dialect, Edge
 from edge.scaigrid.envelope import ERRORS, ErrorBody, Renderer
-from edge.scaispeak import admin, voices
+from edge.scaispeak import admin, record, voices
 from edge.scaispeak.sources import AmbiguousSource
 from runtime.media import PreflightFailed
 
@@ -33,18 +33,22 @@ OWN = (
 )
 
 
+RENDERER = Renderer("SCAISPEAK", FIELDS, OWN)
+
+
 def install(app: FastAPI, edge: Edge) -> None:
     """Add the routes."""
     del edge
     voices.install(app)
     admin.install(app)
+    record.install(app, f"{voices.PREFIX}/voices/record", RENDERER)
 
 
 DIALECT = Dialect(
     name="scaispeak",
     title="speakerd, ScaiSpeak dialect",
     prefixes=(voices.PREFIX,),
-    render=Renderer("SCAISPEAK", FIELDS, OWN),
+    render=RENDERER,
     error_model=ErrorBody,
     errors={400: "SCAISPEAK_AMBIGUOUS_SOURCE or SCAISPEAK_VOICE_PREFLIGHT_FAILED.", **ERRORS},
     install=install,

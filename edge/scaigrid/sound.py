@@ -1,4 +1,4 @@
-"""The sound of a transcribing stream, by its media type: frames in, samples out as they come.
+"""The sound of a WebSocket, by its media type: frames in, samples out as they come, or a recording at its end.
 
 In: a media type and bytes, cut anywhere. Out: (N,) float32 blocks, mono, 16 kHz. Recordings with a header (audio/wav,
 other containers) are unpacked in the confined decoder while they come. audio/L16 is big-endian by its RFC and
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from controlplane.intake import Clip
 from runtime.errors import BadAudio, InvalidRequest, Overloaded, UnsupportedMedia
 from runtime.media import adecode_live
 from runtime.pcm import FloatArray, PcmDecoder, PcmEncoding
@@ -91,6 +92,15 @@ async def _raw(sound: SoundType, frames: AsyncIterator[bytes]) -> AsyncGenerator
         yield decoder.feed(order.little(frame))
     yield decoder.feed(order.rest())
     yield decoder.flush()
+
+
+def whole_recording(sound: SoundType, data: bytes) -> Clip:
+    """A recording that has come to its end, as the core takes one."""
+    if sound.is_container:
+        return Clip(data=data)
+    order = _Order(sound.is_big)
+    little = order.little(data) + order.rest()
+    return Clip(little, int(PcmEncoding.S16LE), sound.sample_rate_hz, sound.channels)
 
 
 class _Order:
