@@ -84,6 +84,7 @@ class Bundle:
     grid: FrameGrid
     local: LocalParameters
     fast: FastParameters
+    live_silent_voice: float  # as silent_voice in `fast`, of windows of live streams
     backend: Backend
     clustering: ClusteringParameters
     online: OnlineParams
@@ -170,6 +171,7 @@ def _bundle_from_table(table: dict[str, Any], folder: Path) -> Bundle:
         ),
         local=LocalParameters(repair=RepairParameters(**table["repair"]), **table["local"]),
         fast=FastParameters(**table["fast"]),
+        live_silent_voice=table["silence"]["live_silent_voice"],
         backend=backend,
         clustering=clustering,
         online=OnlineParams(evidence=clustering, clustering=online_clustering, timeline=timeline, **live),

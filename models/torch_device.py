@@ -67,6 +67,7 @@ class TorchDevice:
         self._bundle = bundle
         self._grid = bundle.grid
         self._care = _Care(bundle.grid, bundle.local)
+        self._live_care = _Care(bundle.grid, bundle.local, bundle.live_silent_voice)
         self._less_care = _Care(
             replace(bundle.grid, hop_samples=bundle.fast.hop_samples),
             replace(bundle.local, partial_hop_samples=bundle.fast.partial_hop_samples),
@@ -155,7 +156,8 @@ class TorchDevice:
         return vectors
 
     def _care_of(self, kind: SlotKind) -> _Care:
-        return self._less_care if kind is SlotKind.FAST_FILE else self._care
+        care = {SlotKind.LIVE: self._live_care, SlotKind.FAST_FILE: self._less_care}
+        return care.get(kind, self._care)
 
     def _project(self, vectors: Tensor) -> Tensor:
         return functional.normalize((vectors - self._backend_mean) @ self._backend_projection, dim=-1, eps=1e-6)

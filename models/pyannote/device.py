@@ -36,6 +36,9 @@ CUDA_SEGMENTATION_BATCH, CUDA_TRUNK_BATCH = 256, 32
 CUDA_SHAPE_STEP = 32  # batches on a GPU are filled up to a multiple of this
 # A stream of which less is there is not listened to yet.
 LIVE_SAMPLES_MIN = 4_000
+# A window of a stream in which nothing is louder (-60 dBFS) is silence, as it is at enrolment. The networks would scale
+# whatever noise is left in it up to where speech is.
+SILENCE_PEAK = 1e-3
 
 
 @dataclass(slots=True)
@@ -164,25 +167,35 @@ class PyannoteDevice:
 
     def _analyze_live(self, windows: Sequence[DueWindow], length: int) -> list[WindowAnalysis]:
         """Live windows of which `length` samples are there, at most one batch."""
+        grid = self._bundle.grid
+        found = [_silent(window.end_samples - grid.window_samples, grid) for window in windows]
+        if length < LIVE_SAMPLES_MIN:
+            return found
+        sound = [self._slots[w.slot].samples.read(w.end_samples - length, w.end_samples) for w in windows]
+        peaks = torch.stack([samples.abs().amax() for samples in sound])
+        heard: list[int] = torch.nonzero(peaks > SILENCE_PEAK).flatten().tolist()
+        if heard:
+            for index, analysis in zip(heard, self._analyze_heard([windows[i] for i in heard], length), strict=True):
+                found[index] = analysis
+        return found
+
+    def _analyze_heard(self, windows: Sequence[DueWindow], length: int) -> list[WindowAnalysis]:
         grid, file_grid, live = self._bundle.grid, self._bundle.file_grid, self._bundle.live
         starts = [window.end_samples - grid.window_samples for window in windows]
-        activity = np.zeros((len(windows), grid.num_frames, grid.num_local_speakers), np.float32)
         embeddings = np.zeros((len(windows), grid.num_local_speakers, grid.embedding_dim), np.float32)
-        alone = np.zeros((len(windows), grid.num_local_speakers), np.float32)
-        if length >= LIVE_SAMPLES_MIN:
-            log_probabilities = self._log_probabilities(windows, length)
-            speech = self._powerset.hard(log_probabilities)  # (B, F', S)
-            single = speech * (speech.sum(dim=2, keepdim=True) == 1)
-            alone = single.sum(dim=1).cpu().numpy() * np.float32(file_grid.step_samples / grid.step_samples)
-            soft = self._powerset.soft(log_probabilities)
-            placed = [on_grid(frames, grid, file_grid.step_samples, self._field_samples) for frames in soft]
-            activity = torch.stack(placed).clamp_(0.0, 1.0).cpu().numpy()
-            masks = voice_masks(speech, exclude_overlap=True, num_frames_min=self._frames_min)
-            heard = np.flatnonzero((alone >= live.clean_frames_min).any(axis=1)).tolist()
-            for at in range(0, len(heard), self._trunk_batch):
-                some = heard[at : at + self._trunk_batch]
-                frames = self._shared_frames([windows[index] for index in some])
-                embeddings[some] = self._pooling(frames, masks[some]).cpu().numpy()
+        log_probabilities = self._log_probabilities(windows, length)
+        speech = self._powerset.hard(log_probabilities)  # (B, F', S)
+        single = speech * (speech.sum(dim=2, keepdim=True) == 1)
+        alone = single.sum(dim=1).cpu().numpy() * np.float32(file_grid.step_samples / grid.step_samples)
+        soft = self._powerset.soft(log_probabilities)
+        placed = [on_grid(frames, grid, file_grid.step_samples, self._field_samples) for frames in soft]
+        activity = torch.stack(placed).clamp_(0.0, 1.0).cpu().numpy()
+        masks = voice_masks(speech, exclude_overlap=True, num_frames_min=self._frames_min)
+        heard = np.flatnonzero((alone >= live.clean_frames_min).any(axis=1)).tolist()
+        for at in range(0, len(heard), self._trunk_batch):
+            some = heard[at : at + self._trunk_batch]
+            frames = self._shared_frames([windows[index] for index in some])
+            embeddings[some] = self._pooling(frames, masks[some]).cpu().numpy()
         return [
             live_analysis(starts[index], activity[index], embeddings[index], alone[index], self._bundle)
             for index in range(len(windows))
@@ -240,3 +253,13 @@ def _padded(batch: Tensor, size: int) -> Tensor:
     """A batch filled up with silence to a multiple of `size`: few shapes, so one set of kernels."""
     missing = -len(batch) % size
     return batch if not missing else torch.cat([batch, batch.new_zeros(missing, *batch.shape[1:])])
+
+
+def _silent(start_samples: int, grid: FrameGrid) -> WindowAnalysis:
+    """A window in which nobody speaks."""
+    return WindowAnalysis(
+        start_samples,
+        np.zeros((grid.num_frames, grid.num_local_speakers), np.float32),
+        np.zeros((grid.num_local_speakers, grid.embedding_dim), np.float32),
+        np.zeros(grid.num_local_speakers, np.float32),
+    )

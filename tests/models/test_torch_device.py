@@ -124,3 +124,17 @@ def test_a_fast_slot_hears_speech_and_leaves_silence_alone(monkeypatch):
     monkeypatch.setattr(device, "_encoder", None)
     silent = device.analyze([DueWindow(12, 80_000), DueWindow(12, 80_000 + grid.hop_samples)])
     assert max(float(window.activity.max()) for window in silent) < 0.1
+
+
+def test_a_streams_silence_is_neither_segmented_nor_encoded(monkeypatch):
+    device = engine()
+
+    def nobody_asks(*_):
+        raise AssertionError("silence reached a network")
+
+    monkeypatch.setattr(device, "_segmentation", nobody_asks)
+    monkeypatch.setattr(device, "_encoder", nobody_asks)
+    quiet = np.zeros(10 * 16_000, np.float32)
+    assert max(float(window.activity.max()) for window in analyze(quiet, slot=20)) < 0.1
+    with pytest.raises(AssertionError, match="reached a network"):
+        analyze(conversation()[SPEECH], slot=20)

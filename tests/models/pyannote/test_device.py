@@ -100,6 +100,21 @@ def test_silence_has_neither_speakers_nor_embeddings(device: PyannoteDevice) -> 
             assert not (window.activity > 0.5).any() and not window.embeddings.any()
 
 
+def test_a_streams_silence_reaches_no_network_and_speech_after_it_is_heard_as_ever(
+    device: PyannoteDevice, sound: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = np.random.default_rng(3).normal(0, 1e-4, 12 * RATE).astype(np.float32)
+    asked: list[int] = []
+    network = device._segmentation
+    monkeypatch.setattr(device, "_segmentation", lambda batch: (asked.append(len(batch)), network(batch))[1])
+    found = windows(device, SlotKind.LIVE, np.concatenate([quiet, sound, quiet]), batch=4)
+    hop = device.grid.hop_samples
+    silent = [window for window in found if window.start_samples + device.grid.window_samples <= len(quiet)]
+    assert len(silent) >= len(quiet) // hop - 1 and not any(window.activity.any() for window in silent)
+    assert 0 < sum(asked) <= len(found) - len(silent)
+    assert any(window.embeddings.any() for window in found[len(silent) :])
+
+
 def test_a_trunk_that_is_shared_hears_nearly_what_an_own_one_hears(
     device: PyannoteDevice, bundle: PyannoteBundle, sound: FloatArray
 ) -> None:
