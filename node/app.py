@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from node.access import Access
 from node.batcher import Batcher
+from node.capacity import STREAMS_MAX, measured
 from node.checkpoint import CheckpointSeal
 from node.config import NodeSettings
 from node.decoders import Decoders
@@ -83,14 +84,24 @@ class NodeDaemon:
         """Load the engine, then serve."""
         settings, clock = self._settings, self._clock
         self._tasks = tasks
-        calls_max = 4 * (settings.streams_max + settings.files_max) + 64
+        calls_max = 4 * ((settings.streams_max or STREAMS_MAX) + settings.files_max) + 64
         loader = engine_loader(settings.bundle, settings.device, settings.calibration)
         self._device = DeviceThread(loader, calls_max=calls_max)
         engine = await self._device.start()
         get_logger().info("engine.loaded", bundle=engine.bundle, model=engine.model, device=engine.device_name)
         metrics_registry = registry()
         self._metrics = NodeMetrics(metrics_registry)
-        self._batcher = Batcher(self._device, engine.device.grid, self._metrics, clock)
+        streams_max = settings.streams_max
+        if streams_max is None:
+            streams_max = (await self._device.call(lambda engine: measured(engine, settings.capacity_file))).streams
+        self._batcher = Batcher(
+            self._device,
+            engine.device.grid,
+            self._metrics,
+            clock,
+            windows_max=engine.windows_a_batch,
+            late_s=settings.late_s or None,
+        )
         tasks.spawn("batcher", self._batcher.run())
         self._store = VoiceStore(self._device, embedding_dim=engine.device.grid.embedding_dim)
         self._access = Access(
@@ -102,8 +113,8 @@ class NodeDaemon:
             streams_apart=settings.stream_listen is not None,
         )
         self._seal = CheckpointSeal(model=engine.model, clock=clock)
-        stream_slots = SlotTable(settings.streams_max, what="stream")
-        file_slots = SlotTable(settings.files_max, what="file", first_index=settings.streams_max)
+        stream_slots = SlotTable(streams_max, what="stream")
+        file_slots = SlotTable(settings.files_max, what="file", first_index=streams_max)
         self._load = LoadGauge(stream_slots, file_slots, self._store, self._batcher)
         self._ports = Ports(settings, self._tls)
         metrics_port = self._serve_metrics(metrics_registry)

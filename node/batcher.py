@@ -37,7 +37,8 @@ LATE_S = 2.0
 """A live window that has waited for so long is left out where there is a newer one of its stream."""
 LATENESS_KEPT = 4096
 LATENESS_WINDOW_S = 60.0
-SATURATED_WINDOW_S = 5.0
+SATURATED_WINDOW_S = 10.0
+SATURATED_WINDOWS_MIN = 8
 COST_WEIGHT = 0.2  # of the newest batch in what a window is expected to take
 
 
@@ -133,7 +134,7 @@ class Batcher:
                 break
             recent.append(seconds)
         bound_s = seconds_from_samples(self._grid.hop_samples)
-        return len(recent) > 1 and 2 * sum(seconds > bound_s for seconds in recent) > len(recent)
+        return len(recent) >= SATURATED_WINDOWS_MIN and 2 * sum(seconds > bound_s for seconds in recent) > len(recent)
 
     async def open(
         self,
@@ -224,7 +225,7 @@ class Batcher:
         due_since_s: dict[Slot, float] = {}
         for slot, count in taken.items():
             source = self._sources[slot]
-            if source.is_paced:
+            if source.is_at_pace:
                 due_since_s[slot] = source.oldest_due_s()
             works[slot] = source.begin(count)
             # Whoever is left with more to do waits behind all others; `complete` puts them there.

@@ -47,7 +47,13 @@ def node(
     bundle: Annotated[str | None, typer.Option(help="Bundle of weights, by name or TOML file.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="File of `speakerd calibrate`, for this bundle.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N, or null (no model, for tests).")] = None,
-    streams_max: Annotated[int | None, typer.Option(help="Live streams at once; more are refused.")] = None,
+    streams_max: Annotated[
+        int | None, typer.Option(help="Live streams at once, more are refused; default: measured at the start.")
+    ] = None,
+    capacity_file: Annotated[Path | None, typer.Option(help="File that remembers what was measured.")] = None,
+    late_s: Annotated[
+        float | None, typer.Option(help="Seconds after which a live window is skipped for a newer one; 0: never.")
+    ] = None,
     files_max: Annotated[int | None, typer.Option(help="Files at once; more are refused.")] = None,
     drain_s: Annotated[float | None, typer.Option(help="Seconds that streams have to end on SIGTERM.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate of this node, PEM.")] = None,

@@ -37,7 +37,12 @@ class NodeSettings(DaemonSettings):
     # What `speakerd calibrate` has fitted, in place of the bundle's own.
     calibration: Path | None = None
     device: str = Field(default="cpu", pattern=r"^(cpu|null|cuda(:\d+)?)$")
-    streams_max: int = Field(default=64, ge=1, le=4096)
+    # Live streams at once. Absent: as many as the machine is found to carry when the node starts (node.capacity).
+    streams_max: int | None = Field(default=None, ge=1, le=4096)
+    # Where that is remembered, so that it is measured once for an engine and a machine.
+    capacity_file: Path | None = None
+    # A live window that has waited so long is left out for a newer one of its stream; 0: never.
+    late_s: float = Field(default=2.0, ge=0.0, le=60.0)
     files_max: int = Field(default=2, ge=1, le=256)
     drain_s: float = Field(default=10.0, ge=0.0, le=3600.0)
     insecure: bool = False

@@ -6,6 +6,7 @@ it, on the thread that loads them, which is the one that will own the device.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,28 @@ PROBE_SLOT = -2
 """A ring of its own, with which the device is warmed, and asked whether it still answers."""
 
 
+def free_host_bytes() -> int:
+    """Memory that this process could still take: of the machine, or of its control group where that has less."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if meminfo.exists():
+        # What is cached counts as free.
+        free = next(
+            int(line.split()[1]) << 10 for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")
+        )
+    limit, current = group / "memory.max", group / "memory.current"
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+        free = min(free, int(most) - int(current.read_text()))
+    return max(0, free)
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """A loaded engine.
 
     model: "<embedding id>@<revision>", to which voiceprints belong. collector: what makes turns of a recording's
-    windows, given what kind of slot they are of.
+    windows, given what kind of slot they are of. windows_a_batch: the largest batch. free_bytes: memory that is free
+    where the device has its rings.
     """
 
     device: AnalysisDevice
@@ -39,6 +56,8 @@ class Engine:
     online: OnlineParams
     naming: NamingParameters
     collector: Callable[[SlotKind], FileCollector]
+    windows_a_batch: int = 32
+    free_bytes: Callable[[], int] = free_host_bytes
 
 
 def engine_loader(bundle: str, device: str, calibration: Path | None = None) -> Callable[[], Engine]:
@@ -89,6 +108,7 @@ def _load_torch(bundle_name: str, device_name: str, calibration: Path | None) ->
     if calibration is not None:
         bundle = with_calibration(bundle, calibration)
     device = open_device(bundle, device_name)
+    on_gpu = device_name.startswith("cuda")
     return Engine(
         device=device,
         gallery=TorchGallery(bundle.grid.embedding_dim, device_name),
@@ -98,4 +118,6 @@ def _load_torch(bundle_name: str, device_name: str, calibration: Path | None) ->
         online=bundle.online,
         naming=bundle.naming,
         collector=collecting(bundle, device),
+        windows_a_batch=256 if on_gpu else 32,
+        free_bytes=(lambda: int(torch.cuda.mem_get_info(device_name)[0])) if on_gpu else free_host_bytes,
     )

@@ -11,7 +11,7 @@ from node.voice_store import VoiceStore
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A moment's load. lag_p99_s: how late live windows were analysed over the last minute."""
+    """A moment's load. streams_max: as things are. lag_p99_s: how late live windows came over the last minute."""
 
     streams: int
     streams_max: int
@@ -36,9 +36,11 @@ class LoadGauge:
 
     def now(self) -> Load:
         """The load at this moment."""
+        # Where the device is behind nothing more is placed, however many slots are free.
+        streams_max = self._streams.num_taken if self._batcher.is_saturated() else self._streams.count
         return Load(
             streams=self._streams.num_taken,
-            streams_max=self._streams.count,
+            streams_max=streams_max,
             files=self._files.num_taken,
             files_max=self._files.count,
             voices=len(self._store),

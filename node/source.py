@@ -27,6 +27,7 @@ RESULTS_MAX = 2 * WINDOWS_A_SLOT
 BACKLOG_SAMPLES_MAX = 20 * SAMPLE_RATE_HZ
 SPEECH_PACE = 1.2
 """Who sends faster than this times speech, for long, streams a recording."""
+AT_PACE_S = 2.0
 AHEAD_S = 8.0
 """How far a live stream may get ahead: its client was held up, or sends large pieces."""
 RESUMED_AHEAD_S = 40.0
@@ -97,6 +98,11 @@ class Source:
     def is_paced(self) -> bool:
         """Whether it is live and comes at the pace of speech, so that its windows cannot wait."""
         return self.live and self._ahead_s <= self._ahead_s_max
+
+    @property
+    def is_at_pace(self) -> bool:
+        """Whether nothing of it came early, so that what waits is late."""
+        return self.live and self._ahead_s <= AT_PACE_S
 
     def oldest_due_s(self) -> float:
         """Since when its oldest due window waits for the device."""

@@ -23,12 +23,12 @@ from node.metrics import NodeMetrics
 from node.naming import Name, Scope, SessionNaming
 from node.parties import serve_parties
 from node.session import LiveSession, Peer
-from node.slots import Slot, SlotTable
+from node.slots import RETRY_AFTER_S, Slot, SlotTable
 from node.standing import Standing
 from node.steps import Steps
 from node.voice_store import VoiceStore
 from runtime.clock import Clock
-from runtime.errors import InvalidRequest, SpeakerdError, TimedOut
+from runtime.errors import InvalidRequest, Overloaded, SpeakerdError, TimedOut
 from runtime.logs import get_logger
 from runtime.units import ms_from_samples
 
@@ -99,6 +99,7 @@ class LiveStreams:
     async def _serve(self, request: events.StreamRequest, peer: Peer) -> None:
         try:
             self._standing.require_serving()
+            self._require_timely()
             slot = self._slots.take()
         except SpeakerdError as error:
             self._metrics.rejected.labels(error.cause.value).inc()
@@ -156,6 +157,14 @@ class LiveStreams:
         except TimeoutError:
             return False
         return True
+
+    def _require_timely(self) -> None:
+        """Raises Overloaded while the device is behind: one more stream would slow down those that are admitted."""
+        if self._batcher.is_saturated():
+            raise Overloaded(
+                f"this node is behind with the streams that it has: try again in {RETRY_AFTER_S:g} s, or go to another",
+                retry_after_s=RETRY_AFTER_S,
+            )
 
     async def _admit(self, peer: Peer, caller: Caller) -> events.StreamRequest:
         try:

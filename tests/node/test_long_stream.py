@@ -1,0 +1,165 @@
+"""A stream of eight hours, sent faster than it was spoken: memory flat, every hour at the same cost, labels kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+from grpc import aio
+
+from speakerd.v1 import node_pb2
+from tests.node.conftest import RATE, RunningNode, pcm, running_node, tones
+
+HOURS = 8
+CHUNK = RATE  # bytes: half a second
+HOUR_MS = 3_600_000
+
+pytestmark = pytest.mark.deep
+
+
+@dataclass(slots=True)
+class Loop:
+    """Sound that is sent again and again, and who speaks in it when: (start, end, person) in milliseconds."""
+
+    samples: np.ndarray
+    spoken: list[tuple[int, int, str]]
+
+    @property
+    def duration_ms(self) -> int:
+        return len(self.samples) * 1000 // RATE
+
+
+@dataclass(slots=True)
+class Hours:
+    """What was noted as the stream went on."""
+
+    turns: list[node_pb2.Turn] = field(default_factory=list)
+    merged: dict[str, str] = field(default_factory=dict)
+    rss_mib: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    checkpoint_bytes: list[int] = field(default_factory=list)
+    lag_ms: list[int] = field(default_factory=list)
+    skipped: int = 0
+
+    def label(self, speaker: str) -> str:
+        while self.merged.get(speaker, speaker) != speaker:
+            speaker = self.merged[speaker]
+        return speaker
+
+
+def people(folder: Path) -> Loop:
+    """Five people in turns of an utterance each, in an order that is never the same, with pauses: some ten minutes."""
+    draw = np.random.default_rng(8)
+    pieces, spoken, at = [], [], 0
+    clips = [(person.name, clip) for person in sorted(folder.iterdir()) for clip in sorted(person.glob("*.flac"))]
+    for number in draw.permutation(len(clips)):
+        person, clip = clips[number]
+        samples, rate = soundfile.read(clip, dtype="float32")
+        assert rate == RATE
+        pause = np.zeros(int(draw.uniform(0.3, 1.5) * RATE), np.float32)
+        spoken.append((at * 1000 // RATE, (at + len(samples)) * 1000 // RATE, person))
+        pieces += [samples, pause]
+        at += len(samples) + len(pause)
+    return Loop(np.concatenate(pieces), spoken)
+
+
+def voices_of_tones() -> Loop:
+    """The same of tones: five voices, 8 s each, in five rounds."""
+    pieces, spoken = [], []
+    for number in range(25):
+        pitch = 260.0 + 130.0 * (number * 2 % 5)
+        spoken.append((number * 8_000, number * 8_000 + 8_000, str(number * 2 % 5)))
+        pieces.append(tones(8.0, pitch, 3 * pitch, 7 * pitch))
+    return Loop(np.concatenate(pieces), spoken)
+
+
+async def sent(loop: Loop, hours: int) -> AsyncIterator[node_pb2.DiarizeRequest]:
+    yield node_pb2.DiarizeRequest(open=node_pb2.StreamOpen(latency_ms=2_000))
+    data = pcm(loop.samples)
+    data = data[: len(data) // CHUNK * CHUNK]
+    for number in range(hours * 7_200):
+        at = number * CHUNK % len(data)
+        yield node_pb2.DiarizeRequest(audio=data[at : at + CHUNK])
+    yield node_pb2.DiarizeRequest(finish=node_pb2.StreamFinish())
+
+
+async def listen(node: RunningNode, loop: Loop, hours: int) -> Hours:
+    found, process = Hours(), psutil.Process(node.process.pid)
+    call = node.stub.Diarize(sent(loop, hours))
+    while (response := await call.read()) is not aio.EOF:
+        kind = response.WhichOneof("message")
+        if kind == "turns":
+            found.turns += response.turns.turns
+            if response.turns.final_ms >= (len(found.cpu_s) + 1) * HOUR_MS:
+                times = await asyncio.to_thread(process.cpu_times)
+                found.cpu_s.append(times.user + times.system)
+                found.rss_mib.append(process.memory_info().rss / 2**20)
+        elif kind == "relabel":
+            found.merged[response.relabel.speaker] = response.relabel.label
+        elif kind == "checkpoint":
+            found.checkpoint_bytes.append(len(response.checkpoint.data))
+        elif kind == "progress":
+            found.lag_ms.append(response.progress.lag_ms)
+        elif kind == "closed":
+            found.skipped = response.closed.skipped_windows
+            assert response.closed.duration_ms == hours * HOUR_MS
+    return found
+
+
+def labels_by_round(found: Hours, loop: Loop) -> dict[str, list[str]]:
+    """Under which label each person had most speech, in each round of the loop."""
+    length = len(pcm(loop.samples)) // CHUNK * CHUNK * 1000 // (2 * RATE)
+    rounds: list[dict[str, Counter[str]]] = []
+    for turn in found.turns:
+        number, start = divmod(turn.start_ms, length)
+        while len(rounds) <= number:
+            rounds.append({person: Counter() for _, _, person in loop.spoken})
+        for begin, end, person in loop.spoken:
+            shared = min(end, start + turn.end_ms - turn.start_ms) - max(begin, start)
+            if shared > 0:
+                rounds[number][person][found.label(turn.speaker)] += shared
+    people_heard = rounds[0].keys()
+    return {
+        person: [heard[person].most_common(1)[0][0] for heard in rounds[:-1] if heard[person]]
+        for person in people_heard
+    }
+
+
+def judge(found: Hours, loop: Loop) -> None:
+    labels = labels_by_round(found, loop)
+    print({person: Counter(names).most_common(3) for person, names in labels.items()})
+    print("MiB by hour", [round(mib) for mib in found.rss_mib], "CPU s", [round(s) for s in np.diff(found.cpu_s)])
+    print("lag ms", max(found.lag_ms), "checkpoint bytes", max(found.checkpoint_bytes), "turns", len(found.turns))
+    assert found.skipped == 0
+    kept = {person: names[-1] for person, names in labels.items()}
+    assert len(set(kept.values())) == len(kept), kept
+    for person, names in labels.items():
+        assert names.count(kept[person]) >= 0.98 * len(names), (person, Counter(names))
+    assert found.rss_mib[-1] < 1.05 * found.rss_mib[0] + 20, found.rss_mib
+    assert max(found.checkpoint_bytes[-100:]) < 1.2 * max(found.checkpoint_bytes[: len(found.checkpoint_bytes) // 4])
+    # Half of what is sent ahead at most: how far behind analysis is depends on nothing that grows.
+    quarter = len(found.lag_ms) // 4
+    assert np.median(found.lag_ms[-quarter:]) < 2 * np.median(found.lag_ms[:quarter]) + 1_000
+    hours = np.diff(found.cpu_s)
+    assert np.median(hours[-2:]) < 2 * np.median(hours[:2]), hours
+
+
+async def test_eight_hours_of_voices_of_tones_leave_memory_and_cost_flat_and_labels_kept(tmp_path: Path) -> None:
+    loop = voices_of_tones()
+    async with running_node("--standalone", "--device", "null", log=tmp_path / "node.log") as node:
+        judge(await listen(node, loop, HOURS), loop)
+
+
+async def test_eight_hours_of_five_people_leave_memory_and_cost_flat_and_labels_kept(
+    audio: Path, tmp_path: Path
+) -> None:
+    loop = people(audio / "librispeech" / "members")
+    async with running_node("--standalone", "--device", "cpu", log=tmp_path / "node.log") as node:
+        judge(await listen(node, loop, HOURS), loop)
