@@ -20,6 +20,7 @@ from controlplane.database.schema import (
     data_keys,
     erasures,
     idempotency,
+    kept_answers,
     licences,
     samples,
     usage_records,
@@ -32,6 +33,7 @@ from controlplane.erasure import Erasures
 from controlplane.erasure_rows import GONE, Asking
 from controlplane.failures import NEVER_HEARD
 from controlplane.identity import Identity
+from controlplane.kept_answers import KEPT_S
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.orphans import sweep_orphans
 from runtime.clock import Clock
@@ -196,9 +198,11 @@ class Upkeep:
         return await sweep_orphans(self._database, self._blobs, self._clock)
 
     async def forget_requests(self) -> int:
-        """Forget idempotency keys that are past their day."""
+        """Forget idempotency keys, and answers kept for them, that are past their day."""
+        now_s = self._clock.wall_s()
         async with self._database.write() as connection:
             gone = await connection.execute(
-                delete(idempotency).where(idempotency.c.created_at_s < self._clock.wall_s() - IDEMPOTENCY_S)
+                delete(idempotency).where(idempotency.c.created_at_s < now_s - IDEMPOTENCY_S)
             )
-        return gone.rowcount
+            answers = await connection.execute(delete(kept_answers).where(kept_answers.c.began_at_s < now_s - KEPT_S))
+        return gone.rowcount + answers.rowcount

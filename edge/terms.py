@@ -25,7 +25,7 @@ from controlplane.policy import Principal
 from controlplane.rate_limits import Standing
 from edge.dialect import Edge
 from edge.failures import CredentialsMissing
-from edge.uploads import BODY_BYTES_MAX, allow_body
+from edge.uploads import BODY_BYTES_MAX, allow_body, body_size
 from runtime.errors import Overloaded
 
 IDEMPOTENCY_HEADER = "idempotency-key"
@@ -82,7 +82,8 @@ class Guarded(APIRoute):
             allow_body(request, said.body_bytes_max)
             key = request.headers.get(IDEMPOTENCY_HEADER)
             if said.idempotent and key is not None:
-                return await _once(edge, request, key, inner)
+                with edge.uploads.hold(body_size(request) if said.body_bytes_max > BODY_BYTES_MAX else 0):
+                    return await _once(edge, request, key, inner)
             return await inner(request)
 
         return handle

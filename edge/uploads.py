@@ -45,6 +45,11 @@ class BodyMeter:
         """How large this body may be."""
         self._bytes_max = bytes_max
 
+    @property
+    def size_max(self) -> int:
+        """What is declared, or what is allowed where that is less or nothing is declared."""
+        return min(self._declared, self._bytes_max) if self._declared >= 0 else self._bytes_max
+
     async def __call__(self) -> Message:
         """The next message. Raises TooLarge, or TimedOut when the sender is silent in the middle."""
         if self._ended:
@@ -121,8 +126,7 @@ async def multipart(request: Request, budget: UploadBudget, *, files_max: int, b
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise UnsupportedMedia("send multipart/form-data")
     allow_body(request, bytes_max)
-    declared = _content_length(request.scope)
-    with budget.hold(min(declared, bytes_max) if declared >= 0 else bytes_max):
+    with budget.hold(body_size(request)):
         parser = _InMemoryParser(
             request.headers, request.stream(), max_files=files_max, max_fields=FIELDS_MAX, max_part_size=FIELD_BYTES_MAX
         )
@@ -150,6 +154,12 @@ def allow_body(request: Request, bytes_max: int) -> None:
     """How large this request's body may be; to be said before it is read."""
     meter: BodyMeter = request.scope[METER]
     meter.allow(bytes_max)
+
+
+def body_size(request: Request) -> int:
+    """How large a body may become, as far as one can tell before it is read."""
+    meter: BodyMeter = request.scope[METER]
+    return meter.size_max
 
 
 def _content_length(scope: Scope) -> int:

@@ -402,3 +402,17 @@ async def test_turns_leave_as_rttm_and_srt_and_speakers_with_a_report(served: Se
         answer = await http.get(f"/v1/jobs/{job_id}/{form}")
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith(media_type)
+
+
+async def test_urls_that_are_given_out_begin_as_the_settings_say_behind_a_proxy(serving: Serving) -> None:
+    served = await serving(public_url="https://voices.example/")
+    http = await served.http()
+    for call in ("input", "output"):
+        url = (await http.post(f"/v1/media/{call}", json={"url": TALK})).json()["url"]
+        assert url.startswith("https://voices.example/v1/media/")
+
+
+async def test_a_host_that_is_none_is_in_no_url(serving: Serving) -> None:
+    http = await (await serving()).http()
+    answer = await http.post("/v1/media/input", json={"url": TALK}, headers={"host": "a b/../c"})
+    assert answer.status_code == 400
