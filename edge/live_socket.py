@@ -42,10 +42,10 @@ class Gone(Exception):
 class LiveSocket:
     """An accepted WebSocket."""
 
-    def __init__(self, websocket: WebSocket, *, idle_s: float = IDLE_S, stall_s: float = STALL_S) -> None:
+    def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
-        self._idle_s = idle_s
-        self._stall_s = stall_s
+        self._idle_s = IDLE_S
+        self._stall_s = STALL_S
         self._is_open = True
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import numpy as np
@@ -31,6 +31,7 @@ from runtime.lifecycle import Tasks
 from speakerd.v1 import common_pb2, fleet_pb2_grpc, jobs_pb2_grpc, people_pb2, people_pb2_grpc, streams_pb2_grpc
 from tests.controlplane.fake_node import FakeNode
 
+NodeT = TypeVar("NodeT", bound=FakeNode)
 RATE_HZ = 16_000
 
 HASTY = {"node_lease_s": 0.9, "lease_s": 1.2}
@@ -159,10 +160,16 @@ class World:
         return client
 
     async def node(
-        self, plane: ControlPlane, node_id: str = "node-1", *, renew: bool = True, **fields: Any
-    ) -> FakeNode:
+        self,
+        plane: ControlPlane,
+        node_id: str = "node-1",
+        *,
+        renew: bool = True,
+        kind: type[NodeT] = FakeNode,  # type: ignore[assignment]
+        **fields: Any,
+    ) -> NodeT:
         key = (self.data / "fleet.key").read_text().strip()
-        node = await FakeNode(node_id, plane.grpc_address, key, **fields).start(renew=renew)
+        node = await kind(node_id, plane.grpc_address, key, **fields).start(renew=renew)
         self._stack.push_async_callback(node.stop)
         if renew:
 
