@@ -34,6 +34,7 @@ from controlplane.database.schema import (
 from controlplane.database.schema import audit as audit_rows
 from controlplane.keys import DataKey, KeyRing, VoiceAddress
 from controlplane.policy import Principal, Right
+from controlplane.space_export import HeldInSpaces, held_in_spaces
 from controlplane.voice_lookup import NO_SUCH_VOICE, find_voice
 from controlplane.voices import Voices
 from runtime.clock import Clock
@@ -51,6 +52,7 @@ voiceprints.json what recognition compares: a list of numbers for each model
 recordings/      the recordings, as they came; recordings.json says what they are
 audit.json       every row of the audit about this voice
 erasures.json    erasures of it
+spaces/          what a space holds of them as an identity: its voiceprints, audios and verifications; and their profile
 usage.json       what was counted of it; reports of single matches are not kept
 """
 
@@ -78,6 +80,17 @@ class Export:
             archive.writestr("voice.json", _json({**shown, "scope": shown["scope"].value}))
             for name, rows in (await self._tables(voice, key)).items():
                 archive.writestr(f"{name}.json", _json(rows), zipfile.ZIP_DEFLATED)
+            in_spaces = await self._in_spaces(voice)
+            for name, found in in_spaces.rows.items():
+                if found:
+                    archive.writestr(f"spaces/{name}.json", _json(found), zipfile.ZIP_DEFLATED)
+            for audio in in_spaces.audios:
+                await self._require_not_erased(voice)
+                ciphertext = await self._blobs.get(audio.blob_key)
+                if ciphertext is not None:
+                    archive.writestr(f"spaces/{audio.audio_id}.audio", audio.key.decrypt(ciphertext, "audio"))
+                for piece in sink.pieces():
+                    yield piece
             for name, row in _named(await self._samples(voice)):
                 await self._require_not_erased(voice)
                 ciphertext = await self._blobs.get(row.blob_key)
@@ -144,6 +157,10 @@ class Export:
                     )
                 ],
             }
+
+    async def _in_spaces(self, voice: VoiceAddress) -> HeldInSpaces:
+        async with self._database.read() as connection:
+            return await held_in_spaces(connection, self._keys, voice)
 
     async def _samples(self, voice: VoiceAddress) -> list[Row[Any]]:
         async with self._database.read() as connection:

@@ -32,7 +32,7 @@ from controlplane.space_ground import Reference, SpaceGround, VerificationView
 from controlplane.space_models import AudioUnfit, model_of, require_comparable
 from controlplane.space_records import Use, record
 from controlplane.space_rows import new_id, open_keys
-from controlplane.space_voiceprints import Found, Path, Voiceprints
+from controlplane.space_voiceprints import Found, Path, Voiceprints, kept_clips
 from controlplane.spaces import identity_reference
 from runtime.errors import Conflict, Denied, NotFound, Unavailable
 
@@ -167,7 +167,7 @@ class Verifications:
             )
             members = (await connection.execute(query)).all()
         if members:
-            clips = [await self._audios.clip(member) for member in members]
+            clips = kept_clips([await self._audios.clip(member) for member in members], members)
             asked = await self._audios.clip(audio, is_consent=True)
             analysis = await self._ground.intake.analyze(await self._audios.sound([*clips, asked]))
             if analysis is not None and analysis.consent is not None:

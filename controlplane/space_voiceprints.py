@@ -27,7 +27,7 @@ from controlplane.database.spaces_schema import (
 )
 from controlplane.enrolment_request import Request
 from controlplane.erasure_rows import GONE
-from controlplane.intake import Clip
+from controlplane.intake import TOTAL_BYTES_MAX, Clip
 from controlplane.keys import DataKey, VoiceAddress
 from controlplane.listings import Listing, Page, paged
 from controlplane.nodes import Analysis
@@ -235,6 +235,8 @@ class Voiceprints:
             total_ms = heard.duration_ms + sum(int(member.duration_ms) for member in members)
             if len(members) >= AUDIOS_MAX or total_ms > TOTAL_MS_MAX:
                 raise Conflict(f"a voiceprint has at most {AUDIOS_MAX} audios and {TOTAL_MS_MAX / 1000:g} s in all")
+            if int(row.blob_bytes) + sum(int(member.blob_bytes) for member in members) > TOTAL_BYTES_MAX:
+                raise Conflict(f"a voiceprint's audios have at most {TOTAL_BYTES_MAX >> 20} MiB in all")
             await connection.execute(
                 insert(space_members).values(
                     tenant_id=row.tenant_id,
@@ -311,7 +313,7 @@ class Voiceprints:
             label=alias or found.identity.handle,
             consent=consent,
             idempotency_key="",
-            clips=_kept(clips, members),
+            clips=kept_clips(clips, members),
         )
         try:
             await self._ground.enrolment.keep(
@@ -455,6 +457,7 @@ async def _members(connection: AsyncConnection, row: Row[Any]) -> list[Any]:
             space_audios.c.handle,
             space_audios.c.alias_ciphertext,
             space_audios.c.blob_key,
+            space_audios.c.blob_bytes,
             space_members.c.position,
             space_members.c.duration_ms,
             space_members.c.voice_ms,
@@ -484,8 +487,8 @@ async def _state_of(connection: AsyncConnection, identity: Row[Any]) -> str | No
     return state
 
 
-def _kept(clips: Sequence[Clip], members: Sequence[Any]) -> list[Clip]:
-    """The first clips, as many as are kept of a voice; one at least."""
+def kept_clips(clips: Sequence[Clip], members: Sequence[Any]) -> list[Clip]:
+    """The first clips, as many as are kept of a voice; one at least. members: rows that say how long each is."""
     kept: list[Clip] = []
     total_ms = 0
     for clip, member in zip(clips, members, strict=True):
