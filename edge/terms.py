@@ -26,7 +26,7 @@ from controlplane.rate_limits import Standing
 from edge.dialect import Edge
 from edge.failures import CredentialsMissing
 from edge.uploads import BODY_BYTES_MAX, allow_body, body_size
-from runtime.errors import Overloaded
+from runtime.errors import Overloaded, Unauthenticated
 
 IDEMPOTENCY_HEADER = "idempotency-key"
 REPLAYED_HEADER = "Idempotency-Replayed"
@@ -105,6 +105,9 @@ async def authenticated(edge: Edge, connection: HTTPConnection, scope: str, *, t
     given = token or token_of(connection.headers.get("authorization"))
     if not given:
         raise CredentialsMissing("send an API key: Authorization: Bearer sk_…")
+    if "\0" in given:
+        # In a query it can be written, and no database looks for it.
+        raise Unauthenticated("this API key is unknown, expired or revoked")
     return await edge.core.identity.principal(given, scope)
 
 
