@@ -10,9 +10,10 @@ place of the recordings, and begin at times of their own.
 
 A lag is counted from when the chunk was due that completes a window until its turns are there; sound that came first
 in a step is older by up to one step (0.5 s). It holds with p99 <= 200 ms (null: 20 ms), no stream refused or failed,
-and nothing skipped. CPU is of the node's whole process, gRPC and clustering included; the peer's is of its pipeline
-alone, over one stream, with as many threads (benchmarks/diart_peer.py, in a Python of its own: --peer-python or
-SPEAKERD_DIART_PYTHON).
+and nothing skipped. With --realtime (and kernel.sched_rr_timeslice_ms=1, so that a node's threads take turns) other work on
+the machine counts for less. CPU is of the node's whole process, gRPC and clustering included; the peer's is of its
+pipeline alone, over one stream, with as many threads (benchmarks/diart_peer.py, in a Python of its own: --peer-python
+or SPEAKERD_DIART_PYTHON).
 
 OUT: streams_held, lag_p50_ms and lag_p99_ms (of `builtin` at that number), cpu_s_per_audio_s and peer_cpu_s_per_audio_s
 (of pyannote's shapes), ratio of the two, and every run under `engines`.
@@ -37,7 +38,8 @@ ENGINES = ("null", "builtin", "pyannote")
 HOLDS_MS = {"null": 20.0, "builtin": 200.0, "pyannote": 200.0}
 FIRST_STREAMS = {"null": 100, "builtin": 4, "pyannote": 1}
 WARM_UP_S = {"null": 5.0, "builtin": 8.0, "pyannote": 12.0}
-STEP_S, LATENCY_S = 0.5, 2.0
+LATENCY_S = 2.0
+PEER_STEP_S = 0.48  # that of our live windows of pyannote's shapes
 PEERS = {"diart": ROOT / "benchmarks" / "diart_peer.py"}
 RUNS_MAX = 8
 
@@ -61,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement, after a warm-up")
+    parser.add_argument("--realtime", action="store_true", help="as root: ahead of all other work on the machine")
     parser.add_argument("--audio", type=Path, nargs="+", metavar="FILE", help="conversations at 16 kHz")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="what scripts/generate_checkpoint.py wrote")
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -85,7 +88,7 @@ def _measure(given: argparse.Namespace, folder: Path) -> Run:
             "pyannote": str(checkpoint / "bundle-VBxClustering") if checkpoint else "",
         }
         device = "null" if engine == "null" else given.device
-        with _node(bundle[engine], device, folder / f"{engine}.log") as node:
+        with _node(bundle[engine], device, folder / f"{engine}.log", given) as node:
             engines[engine] = _until_lag_breaks(engine, node, given)
     peer = None if given.peer == "none" else _peer(given, checkpoint)
     return _summed_up(engines, peer)
@@ -118,7 +121,7 @@ def _until_lag_breaks(engine: str, node: RunningNode, given: argparse.Namespace)
 
 def _load(engine: str, node: RunningNode, num_streams: int, given: argparse.Namespace) -> Run:
     """One run of the client."""
-    command = [*_pinned(1), sys.executable, "-m", "benchmarks.stream_load", "--address", node.address]
+    command = [*_pinned(1, given), sys.executable, "-m", "benchmarks.stream_load", "--address", node.address]
     command += ["--streams", str(num_streams), "--seconds", str(given.seconds), "--node-pid", str(node.pid)]
     command += ["--warm-up", str(WARM_UP_S[engine]), "--latency-ms", str(round(LATENCY_S * 1000))]
     if engine != "null":
@@ -139,8 +142,8 @@ def _peer(given: argparse.Namespace, checkpoint: Path) -> Run:
 
     Its last line is a JSON object with cpu_s_per_audio_s, lag_p50_ms and lag_p99_ms (of a step) and audio_s.
     """
-    command = [*_pinned(0), given.peer_python, str(PEERS[given.peer]), "--checkpoint", str(checkpoint)]
-    command += ["--step-s", str(STEP_S), "--latency-s", str(LATENCY_S), "--threads", "1"]
+    command = [*_pinned(0, given), given.peer_python, str(PEERS[given.peer]), "--checkpoint", str(checkpoint)]
+    command += ["--step-s", str(PEER_STEP_S), "--latency-s", str(LATENCY_S), "--threads", "1"]
     command += ["--seconds", str(given.seconds), "--device", given.device, "--audio", *map(str, given.audio)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYANNOTE_METRICS_ENABLED": "false"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -149,9 +152,9 @@ def _peer(given: argparse.Namespace, checkpoint: Path) -> Run:
 
 
 @contextmanager
-def _node(bundle: str, device: str, log: Path) -> Iterator[RunningNode]:
+def _node(bundle: str, device: str, log: Path, given: argparse.Namespace) -> Iterator[RunningNode]:
     """A standalone node on the first core."""
-    command = [*_pinned(0), sys.executable, "-m", "node", "--standalone", "--device", device, "--bundle", bundle]
+    command = [*_pinned(0, given), sys.executable, "-m", "node", "--standalone", "--device", device, "--bundle", bundle]
     command += ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--streams-max", "4096", "--drain-s", "1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with log.open("w") as stderr:
@@ -167,10 +170,11 @@ def _node(bundle: str, device: str, log: Path) -> Iterator[RunningNode]:
             process.wait(30)
 
 
-def _pinned(core: int) -> list[str]:
-    """Words that keep a command on one core, where there are several."""
+def _pinned(core: int, given: argparse.Namespace) -> list[str]:
+    """Words that keep a command on one core, where there are several, and before other work where that is asked for."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return ["taskset", "-c", str(cores[core])] if len(cores) > 1 else []
+    before = ["chrt", "--rr", "10"] if given.realtime else []
+    return [*before, *(["taskset", "-c", str(cores[core])] if len(cores) > 1 else [])]
 
 
 def _recordings() -> list[Path]:

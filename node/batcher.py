@@ -202,7 +202,8 @@ class Batcher:
         """How many windows of which slots are analysed next."""
         if self._late_s is not None:
             for source in self._due:
-                self._metrics.skipped_windows.inc(source.skip_late(self._late_s))
+                if skipped := source.skip_late(self._late_s):
+                    self._metrics.skipped_windows.inc(skipped)
         is_live = any(source.is_paced for source in self._sources.values())
         due = [Due(source.slot, source.is_paced, source.num_due) for source in self._due]
         return take_batch(
