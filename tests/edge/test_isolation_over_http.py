@@ -20,7 +20,7 @@ from edge.frame import application_of
 from tests.controlplane.conftest import speech, wav
 from tests.edge.conftest import Served
 from tests.edge.scai import ECHO, SPEAK, clone
-from tests.edge.test_loccus import Caller, sound
+from tests.edge.spaces import computed, did, sound
 
 NO_BODY: dict[str, Any] = {}
 OF_SPACES = "/v1/spaces/{owner}/{space}"
@@ -174,15 +174,14 @@ async def scene(served: Served) -> Scene:
     assert job.status_code == 200, job.text
     live = await ada.post("/v1/live")
     assert live.status_code < 300, live.text
-    caller = Caller(ada)
     ids: dict[str, str] = {}
     for owner in ("acme", "ada"):
-        await caller.post(f"/v1/spaces/{owner}", {"handle": "calls"})
+        await did(ada, f"/v1/spaces/{owner}", {"handle": "calls"})
         space = f"/v1/spaces/{owner}/calls"
-        await caller.computed(space, "alice", seed=7)
-        audio = await caller.post(f"{space}/audios", {"file": sound(8), "identity": "alice"})
+        await computed(ada, space, "alice", 7)
+        audio = await did(ada, f"{space}/audios", {"file": sound(8), "identity": "alice"})
         body = {"audio": audio["id"], "identity": "alice", "voiceprint": "main"}
-        verification = await caller.post(f"{space}/verifications/identity", body)
+        verification = await did(ada, f"{space}/verifications/identity", body)
         ids |= {f"{owner}.audio": audio["id"], f"{owner}.verification": verification["id"]}
     of_voice = {"speaker_id": voice["id"], "voice_id": voice["id"]}
     of_others = {"jobId": job.json()["jobId"], "session_id": live.json()["id"], "org": "acme", "kind": "voiceprint"}
