@@ -106,17 +106,17 @@ def test_the_lines_of_scaispeak_clone_share_and_erase(up: RunningUp, folder: Pat
     assert (voice["scope"], voice["owner_user_id"]) == ("user", "alice")
     assert voice["embedding_status"] == "ready", voice
     assert voice["preflight"]["fail_reasons"] == []
-    assert [one["id"] for one in data_of(lines.run("list"))] == [voice["id"]]
+    assert voice["id"] in [one["id"] for one in data_of(lines.run("list"))]
     assert data_of(lines.run("repromote", VOICE_ID=voice["id"]))["embedding_status"] == "ready"
     assert data_of(lines.run("share"))["scope"] == "tenant"
     mine = [voice["id"], lines.run("clone-python").stdout.strip(), data_of(lines.run("clone-javascript"))["id"]]
     everybodys = data_of(lines.run("global"))
     assert everybodys["license"]["license_type"] == "time_bound"
-    assert {one["id"] for one in data_of(lines.run("list"))} == {*mine, everybodys["id"]}
+    assert {one["id"] for one in data_of(lines.run("list"))} >= {*mine, everybodys["id"]}
 
     audit_ids = [data_of(lines.run("erase", VOICE_ID=voice_id))["audit_id"] for voice_id in mine]
     audit_ids.append(data_of(lines.run("erase-global", VOICE_ID=everybodys["id"]))["audit_id"])
-    assert data_of(lines.run("list")) == []
+    assert not {one["id"] for one in data_of(lines.run("list"))} & {*mine, everybodys["id"]}
 
     def proven() -> bool:
         listed = data_of(lines.run("audit"))[: len(audit_ids)]
