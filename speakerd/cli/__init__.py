@@ -20,6 +20,7 @@ from speakerd.cli.diarize import diarize
 from speakerd.cli.doctor import doctor
 from speakerd.cli.erase import erase
 from speakerd.cli.group import TLS_CA_FLAG, SpeakerdGroup
+from speakerd.cli.jobs import jobs_commands
 from speakerd.cli.people import enroll
 from speakerd.cli.stream import stream
 from speakerd.cli.tenants import keys_commands, tenants_commands, users_commands
@@ -62,6 +63,7 @@ def _options(
 for command in (up, enroll, erase, stream, diarize, demo, doctor):
     app.command()(command)
 app.add_typer(voices_commands, name="voices")
+app.add_typer(jobs_commands, name="jobs")
 app.add_typer(tenants_commands, name="tenants")
 app.add_typer(users_commands, name="users")
 app.add_typer(keys_commands, name="keys")
