@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import speakerd.live_stream
 from speakerd.client import Client, StreamOptions
 from speakerd.v1 import people_pb2
 from tests.faults.processes import Daemon, Processes, node_arguments, pcm, plane_arguments, tones, until, voice
@@ -151,33 +152,58 @@ async def test_nodes_killed_and_frozen_in_mid_stream_cost_no_label_and_no_final_
         await require_same(client, sounds, told, options)
 
 
+def talk_of(audio: Path) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """Two members and two strangers who talk in turns, each of them twice and more; and all that the members say."""
+    members = sorted((audio / "librispeech" / "members").iterdir())[:2]
+    guests = sorted((audio / "librispeech" / "guests").iterdir())[:2]
+    recordings = [[soundfile.read(file, dtype="float32")[0] for file in sorted(who.iterdir())] for who in members]
+    one, other = (soundfile.read(min(guest.iterdir()), dtype="float32")[0] for guest in guests)
+    first, second = slice(0, 6 * 16_000), slice(6 * 16_000, 12 * 16_000)
+    parts = [
+        recordings[0][4][first], one[first], recordings[1][4][first], other[first],
+        one[second], recordings[0][5][first], other[second], recordings[1][5][first],
+    ]  # fmt: skip
+    pause = np.zeros(8_000, np.float32)
+    return np.concatenate([piece for part in parts for piece in (part, pause)]), recordings
+
+
+@pytest.mark.parametrize(
+    "kill_s", [26, pytest.param(13, marks=pytest.mark.deep), pytest.param(34, marks=pytest.mark.deep)]
+)
+@pytest.mark.timeout(600)
 async def test_a_node_killed_under_real_voices_costs_no_label_and_no_final_turn(
-    daemons: Processes, audio: Path
+    daemons: Processes, audio: Path, monkeypatch: pytest.MonkeyPatch, kill_s: int
 ) -> None:
     """With the builtin engine: outside the moments around the loss, every turn is that of an undisturbed stream."""
-    options = StreamOptions(latency_ms=2_000)
-    members = sorted((audio / "librispeech" / "members").iterdir())[:2]
-    guest = min((audio / "librispeech" / "guests").iterdir())
-    recordings = [[soundfile.read(file, dtype="float32")[0] for file in sorted(who.iterdir())] for who in members]
-    stranger = soundfile.read(next(guest.iterdir()), dtype="float32")[0]
-    parts = [recordings[0][4], recordings[1][4], stranger, recordings[0][5], recordings[1][5], recordings[0][6]]
-    pause = np.zeros(8_000, np.float32)
-    sound = pcm(np.concatenate([piece for part in parts for piece in (part[: 7 * 16_000], pause)]))
+    # A dead node is noticed by its connection. That one is also left for its silence would make this depend on the pace
+    # of the machine.
+    monkeypatch.setattr(speakerd.live_stream, "WATCHDOG_S", 120.0)
+    monkeypatch.setattr(speakerd.live_stream, "WATCHDOG_MAX_S", 120.0)
+    options = StreamOptions(latency_ms=2_000, resume_s=300.0)
+    samples, recordings = talk_of(audio)
+    sound = pcm(samples)
     async with fleet(daemons, "n1", "n2", device="cpu") as made, made.client() as client:
         for number, spoken in enumerate(recordings):
             await client.enroll(f"Member {number}", [wav(np.concatenate(spoken[:3])[: 20 * 16_000])])
         told = Told()
         running = asyncio.create_task(stream(client, sound, options, pace=4, told=told))
-        await until(lambda: told.sent >= 16 * 32_000, 60)
+        await until(lambda: told.sent >= kill_s * 32_000 or running.done(), 300)
         made.nodes[told.nodes[0]].send(signal.SIGKILL)
         killed_ms = told.sent / 32
         await running
         undisturbed = await stream(client, sound, options, pace=0)
     told.require_in_order()
-    assert len(told.nodes) == 2 and told.resumed[0].away_s < 10
+    undisturbed.require_in_order()
+    assert len(told.nodes) == 2 and len(told.resumed) == 1 and told.nodes[1] == undisturbed.nodes[0]
     around = killed_ms - 2_000, killed_ms + options.latency_ms + 2_000
     assert outside(told.whole(), *around) == outside(undisturbed.whole(), *around)
-    assert {turn.label for turn in told.timeline.turns()} >= {"Member 0", "Member 1"}
-    assert {(turn.speaker, turn.label) for turn in told.closed.speakers} == {
-        (turn.speaker, turn.label) for turn in undisturbed.closed.speakers
+    for sides in (told.whole(), undisturbed.whole()):
+        before = {label for start, end, _, label in sides if end <= around[0]}
+        after = {label for start, end, _, label in sides if start >= around[1]}
+        kept = before & after
+        assert any(label.startswith("spk_") for label in kept), "nobody unknown spoke on both sides of the loss"
+        assert any(label.startswith("Member ") for label in kept)
+    assert told.closed is not None and undisturbed.closed is not None
+    assert {(one.speaker, one.label, one.voice_id) for one in told.closed.speakers} == {
+        (one.speaker, one.label, one.voice_id) for one in undisturbed.closed.speakers
     }
