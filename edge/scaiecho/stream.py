@@ -99,6 +99,7 @@ class _Transcribing:
         self._stretches = Stretches(self._chunk_ms) if self._transcriber is not None else None
         self._turns = TurnDeltas(self._chunk_ms)
         self._words = WordDeltas(has_speakers=False)
+        self._strangers: dict[str, int] = {}
         self._audio_bytes = 0
         self._failures = 0
 
@@ -198,8 +199,12 @@ class _Transcribing:
         by = delta.by
         if self._shows_speakers and by is not None and self._stream is not None:
             is_named = bool(by.voice_id) and self._stream.may_name(by.voice_id)
-            said["speaker_label"] = by.label if is_named else by.speaker
+            said["speaker_label"] = by.label if is_named else self._stranger(by.speaker)
         return json.dumps(said, ensure_ascii=False)
+
+    def _stranger(self, speaker: str) -> str:
+        """Strangers are counted among themselves, as their deltas come: the first of them is spk_0."""
+        return f"spk_{self._strangers.setdefault(speaker, len(self._strangers))}"
 
 
 async def _opening(socket: LiveSocket) -> Opening:

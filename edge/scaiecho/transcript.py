@@ -67,8 +67,9 @@ class TurnDeltas:
         told: list[Speaking] = []
         for turn in _finals(event):
             known = self._open.get(turn.speaker)
-            if known is not None and turn.start_ms <= known.end_ms and _is_same(known, turn):
-                known = replace(known, end_ms=max(known.end_ms, turn.end_ms), confidence=turn.confidence)
+            if known is not None and turn.start_ms <= known.end_ms and (not known.voice_id or _is_same(known, turn)):
+                # Who is recognised while speaking has been that person from the beginning of the turn.
+                known = replace(turn, start_ms=known.start_ms, end_ms=max(known.end_ms, turn.end_ms))
             else:
                 told += [known] if known else []
                 known = turn
