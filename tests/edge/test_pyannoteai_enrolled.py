@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from speakerd.rttm import parse_rttm
-from tests.edge.test_pyannoteai import ended, submit, upload
+from tests.edge.pyannoteai_calls import ended, submit, upload
 from tests.speakerd.running import ADA, BOB, RunningUp, speakerd, write_voice
 
 

@@ -17,7 +17,7 @@ from runtime.lifecycle import Tasks
 from tests.controlplane.conftest import until
 from tests.controlplane.receiver import Receiver, never, receiving, says
 from tests.edge.conftest import Served, Serving
-from tests.edge.test_pyannoteai import ended, refused, submit, upload
+from tests.edge.pyannoteai_calls import ended, refused, submit, upload
 
 
 @pytest.fixture
