@@ -52,7 +52,7 @@ class Told:
 async def _stream(call: Any, sound: Sequence[bytes], begin_s: float, over: asyncio.Event, told: Told) -> None:
     """One stream: chunks go in as they are due, results are timed."""
     try:
-        opening = node_pb2.StreamOpen(latency_ms=told.latency_ms, provisional=True)
+        opening = node_pb2.StreamOpen(latency_ms=told.latency_ms)
         await call.write(node_pb2.DiarizeRequest(open=opening))
         if (await call.read()) is aio.EOF:
             told.count(await call.code())

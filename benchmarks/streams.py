@@ -10,10 +10,10 @@ place of the recordings, and begin at times of their own.
 
 A lag is counted from when the chunk was due that completes a window until its turns are there; sound that came first
 in a step is older by up to one step (0.5 s). It holds with p99 <= 200 ms (null: 20 ms), no stream refused or failed,
-and nothing skipped. With --realtime (and kernel.sched_rr_timeslice_ms=1, so that a node's threads take turns) what
-else the machine does counts for less. CPU is of the node's whole process, gRPC and clustering included; the peer's is
-of its pipeline alone, over one stream, with as many threads (benchmarks/diart_peer.py, in a Python of its own:
---peer-python or SPEAKERD_DIART_PYTHON).
+and nothing skipped. With --realtime, and kernel.sched_rr_timeslice_ms=1 (a node's threads take turns) and
+kernel.sched_rt_runtime_us=-1, what else the machine does counts for less. CPU is of the node's whole process, gRPC and
+clustering included; the peer's is of its pipeline alone, over one stream, with as many threads
+(benchmarks/diart_peer.py, in a Python of its own: --peer-python or SPEAKERD_DIART_PYTHON).
 
 OUT: streams_held, lag_p50_ms and lag_p99_ms (of `builtin` at that number), cpu_s_per_audio_s and peer_cpu_s_per_audio_s
 (of pyannote's shapes), ratio of the two, and every run under `engines`.

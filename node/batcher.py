@@ -186,6 +186,8 @@ class Batcher:
         """Form a batch whenever the device is free and a window is due. Ends with DeviceLost."""
         self._device.lost.add_done_callback(lambda _: self._wake.set())
         while True:
+            # What the loop has in hand already may make windows due: they come along.
+            await asyncio.sleep(0)
             if taken := self._next_batch():
                 await self._analyse(taken)
                 continue
