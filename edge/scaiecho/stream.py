@@ -70,13 +70,13 @@ def install(app: FastAPI, path: str, render: Renderer) -> None:
                 await socket.close(UNAUTHENTICATED)
                 return
             await _Transcribing(
-                edge, socket, principal, await _opening(socket), partial(error_frame, render, request_id)
+                edge, socket, principal, await _opening(socket), partial(_told, render, request_id)
             ).run()
             await socket.close(NORMAL)
         except Gone:
             return
         except Exception as error:  # noqa: BLE001 - whoever listens is told that it is over
-            await refuse(socket, error_frame(render, request_id, error), error)
+            await refuse(socket, _told(render, request_id, error), error)
 
 
 class _Transcribing:
@@ -216,3 +216,9 @@ async def _opening(socket: LiveSocket) -> Opening:
     except ValidationError as error:
         wrong = [FieldError(".".join(map(str, one["loc"])), str(one["msg"])) for one in error.errors()[:20]]
         raise InvalidFields(*wrong) from None
+
+
+def _told(render: Renderer, request_id: str, error: Exception) -> dict[str, Any]:
+    """An error as this stream tells it: by its code and a message alone."""
+    frame = error_frame(render, request_id, error)
+    return {name: frame[name] for name in ("type", "code", "message")}
