@@ -99,6 +99,8 @@ def _field_of(error: Mapping[str, Any]) -> FieldError:
     where: Sequence[Any] = error["loc"]
     if error["type"] == "json_invalid":
         return FieldError("", "the body is not JSON")
+    if tuple(where) == ("body",):
+        return FieldError("", "the body has to be a JSON object, sent as application/json")
     # The first part says body, query or path, which the field's own name tells well enough.
     field = ".".join(str(part) for part in where[1:]) if len(where) > 1 else ""
     return FieldError(field, str(error["msg"]))

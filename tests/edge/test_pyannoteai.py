@@ -193,7 +193,9 @@ async def test_a_body_that_is_no_object_is_refused(http: httpx.AsyncClient) -> N
     for content in (b"", b"{", b"[]", b"null", b'"text"', b"\xff", b'{"url": 1e999}'):
         answer = await http.post("/v1/diarize", content=content, headers={"content-type": "application/json"})
         refused(answer)
-    refused(await http.post("/v1/diarize", content=b"url=media://x", headers={"content-type": "text/plain"}))
+    answer = await http.post("/v1/diarize", content=b"url=media://x", headers={"content-type": "text/plain"})
+    assert refused(answer) == [""]
+    assert "application/json" in answer.json()["errors"][0]["message"]
 
 
 async def test_a_job_that_fails_says_why_in_its_output(http: httpx.AsyncClient) -> None:
