@@ -397,6 +397,7 @@ class ControlPlane:
                 tenant_keys=tenant_keys,
                 fleet=fleet,
                 nodes=nodes,
+                registry=registry,
                 guard=guard,
                 redis_url=redis_url,
                 clock=clock,

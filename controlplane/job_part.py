@@ -29,6 +29,7 @@ from controlplane.media_tokens import MediaTokens
 from controlplane.metrics import Metrics
 from controlplane.nodes import Nodes
 from controlplane.object_store import ObjectStore
+from controlplane.registry import Registry
 from controlplane.registry_schema import JOB_NEWS
 from controlplane.relay_guard import RelayGuard
 from controlplane.tenant_keys import TenantKeys
@@ -48,6 +49,7 @@ class JobGround:
     tenant_keys: TenantKeys
     fleet: Fleet
     nodes: Nodes
+    registry: Registry
     guard: RelayGuard
     redis_url: str
     clock: Clock
@@ -96,6 +98,7 @@ class JobPart:
                 http=http,
                 fleet=ground.fleet,
                 nodes=ground.nodes,
+                registry=ground.registry,
                 voiceprint_s_max=settings.voiceprint_s_max,
             ),
             clock=clock,

@@ -70,10 +70,15 @@ class JobQueue:
             added += int(await self._ask(partial(self._enqueue, args=arguments)) or 0)
         return added
 
-    async def take(self, running: Mapping[str, int], full: Collection[str]) -> Taken | None:
-        """The next entry by turns. running: jobs that run, by tenant. full: tenants that may have no more."""
+    async def take(
+        self, running: Mapping[str, int], full: Collection[str], lowest: Priority = Priority.LOW
+    ) -> Taken | None:
+        """The next entry by turns, of this priority at least.
+
+        running: jobs that run, by tenant. full: tenants that may have no more.
+        """
         counts = {**running, **dict.fromkeys(full, -1)}
-        arguments: list[Any] = [PREFIX, self._worker_id, round(DELIVERY_S * 1000), int(max(Priority))]
+        arguments: list[Any] = [PREFIX, self._worker_id, round(DELIVERY_S * 1000), int(lowest), int(max(Priority))]
         arguments += [part for pair in counts.items() for part in pair]
         found = await self._ask(lambda: self._take(args=arguments))
         if not found:
@@ -105,12 +110,17 @@ class JobQueue:
 
 
 def next_of(
-    waiting: Sequence[Waiting], running: Mapping[str, int], full: Collection[str], served: Mapping[str, float]
+    waiting: Sequence[Waiting],
+    running: Mapping[str, int],
+    full: Collection[str],
+    served: Mapping[str, float],
+    lowest: Priority = Priority.LOW,
 ) -> Waiting | None:
     """The next job by turns, from SQL alone: while Redis is away. served: when each tenant had its last turn here."""
     firsts: dict[str, Waiting] = {}
     for job in waiting:
-        firsts.setdefault(job.tenant_id, job)
+        if job.priority <= lowest:
+            firsts.setdefault(job.tenant_id, job)
     return min(
         (job for tenant_id, job in firsts.items() if tenant_id not in full),
         key=lambda job: (running.get(job.tenant_id, 0), served.get(job.tenant_id, float("-inf"))),

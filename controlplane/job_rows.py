@@ -53,6 +53,7 @@ class Claim:
     failures: int
     media_id: str | None
     spec_ciphertext: bytes
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ async def claim(
         failures=int(row.failures),
         media_id=row.media_id,
         spec_ciphertext=bytes(row.spec_ciphertext),
+        priority=int(row.priority),
     )
 
 

@@ -8,6 +8,7 @@ ciphertext; when the run is cancelled, decoder and node stop at once.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from controlplane.leases import Lease
 from controlplane.media_store import BYTES_MAX, MediaStore, OpenMedia
 from controlplane.nodes import Nodes
 from controlplane.policy import Principal, audiences_of
+from controlplane.registry import Registry
 from controlplane.tenant_seals import TenantSeals
 from controlplane.voiceprint_blobs import open_print, seal_print
 from runtime.errors import BadAudio, NotFound, Overloaded, SpeakerdError, TooLarge, Unavailable
@@ -38,6 +40,8 @@ VOICEPRINT_BYTES_MAX = 100 << 20
 NODE_SILENT_S = 60.0
 """A node says once a second how far it is; one that says nothing for so long is given up."""
 FETCH_S_MAX = 3600.0
+PLENTY = 1_000
+"""Room of a node that does not say how much it has."""
 GONE = "the recording is not in the media store any more: upload it again; recordings are kept for 24 h"
 OTHER_MODEL = "{which}: of another model than the node that heard the recording, so it matched nobody"
 SEVERAL = "more than one speaker was heard: the voiceprint is of the one who speaks most"
@@ -79,17 +83,45 @@ class JobRunner:
     """Runs jobs."""
 
     def __init__(
-        self, *, media: MediaStore, http: GuardedHttp, fleet: Fleet, nodes: Nodes, voiceprint_s_max: float
+        self,
+        *,
+        media: MediaStore,
+        http: GuardedHttp,
+        fleet: Fleet,
+        nodes: Nodes,
+        registry: Registry,
+        voiceprint_s_max: float,
     ) -> None:
         self._media = media
         self._http = http
         self._fleet = fleet
         self._nodes = nodes
+        self._registry = registry
         self._voiceprint_s_max = voiceprint_s_max
         self._turn = 0
+        self._under_way: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return "JobRunner()"
+
+    @property
+    def num_under_way(self) -> int:
+        """Recordings that nodes hear for us."""
+        return self._under_way.total()
+
+    async def room(self) -> int | None:
+        """How many more recordings nodes would take, as far as is known; None while no node is serving."""
+        serving = await self._fleet.serving()
+        rooms = await self._rooms()
+        return sum(rooms.get(lease.address, PLENTY) for lease in serving) if serving else None
+
+    async def _rooms(self) -> dict[str, int]:
+        """Free places by address, of nodes that say how many they have. What is under way may not be told of yet."""
+        return {
+            view.address: max(0, view.files_max - max(view.files, self._under_way[view.address]))
+            for view in await self._registry.known(fresh=False)
+            if view.files_max
+        }
 
     async def run(self, claimed: Claim, spec: JobSpec, seals: TenantSeals, progress: Progress) -> Done:
         """What the job gave. Raises SpeakerdError by cause; NoNode where it should only wait."""
@@ -107,12 +139,19 @@ class JobRunner:
             for index, sent in enumerate(spec.voiceprints)
         ]
         refused: SpeakerdError = NoNode("no node has room")
+        rooms = await self._rooms()
         for lease in self._in_order(serving, prints):
+            # Before the recording is unpacked for a node that would not take it.
+            if rooms.get(lease.address, PLENTY) <= 0:
+                continue
+            self._under_way[lease.address] += 1
             try:
                 heard = await self._heard(lease, principal, spec, prints, progress)
             except Overloaded as error:
                 refused = NoNode(str(error))
                 continue
+            finally:
+                self._under_way[lease.address] -= 1
             return _done(heard, spec, prints, lease.model)
         raise refused
 

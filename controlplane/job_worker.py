@@ -24,7 +24,7 @@ from controlplane.job_queue import JobQueue, Taken, next_of
 from controlplane.job_record import pack
 from controlplane.job_rows import Claim, Waiting
 from controlplane.job_run import Done, JobRunner, NoNode, Progress
-from controlplane.job_spec import JobSpec, JobState
+from controlplane.job_spec import JobSpec, JobState, Priority
 from controlplane.jobs import Jobs
 from controlplane.metrics import Metrics
 from controlplane.pulse import Pulse, wait_for_any, wait_s
@@ -41,6 +41,10 @@ BEAT_S = 2.0
 SWEEP_S = 5.0
 """How often SQL is gone through for jobs that Redis does not know of, and for those of lost workers."""
 SWEEP_ROWS = 2_000
+ROOM_S = 1.0
+"""How often it is looked whether nodes have room again."""
+SHORT_PLACES = 2
+"""Places for jobs that make voiceprints, beside those for recordings: they take seconds and would wait for hours."""
 BACKOFF_S_MAX = 300.0
 WAIT_S = (1.0, 4.0)
 """How long a job that found no node waits, at least and at most."""
@@ -88,6 +92,7 @@ class JobWorker:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._of_tenant: Counter[str] = Counter()
         self._served: dict[str, float] = {}
+        self._num_short = 0
         self._free = Pulse()
         self._is_draining = False
 
@@ -108,8 +113,8 @@ class JobWorker:
                 if sweep_s <= self._clock.monotonic_s():
                     sweep_s = self._clock.monotonic_s() + SWEEP_S
                     await self.sweep()
-                while len(self._running) < self._limits.places and not self._is_draining:
-                    claimed = await self._claim_next()
+                while not self._is_draining and (lowest := self._lowest(await self._runner.room())) is not None:
+                    claimed = await self._claim_next(lowest)
                     if claimed is None:
                         break
                     self._begin(claimed)
@@ -117,7 +122,7 @@ class JobWorker:
                 get_logger().warning("jobs.not_claimed", reason=str(error))
                 await asyncio.sleep(1.0)
                 continue
-            await wait_for_any((woken, freed), sweep_s - self._clock.monotonic_s())
+            await wait_for_any((woken, freed), min(ROOM_S, sweep_s - self._clock.monotonic_s()))
 
     async def sweep(self) -> int:
         """Put back jobs of lost workers, and queue in Redis what waits in SQL; how many were not queued."""
@@ -158,7 +163,17 @@ class JobWorker:
         if running:
             await asyncio.wait(running, timeout=STOP_S)
 
-    async def _claim_next(self) -> Claim | None:
+    def _lowest(self, room: int | None) -> Priority | None:
+        """Down to which priority a job may be claimed now; None: none at all. room: places of nodes that are free."""
+        if room is None:
+            return None
+        recordings = len(self._running) - self._num_short
+        begun = recordings - self._runner.num_under_way
+        if recordings < self._limits.places and room > begun:
+            return Priority.LOW
+        return Priority.SHORT if self._num_short < SHORT_PLACES else None
+
+    async def _claim_next(self, lowest: Priority) -> Claim | None:
         """The next job by turns, claimed; None: there is none for us."""
         while True:
             async with self._database.read() as connection:
@@ -168,11 +183,11 @@ class JobWorker:
                 waiting: list[Waiting] = []
                 if not self._queue.is_up:
                     waiting = await job_rows.waiting(connection, now_lease_s=now_lease_s, limit=SWEEP_ROWS)
-            taken = await self._queue.take(running, full)
+            taken = await self._queue.take(running, full, lowest)
             if taken is not None:
                 job_id = taken.job_id
             else:
-                following = next_of(waiting, running, full, self._served)
+                following = next_of(waiting, running, full, self._served, lowest)
                 if following is None:
                     return None
                 job_id = following.job_id
@@ -207,14 +222,17 @@ class JobWorker:
         return claimed
 
     def _begin(self, claimed: Claim) -> None:
-        self._of_tenant[claimed.tenant_id] += 1
+        is_short = claimed.priority == Priority.SHORT
+        self._num_short += is_short
+        self._of_tenant[claimed.tenant_id] += not is_short
         task = asyncio.create_task(self._serve(claimed), name=f"job.{claimed.job_id}")
         self._running[claimed.job_id] = task
         self._metrics.jobs_running.set(len(self._running))
 
         def ended(task: asyncio.Task[None]) -> None:
             self._running.pop(claimed.job_id, None)
-            self._of_tenant[claimed.tenant_id] -= 1
+            self._num_short -= is_short
+            self._of_tenant[claimed.tenant_id] -= not is_short
             if not self._of_tenant[claimed.tenant_id]:
                 del self._of_tenant[claimed.tenant_id]
             self._metrics.jobs_running.set(len(self._running))

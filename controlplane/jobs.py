@@ -29,7 +29,7 @@ from controlplane.job_leaving import JobLeaving, Leaving
 from controlplane.job_news import JobNews
 from controlplane.job_queue import JobQueue
 from controlplane.job_rows import EndedJob, EndHook, Waiting
-from controlplane.job_spec import JobKind, JobSpec, JobState, MediaKey, MediaUrl, check
+from controlplane.job_spec import JobKind, JobSpec, JobState, MediaKey, MediaUrl, check, place_of
 from controlplane.job_view import Job, JobAsked, JobPage
 from controlplane.media_store import KEPT, NO_SUCH_MEDIA, MediaStore
 from controlplane.policy import Principal
@@ -137,7 +137,7 @@ class Jobs:
                         key_id=principal.key_id,
                         kind=spec.kind.value,
                         state=JobState.CREATED.value,
-                        priority=int(spec.priority),
+                        priority=int(place_of(spec)),
                         spec_ciphertext=seals.seal(JOBS, encode_spec(spec), job_id),
                         media_id=media_id,
                         idempotency_index=index,
@@ -150,7 +150,7 @@ class Jobs:
         # Looked at before a worker may have it: a new job is answered as one that waits.
         job = await self.get(principal, job_id)
         if known is None:
-            await self._queue.enqueue([Waiting(job_id, principal.tenant_id, int(spec.priority))])
+            await self._queue.enqueue([Waiting(job_id, principal.tenant_id, int(place_of(spec)))])
             await self._tell("new")
         return job
 

@@ -275,12 +275,13 @@ end
 return added
 """
 
-# ARGV: prefix, worker, milliseconds after which a delivery that came to nothing is another's, the lowest priority, then
-# (tenant, jobs of it that run, -1 when it may have no more) again and again. The next job by turns: of the tenant with
-# the fewest that run, and of those the one whose last turn is the longest ago.
+# ARGV: prefix, worker, milliseconds after which a delivery that came to nothing is another's, the lowest priority
+# that is taken, the lowest there is, then (tenant, jobs of it that run, -1 when it may have no more) again and again.
+# The next job by turns: of the tenant with the fewest that run, and of those the one whose last turn is the longest
+# ago.
 JOB_TAKE = """
 local running, tenants = {}, {}
-for at = 5, #ARGV, 2 do running[ARGV[at]] = tonumber(ARGV[at + 1]) end
+for at = 6, #ARGV, 2 do running[ARGV[at]] = tonumber(ARGV[at + 1]) end
 for place, tenant in ipairs(redis.call('ZRANGE', ARGV[1] .. 'jobs:turns', 0, -1)) do
   tenants[place] = {tenant, running[tenant] or 0, place}
 end
@@ -310,7 +311,8 @@ for _, row in ipairs(tenants) do
         end
       end
     end
-    if entries == 0 then redis.call('ZREM', ARGV[1] .. 'jobs:turns', tenant) end
+    local is_whole = ARGV[4] == ARGV[5]
+    if entries == 0 and is_whole then redis.call('ZREM', ARGV[1] .. 'jobs:turns', tenant) end
   end
 end
 return false
