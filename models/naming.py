@@ -73,11 +73,14 @@ class Candidates:
 
     cosines: (P, V) of each speaker against each voice that could be his. net_speech_samples: (V,), clean speech that
     each voice stands on. num_in_scope: how many voices there are in all; more than V where the nearest were picked.
+    persons: (V,), the same number where voices are taken to be one person's, who was enrolled more than once: they are
+    no rivals of each other. None: each is of somebody else.
     """
 
     cosines: FloatArray
     net_speech_samples: npt.NDArray[np.int64]
     num_in_scope: int
+    persons: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         assert self.net_speech_samples.shape == self.cosines.shape[1:]
@@ -89,8 +92,9 @@ class Verdict:
     """What naming says of one session speaker: its report.
 
     voice: index of its voice, or None. best: the same, or the likeliest voice where there is none; None without voices.
-    probability, cosine, margin: those of `best`, 0 where there are no voices at all. runner_up: the nearest other voice
-    with its cosine and probability, None where there is no other. voice_speech_samples: clean speech behind `best`.
+    probability, cosine, margin: those of `best`, 0 where there are no voices at all. runner_up: the nearest voice of
+    another person with its cosine and probability, None where there is no other. voice_speech_samples: clean speech
+    behind `best`.
     """
 
     voice: int | None
@@ -118,7 +122,14 @@ def match_evidence(candidates: Candidates, net_speech_samples: np.ndarray, namin
     speaker = _log_seconds(net_speech_samples, naming.net_speech_samples_max)[:, None]  # (P, 1)
     voice = _log_seconds(candidates.net_speech_samples, naming.voice_speech_samples_max)[None]  # (1, V)
     gallery = np.full((1, 1), np.log(max(candidates.num_in_scope, 1)))
-    terms = (np.ones((1, 1)), cosines, margins(cosines, naming.background_cosine), speaker, voice, gallery)
+    terms = (
+        np.ones((1, 1)),
+        cosines,
+        margins(cosines, naming.background_cosine, candidates.persons),
+        speaker,
+        voice,
+        gallery,
+    )
     return np.stack([np.broadcast_to(term, cosines.shape) for term in terms], axis=-1).astype(np.float32)
 
 
@@ -151,15 +162,30 @@ def same_voice_probability(
     return float(match_probabilities(alone, np.array([one_speech_samples]), naming)[0, 0])
 
 
-def margins(cosines: FloatArray, background_cosine: float) -> FloatArray:
-    """By how much each voice beats the best other voice, or the background: (P, V) → (P, V)."""
+def margins(cosines: FloatArray, background_cosine: float, persons: npt.NDArray[np.int64] | None = None) -> FloatArray:
+    """By how much each voice beats the best voice of another person, or the background: (P, V) → (P, V).
+
+    persons: (V,), whose each is; None: each is of somebody else.
+    """
     num_speakers, num_voices = cosines.shape
     rivals = np.full((num_speakers, num_voices), background_cosine, np.float32)
     if num_voices > 1:
-        order = np.partition(cosines, num_voices - 2, axis=1)
-        best, second = order[:, -1:], order[:, -2:-1]
-        rivals = np.maximum(rivals, np.where(cosines >= best, second, best))
+        # The best of each person (P, H), and which of them each voice is.
+        person = np.arange(num_voices) if persons is None else np.unique(persons, return_inverse=True)[1]
+        nearest = cosines if persons is None else _of_each_person(cosines, person)
+        if nearest.shape[1] > 1:
+            order = np.partition(nearest, nearest.shape[1] - 2, axis=1)
+            best, second = order[:, -1:], order[:, -2:-1]
+            rivals = np.maximum(rivals, np.where(nearest >= best, second, best)[:, person])
     found: FloatArray = cosines - rivals
+    return found
+
+
+def _of_each_person(cosines: FloatArray, person: npt.NDArray[np.int64]) -> FloatArray:
+    """The best cosine of each person's voices: (P, V) → (P, H). person: (V,), each of 0 to H-1 at least once."""
+    order = np.argsort(person, kind="stable")
+    begins = np.searchsorted(person[order], np.arange(person.max() + 1))
+    found: FloatArray = np.maximum.reduceat(cosines[:, order], begins, axis=1)
     return found
 
 
@@ -176,7 +202,7 @@ def name_speakers(
     if num_speakers == 0:
         return []
     probabilities = match_probabilities(candidates, net_speech_samples, naming)
-    margin = margins(candidates.cosines, naming.background_cosine)
+    margin = margins(candidates.cosines, naming.background_cosine, candidates.persons)
     heard = np.asarray(net_speech_samples) >= naming.net_speech_samples_min
     least = _live_least(net_speech_samples, naming) if is_live else np.full(num_speakers, naming.probability_min)
     acceptable = (probabilities >= least[:, None]) & (margin >= naming.margin_min) & heard[:, None]
@@ -196,7 +222,7 @@ def name_speakers(
             reason = Reason.THIN_MARGIN
         else:
             reason = Reason.TAKEN
-        runner_up = _nearest_other(candidates.cosines[speaker], best)
+        runner_up = _nearest_other(candidates.cosines[speaker], best, candidates.persons)
         verdicts.append(
             Verdict(
                 voice,
@@ -222,13 +248,12 @@ def _live_least(net_speech_samples: np.ndarray, naming: NamingParameters) -> npt
     return least
 
 
-def _nearest_other(cosines: FloatArray, voice: int) -> int | None:
-    """The voice nearest to a speaker with cosines (V,), but for one; None where that is the only one."""
-    if len(cosines) < 2:
-        return None
+def _nearest_other(cosines: FloatArray, voice: int, persons: npt.NDArray[np.int64] | None) -> int | None:
+    """The voice nearest to a speaker with cosines (V,), but for those of one's person; None where there is no other."""
     others = np.array(cosines)
-    others[voice] = -np.inf
-    return int(np.argmax(others))
+    others[voice if persons is None else persons == persons[voice]] = -np.inf
+    nearest = int(np.argmax(others))
+    return None if np.isneginf(others[nearest]) else nearest
 
 
 def _log_seconds(samples: np.ndarray, most: int) -> npt.NDArray[np.float64]:

@@ -85,6 +85,7 @@ class FileNaming:
             np.hstack([_against(centroids, sent), enrolled]),
             np.concatenate([np.array(voices, np.int64), roster.net_speech_samples]).astype(np.int64),
             len(sent) + roster.num_in_scope,
+            _persons(len(sent), roster),
         )
         clean_samples = np.array([speaker.clean_samples for speaker in speakers], np.int64)
         found = identify(
@@ -136,3 +137,10 @@ def _against(vectors: FloatArray, sent: Sequence[tuple[int, FloatArray]]) -> Flo
         return np.zeros((len(vectors), len(sent)), np.float32)
     found: FloatArray = (vectors @ np.stack([embedding for _, embedding in sent]).T).astype(np.float32)
     return found
+
+
+def _persons(num_sent: int, roster: Roster) -> np.ndarray | None:
+    """Whose each candidate is: of those that were sent, each is of somebody else."""
+    if roster.persons is None:
+        return None
+    return np.concatenate([-1 - np.arange(num_sent), roster.persons]).astype(np.int64)

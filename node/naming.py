@@ -116,7 +116,7 @@ def matches(
 
 def candidates_of(cosines: FloatArray, roster: Roster) -> Candidates:
     """The voices of a roster as a decision sees them; cosines: (K, V) against them."""
-    return Candidates(cosines, roster.net_speech_samples, roster.num_in_scope)
+    return Candidates(cosines, roster.net_speech_samples, roster.num_in_scope, roster.persons)
 
 
 class SessionNaming:

@@ -61,7 +61,8 @@ class Roster:
 
     revision: of the audiences' voices. rows: (V,) int64, their rows in the gallery. generations: by voice id.
     net_speech_samples: (V,) int64, clean speech that each stands on. num_in_scope: how many voices there were to choose
-    from, where these are the nearest of them; V otherwise.
+    from, where these are the nearest of them; V otherwise. persons: (V,) int64, the same number for voices of a tenant
+    that are called alike: one person, enrolled more than once. None where there are no such.
     """
 
     audiences: tuple[str, ...]
@@ -71,6 +72,7 @@ class Roster:
     generations: Mapping[str, int]
     net_speech_samples: np.ndarray
     num_in_scope: int
+    persons: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.voices)
@@ -247,6 +249,7 @@ class VoiceStore:
             {voice.voice_id: voice.generation for voice in voices},
             np.array([voice.net_speech_samples for voice in voices], np.int64),
             len(voices) if num_in_scope is None else num_in_scope,
+            _persons(voices),
         )
 
     async def _put(self, wanted: Voice, embedding: FloatArray, epoch: int) -> Voice:
@@ -393,3 +396,14 @@ def require_fit(embedding: FloatArray, embedding_dim: int) -> None:
     length = float(np.linalg.norm(embedding))
     if not np.isfinite(length) or abs(length - 1.0) > 1e-2:
         raise InvalidRequest("the voiceprint is not of unit length: send it as Analyze gave it")
+
+
+def _persons(voices: Sequence[Voice]) -> np.ndarray | None:
+    """Whose each voice is, by what it is called; None where nobody is there twice."""
+    numbers: dict[tuple[str, str], int] = {}
+    # Who is called nothing is told apart by the voice alone.
+    found = [
+        numbers.setdefault((voice.tenant_id, voice.label.casefold() or f"\0{voice.voice_id}"), len(numbers))
+        for voice in voices
+    ]
+    return None if len(numbers) == len(voices) else np.array(found, np.int64)

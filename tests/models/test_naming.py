@@ -121,3 +121,26 @@ def test_two_clips_of_one_voice_are_likelier_one_person_than_clips_of_two():
     one, near, far = (np.array(v, np.float32) for v in ([1, 0], [0.8, 0.6], [0, 1]))
     assert same_voice_probability(one, near, LONG, LONG, NAMING) > 0.9
     assert same_voice_probability(one, far, LONG, LONG, NAMING) < 0.01
+
+
+def test_voices_of_one_person_are_no_rivals_of_each_other() -> None:
+    cosines = np.array([[0.8, 0.79, 0.78, 0.3], [0.1, 0.2, 0.15, 0.7]], np.float32)
+    persons = np.array([7, 7, 7, 3])
+    np.testing.assert_allclose(margins(cosines, 0.0, persons)[0], [0.5, 0.49, 0.48, -0.5], atol=1e-6)
+    alone = margins(cosines[:, :3], 0.1, persons[:3])
+    np.testing.assert_allclose(alone, cosines[:, :3] - 0.1, atol=1e-6)
+    several = Candidates(cosines, np.full(4, LONG), 4)
+    apart = name_speakers(several, np.full(2, LONG), NAMING)
+    assert (apart[0].voice, apart[0].runner_up) == (None, 1)
+    together = name_speakers(dataclasses.replace(several, persons=persons), np.full(2, LONG), NAMING)
+    assert [(verdict.voice, verdict.runner_up) for verdict in together] == [(0, 3), (3, 1)]
+    only = dataclasses.replace(
+        several, cosines=cosines[:, :3], net_speech_samples=np.full(3, LONG), persons=persons[:3]
+    )
+    assert name_speakers(only, np.full(2, LONG), NAMING)[0].runner_up is None
+
+
+def test_persons_of_one_voice_each_change_nothing() -> None:
+    generator = np.random.default_rng(0)
+    cosines = generator.uniform(-0.2, 0.9, (5, 30)).astype(np.float32)
+    np.testing.assert_array_equal(margins(cosines, 0.1), margins(cosines, 0.1, generator.permutation(30)))

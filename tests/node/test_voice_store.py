@@ -219,3 +219,23 @@ async def test_of_very_many_voices_the_nearest_are_told_and_those_that_speakers_
     assert set(roster.generations) == {f"v{number:02}" for number in nearest | {15}}
     assert roster.num_in_scope == 30
     np.testing.assert_allclose(cosines, plain[:, sorted(nearest | {15})], atol=1e-6)
+
+
+async def test_voices_of_a_tenant_that_are_called_alike_are_one_persons(store: VoiceStore) -> None:
+    async def called(voice_id: str, label: str, tenant_id: str = "t") -> None:
+        seed = len(store)
+        await store.put(tenant_id, voice_id, 0, label=label, embedding=unit(seed), net_speech_samples=16_000)
+
+    await called("v1", "Ada")
+    await called("v2", "Bob")
+    await called("v3", "")
+    await called("v4", "")
+    assert store.candidates(("t",)).persons is None
+    await called("v5", "ADA")
+    await called("v6", "Bob", tenant_id="other")
+    persons = store.candidates(("t",)).persons
+    assert persons is not None
+    assert persons.tolist() == [0, 1, 2, 3, 0]
+    both = store.candidates(("t", "other")).persons
+    assert both is not None
+    assert both.tolist() == [0, 1, 2, 3, 0, 4]
