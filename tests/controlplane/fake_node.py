@@ -60,6 +60,8 @@ class FakeNode(node_pb2_grpc.NodeServicer):
         self.result: node_pb2.FileResult | None = None  # None: one speaker, whom nobody knows
         self.openings: list[node_pb2.FileOpen] = []
         self.file_refusals: list[SpeakerdError] = []  # one a file, before it is heard
+        self.files_max = 0  # 0: it does not say
+        self.files_open = 0
         self.files_cut = 0  # files that were cancelled while they were heard
         self.answers = asyncio.Event()
         self.answers.set()  # set: a file's result is given as soon as it is heard
@@ -151,7 +153,12 @@ class FakeNode(node_pb2_grpc.NodeServicer):
                 node_id=self.node_id,
                 incarnation=self.incarnation,
                 state=self.state,
-                load=node_pb2.NodeLoad(streams=self.streams, streams_max=self.streams_max),
+                load=node_pb2.NodeLoad(
+                    streams=self.streams,
+                    streams_max=self.streams_max,
+                    files=self.files_open,
+                    files_max=self.files_max,
+                ),
                 address=self.address,
                 model=self.model,
                 cursor=self.cursor,
@@ -266,6 +273,7 @@ class FakeNode(node_pb2_grpc.NodeServicer):
             raise self.file_refusals.pop(0)
         data = bytearray()
         opening = None
+        self.files_open += 1
         try:
             async for request in request_iterator:
                 if request.HasField("open"):
@@ -280,6 +288,8 @@ class FakeNode(node_pb2_grpc.NodeServicer):
         except asyncio.CancelledError:
             self.files_cut += 1
             raise
+        finally:
+            self.files_open -= 1
         if self.result is not None:
             yield node_pb2.DiarizeFileResponse(result=self.result)
             return

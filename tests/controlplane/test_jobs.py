@@ -454,6 +454,26 @@ async def test_a_tenants_quota_bounds_what_is_worked_on_and_not_what_waits(world
     assert (await ended(client, ours.job_id)).state == SUCCEEDED
 
 
+async def test_no_more_is_begun_than_nodes_have_room_for_and_a_voiceprint_waits_for_no_recording(world: World) -> None:
+    plane, client, node = await stage(world, jobs_at_once=4)
+    node.files_max = 1
+
+    async def is_told() -> bool:
+        return [view.files_max for view in await plane.core.registry.known()] == [1]
+
+    await until(is_told)
+    node.answers.clear()
+    made = [(await create(client, media_key="talk")).job_id for _ in range(3)]
+    await until(lambda: len(node.files) == 1)
+    assert (await run(client, "voiceprint", media_key="talk")).state == SUCCEEDED
+    states = [(await get(client, job_id)).state for job_id in made]
+    assert states == [jobs_pb2.Job.STATE_RUNNING, jobs_pb2.Job.STATE_CREATED, jobs_pb2.Job.STATE_CREATED]
+    node.answers.set()
+    for job_id in made:
+        assert (await ended(client, job_id)).state == SUCCEEDED
+    assert len(node.files) == 3
+
+
 async def test_there_is_a_bound_on_jobs_that_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(use_cases, "LIVE_MAX", 2)
     plane = await world.plane()
