@@ -26,6 +26,7 @@ from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.bundle import Bundle
 from models.diarize import FileDiarization
 from models.enrolment import hear_voice
+from models.fixed_shapes import CPU_SIZES, GPU_SIZES, FixedShapes
 from models.local_speakers import LocalParameters, find_local_speakers
 from models.ring import Ring
 from models.seams import DueWindow, SlotKind, VoiceSample
@@ -62,8 +63,10 @@ class _Slot:
 class TorchDevice:
     """AnalysisDevice on a torch device. Call it from one thread."""
 
-    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
+    def __init__(self, bundle: Bundle, device: str = "cpu", *, batch_sizes: Sequence[int] | None = None) -> None:
+        """batch_sizes: to which batches are filled up, if not as suits the device."""
         self._device = torch.device(device)
+        self._shapes = FixedShapes(batch_sizes or (GPU_SIZES if self._device.type == "cuda" else CPU_SIZES))
         self._bundle = bundle
         self._grid = bundle.grid
         self._care = _Care(bundle.grid, bundle.local)
@@ -236,7 +239,7 @@ class TorchDevice:
             ends = [(self._slots[windows[i].slot].samples, windows[i].end_samples) for i in indices]
             sounds = torch.stack([samples.read(end - length, end) for samples, end in ends])  # (B, N)
             with self._precision(low=low):
-                classes = self._segmentation(sounds)
+                classes = self._shapes.run(self._segmentation, sounds)
             num_frames = length // grid.step_samples
             found[indices, grid.num_frames - num_frames :] = self._on_grid(classes, num_frames)
         return found
@@ -275,7 +278,7 @@ class TorchDevice:
                 heard = [(index, mels) for index, (_, mels) in enumerate(batch) if mels is not None]
                 if heard:
                     with self._precision(low=low):
-                        encoded = self.encode_partials(torch.stack([mels for _, mels in heard]))
+                        encoded = self._shapes.run(self.encode_partials, torch.stack([mels for _, mels in heard]))
                     vectors[[index for index, _ in heard]] = self._project(encoded.float())
                 for (held, _), vector in zip(batch, vectors, strict=True):
                     held.partials.append(vector[None])

@@ -5,38 +5,32 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from models.analysis import WindowAnalysis
 from models.online import OnlineParams
 from models.seams import DueWindow
 from node import events
-from node.access import Access, Caller
+from node.access import Caller
 from node.batcher import SATURATED_WINDOWS_MIN, Batcher
-from node.checkpoint import CheckpointSeal
-from node.decoders import Decoders
-from node.device_thread import DeviceThread
 from node.engine import PROBE_SLOT, Engine
 from node.load import LoadGauge
 from node.metrics import NodeMetrics
 from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery, collector
 from node.slots import Slot, SlotTable
 from node.source import Source
-from node.standing import Standing
 from node.streams import LiveStreams
 from node.voice_store import VoiceStore
 from runtime.clock import SteppedClock
 from runtime.errors import Overloaded
 from tests.node.conftest import ADA, BOB, pcm, tones
+from tests.node.live_desk import LATE_S, live_streams
 from tests.node.test_session_bounds import REQUEST, ScriptedPeer
 
 HOP_S = 0.5
-LATE_S = 2.0
 
 
 class GatedDevice(NullDevice):
@@ -54,7 +48,7 @@ class GatedDevice(NullDevice):
         return super().analyze(windows)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Desk:
     """A node's live streams over a gated device, on a clock that stands."""
 
@@ -64,42 +58,20 @@ class Desk:
     slots: SlotTable
     store: VoiceStore
     metrics: NodeMetrics
-    clock: SteppedClock = field(default_factory=SteppedClock)
+    clock: SteppedClock
 
 
 @asynccontextmanager
 async def desk() -> AsyncIterator[Desk]:
-    device, metrics, clock = GatedDevice(), NodeMetrics(CollectorRegistry()), SteppedClock()
+    device, clock = GatedDevice(), SteppedClock()
     engine = Engine(
         device, NullGallery(64), "null", "null@1", "null", OnlineParams(evidence=CLUSTERING), NAMING, collector
     )
-    thread = DeviceThread(lambda: engine, calls_max=64)
-    await thread.start()
-    batcher, slots = Batcher(thread, GRID, metrics, clock, late_s=LATE_S), SlotTable(4, what="stream")
-    store = VoiceStore(thread, embedding_dim=64)
-    running = asyncio.create_task(batcher.run())
-    with ThreadPoolExecutor(1) as steps:
-        streams = LiveStreams(
-            node_id="n",
-            engine=engine,
-            batcher=batcher,
-            store=store,
-            standing=Standing(None),
-            access=Access(node_id="n", fleet_key=None, clock=clock),
-            seal=CheckpointSeal(model="null@1", clock=clock),
-            slots=slots,
-            decoders=Decoders(1, 1),
-            steps=steps,
-            metrics=metrics,
-            clock=clock,
-        )
+    async with live_streams(engine, clock) as made:
         try:
-            yield Desk(device, batcher, streams, slots, store, metrics, clock)
+            yield Desk(device, made.batcher, made.streams, made.slots, made.store, made.metrics, clock)
         finally:
             device.gate.set()
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-            await thread.stop()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,14 @@ import pytest
 import soundfile
 from grpc import aio
 
-from speakerd.v1 import node_pb2
+from node import events, wire
+from node.access import Caller
+from node.engine import engine_loader
+from speakerd.v1 import common_pb2, node_pb2
 from tests.node.conftest import RATE, RunningNode, pcm, running_node, tones
+from tests.node.live_desk import live_streams
+from tests.node.replayed_device import ReplayedDevice
+from tests.node.test_session_bounds import REQUEST
 
 HOURS = 8
 CHUNK = RATE  # bytes: half a second
@@ -40,13 +46,34 @@ class Loop:
 class Hours:
     """What was noted as the stream went on."""
 
-    turns: list[node_pb2.Turn] = field(default_factory=list)
+    turns: list[common_pb2.Turn] = field(default_factory=list)
     merged: dict[str, str] = field(default_factory=dict)
     rss_mib: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     checkpoint_bytes: list[int] = field(default_factory=list)
     lag_ms: list[int] = field(default_factory=list)
     skipped: int = 0
+
+    def note(self, response: node_pb2.DiarizeResponse) -> None:
+        """Take what a stream told."""
+        kind = response.WhichOneof("message")
+        if kind == "turns":
+            self.turns += response.turns.turns
+        elif kind == "relabel":
+            self.merged[response.relabel.speaker] = response.relabel.label
+        elif kind == "checkpoint":
+            self.checkpoint_bytes.append(len(response.checkpoint.data))
+        elif kind == "progress":
+            self.lag_ms.append(response.progress.lag_ms)
+        elif kind == "closed":
+            self.skipped = response.closed.skipped_windows
+            assert response.closed.duration_ms == HOURS * HOUR_MS
+
+    def note_process(self, process: psutil.Process) -> None:
+        """Another hour is over."""
+        times = process.cpu_times()
+        self.cpu_s.append(times.user + times.system)
+        self.rss_mib.append(process.memory_info().rss / 2**20)
 
     def label(self, speaker: str) -> str:
         while self.merged.get(speaker, speaker) != speaker:
@@ -80,36 +107,47 @@ def voices_of_tones() -> Loop:
     return Loop(np.concatenate(pieces), spoken)
 
 
-async def sent(loop: Loop, hours: int) -> AsyncIterator[node_pb2.DiarizeRequest]:
+class LoopingPeer:
+    """Sends a loop of sound for hours, to a node in this process."""
+
+    def __init__(self, loop: Loop, found: Hours) -> None:
+        self._data = pcm(loop.samples)
+        self._found = found
+        self._sent = 0
+        self._is_open = False
+
+    async def receive(self) -> object:
+        await asyncio.sleep(0)
+        if not self._is_open:
+            self._is_open = True
+            return REQUEST
+        self._sent += CHUNK
+        if self._sent > HOURS * 7_200 * CHUNK:
+            return events.Finish()
+        at = (self._sent - CHUNK) % len(self._data)
+        return self._data[at : at + CHUNK]
+
+    async def send(self, event: events.Event) -> None:
+        self._found.note(wire.response(event))
+
+
+async def sent(loop: Loop) -> AsyncIterator[node_pb2.DiarizeRequest]:
     yield node_pb2.DiarizeRequest(open=node_pb2.StreamOpen(latency_ms=2_000))
     data = pcm(loop.samples)
     data = data[: len(data) // CHUNK * CHUNK]
-    for number in range(hours * 7_200):
+    for number in range(HOURS * 7_200):
         at = number * CHUNK % len(data)
         yield node_pb2.DiarizeRequest(audio=data[at : at + CHUNK])
     yield node_pb2.DiarizeRequest(finish=node_pb2.StreamFinish())
 
 
-async def listen(node: RunningNode, loop: Loop, hours: int) -> Hours:
+async def listen(node: RunningNode, loop: Loop) -> Hours:
     found, process = Hours(), psutil.Process(node.process.pid)
-    call = node.stub.Diarize(sent(loop, hours))
+    call = node.stub.Diarize(sent(loop))
     while (response := await call.read()) is not aio.EOF:
-        kind = response.WhichOneof("message")
-        if kind == "turns":
-            found.turns += response.turns.turns
-            if response.turns.final_ms >= (len(found.cpu_s) + 1) * HOUR_MS:
-                times = await asyncio.to_thread(process.cpu_times)
-                found.cpu_s.append(times.user + times.system)
-                found.rss_mib.append(process.memory_info().rss / 2**20)
-        elif kind == "relabel":
-            found.merged[response.relabel.speaker] = response.relabel.label
-        elif kind == "checkpoint":
-            found.checkpoint_bytes.append(len(response.checkpoint.data))
-        elif kind == "progress":
-            found.lag_ms.append(response.progress.lag_ms)
-        elif kind == "closed":
-            found.skipped = response.closed.skipped_windows
-            assert response.closed.duration_ms == hours * HOUR_MS
+        found.note(response)
+        if response.turns.final_ms >= (len(found.cpu_s) + 1) * HOUR_MS:
+            found.note_process(process)
     return found
 
 
@@ -154,7 +192,26 @@ def judge(found: Hours, loop: Loop) -> None:
 async def test_eight_hours_of_voices_of_tones_leave_memory_and_cost_flat_and_labels_kept(tmp_path: Path) -> None:
     loop = voices_of_tones()
     async with running_node("--standalone", "--device", "null", log=tmp_path / "node.log") as node:
-        judge(await listen(node, loop, HOURS), loop)
+        judge(await listen(node, loop), loop)
+
+
+async def test_eight_hours_of_five_people_whose_windows_come_again_leave_labels_and_memory_as_they_were(
+    audio: Path,
+) -> None:
+    loop = people(audio / "librispeech" / "members")
+    loop.samples = loop.samples[: len(loop.samples) // RATE * RATE]
+    found, process = Hours(), psutil.Process()
+    loaded = engine_loader("builtin", "cpu")()
+
+    def on_window(end: int) -> None:
+        if end % (3600 * RATE) == 0:
+            found.note_process(process)
+
+    device = ReplayedDevice(loaded.device, len(loop.samples), on_window)
+    async with live_streams(replace(loaded, device=device)) as made:
+        peer = LoopingPeer(loop, found)
+        await made.streams.serve(peer, Caller())  # type: ignore[arg-type]
+    judge(found, loop)
 
 
 async def test_eight_hours_of_five_people_leave_memory_and_cost_flat_and_labels_kept(
@@ -162,4 +219,4 @@ async def test_eight_hours_of_five_people_leave_memory_and_cost_flat_and_labels_
 ) -> None:
     loop = people(audio / "librispeech" / "members")
     async with running_node("--standalone", "--device", "cpu", log=tmp_path / "node.log") as node:
-        judge(await listen(node, loop, HOURS), loop)
+        judge(await listen(node, loop), loop)
