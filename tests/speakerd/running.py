@@ -15,7 +15,7 @@ import psutil
 import soundfile
 
 RATE = 16_000
-READY_S = 60.0
+READY_S = 120.0
 ADA = (300.0, 900.0, 2100.0)
 BOB = (500.0, 1500.0, 3300.0)
 
