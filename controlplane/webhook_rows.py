@@ -7,6 +7,7 @@ more. So a job's end is told at least once as long as anybody lives, and not twi
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, delete, insert, or_, select, update
@@ -66,10 +67,17 @@ async def add(
     )
 
 
-async def due(connection: AsyncConnection, now_lease_s: float, limit: int) -> list[Due]:
-    """What is to be tried now and is nobody's, the longest due first."""
-    query = select(table.c.job_id, table.c.tenant_id).where(_is_free(now_lease_s)).order_by(table.c.due_lease_s)
-    return [Due(row.job_id, row.tenant_id) for row in await connection.execute(query.limit(limit))]
+async def due(
+    connection: AsyncConnection, now_lease_s: float, limit: int, *, without: Collection[str] = ()
+) -> list[Due]:
+    """What is to be tried now and is nobody's, the longest due first. without: tenants whose turn it is not."""
+    query = (
+        select(table.c.job_id, table.c.tenant_id)
+        .where(_is_free(now_lease_s), table.c.tenant_id.not_in(without))
+        .order_by(table.c.due_lease_s)
+        .limit(limit)
+    )
+    return [Due(row.job_id, row.tenant_id) for row in await connection.execute(query)]
 
 
 async def claim(connection: AsyncConnection, job_id: str, now_lease_s: float) -> Attempt | None:

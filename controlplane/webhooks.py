@@ -35,7 +35,7 @@ RUNNING_MAX = 32
 RUNNING_OF_TENANT_MAX = 4
 LOOK_S = 1.0
 """How often what is due is looked for: ends of other control planes' jobs, and what is to be tried again."""
-LOOK_MAX = 500
+LOOK_MAX = 200
 AGAIN_S = 2.0
 """When a delivery that could not be tried is tried."""
 KEPT_S = 24 * 3600.0
@@ -125,19 +125,26 @@ class Webhooks:
         return Chore("webhooks", FORGET_S, forget)
 
     async def _begin_due(self) -> None:
-        if self._body_of() is None or len(self._running) >= RUNNING_MAX:
-            return
-        async with self._database.read() as connection:
-            found = await rows.due(connection, await self._database.lease_now_s(connection), LOOK_MAX)
-        for one in found:
-            if len(self._running) >= RUNNING_MAX:
+        while self._body_of() is not None and len(self._running) < RUNNING_MAX:
+            full = [tenant_id for tenant_id, number in self._running_of.items() if number >= RUNNING_OF_TENANT_MAX]
+            async with self._database.read() as connection:
+                now_lease_s = await self._database.lease_now_s(connection)
+                found = await rows.due(connection, now_lease_s, LOOK_MAX, without=full)
+            num_begun = sum(self._begin(one) for one in found)
+            # A tenant that has much to be told of fills a look; who comes behind it is found by the next.
+            if not num_begun or len(found) < LOOK_MAX:
                 return
-            if one.job_id in self._running or self._running_of[one.tenant_id] >= RUNNING_OF_TENANT_MAX:
-                continue
-            self._running_of[one.tenant_id] += 1
-            task = asyncio.create_task(self._attempt(one), name="webhook")
-            self._running[one.job_id] = task
-            task.add_done_callback(lambda _, one=one: self._ended(one))  # type: ignore[misc]
+
+    def _begin(self, one: rows.Due) -> bool:
+        """Begin to tell of a job, if there is room for it."""
+        is_full = len(self._running) >= RUNNING_MAX or self._running_of[one.tenant_id] >= RUNNING_OF_TENANT_MAX
+        if is_full or one.job_id in self._running:
+            return False
+        self._running_of[one.tenant_id] += 1
+        task = asyncio.create_task(self._attempt(one), name="webhook")
+        self._running[one.job_id] = task
+        task.add_done_callback(lambda _: self._ended(one))
+        return True
 
     def _ended(self, one: rows.Due) -> None:
         del self._running[one.job_id]
