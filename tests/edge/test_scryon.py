@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +15,19 @@ import av
 import httpx
 import numpy as np
 import pytest
-from sqlalchemy import select, text
+import pytest_asyncio
+from sqlalchemy import select
 
-from controlplane.database.schema import samples, voices
+from controlplane.database.schema import samples, users, voices
+from controlplane.database.spaces_schema import voice_profiles
 from controlplane.match_outcome import Match, Outcome, match_of
 from speakerd.v1 import common_pb2, node_pb2
-from tests.controlplane.conftest import speech, until, wav
-from tests.edge.conftest import Served, Serving, collected, served, serving
+from tests.controlplane.conftest import World, speech, until, wav
+from tests.controlplane.fake_node import FakeNode
+from tests.edge.conftest import Served, Serving, collected
 
-__all__ = ["collected", "served", "serving"]  # fixtures
+__all__ = ["collected"]  # a fixture
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROFILE = "/api/users/me/voice-profile"
 ON: dict[str, Any] = {"scryon_voice_embedding_enabled": True}
@@ -42,10 +49,59 @@ def encoded(container: str, codec: str, seconds: float = 20.0) -> bytes:
     return buffer.getvalue()
 
 
-async def user(served: Served, user_id: str = "u1", tenant_id: str = "acme") -> httpx.AsyncClient:
-    """A client of a user's key, of a tenant that is made for it."""
-    await served.tenant(tenant_id, user_id)
-    return await served.http(await served.key("admin", tenant_id=tenant_id, user_id=user_id))
+_numbers = itertools.count()
+
+
+class User:
+    """Somebody's calls, and their rows."""
+
+    def __init__(self, served: Served, http: httpx.AsyncClient, tenant: str) -> None:
+        self.served = served
+        self.http = http
+        self.tenant = tenant
+        self.get, self.post, self.delete = http.get, http.post, http.delete
+
+    async def voices(self) -> list[Any]:
+        return await self.rows(voices)
+
+    async def rows(self, table: Any) -> list[Any]:
+        async with self.served.plane.core.database.read() as connection:
+            return list((await connection.execute(select(table).where(table.c.tenant_id == self.tenant))).all())
+
+    def held(self, node: FakeNode) -> list[str]:
+        """The labels that a node holds of the user's tenant."""
+        return [label for (tenant_id, _), (_, label, _) in node.voices.items() if tenant_id == self.tenant]
+
+
+async def user(served: Served, user_id: str = "u1") -> User:
+    """A user of a tenant that is made for them."""
+    tenant = f"t{next(_numbers)}"
+    await served.tenant(tenant, user_id)
+    return User(served, await served.http(await served.key("admin", tenant_id=tenant, user_id=user_id)), tenant)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def everything(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Served, FakeNode]]:
+    """One control plane and one node for all tests but those that need their own."""
+    async with AsyncExitStack() as stack:
+        serving = Serving(World(tmp_path_factory.mktemp("scryon") / "data", stack, None), stack)
+        served = await serving(http_rate_limits={"scryon.upload": 0}, **ON)
+        yield served, await served.world.node(served.plane)
+
+
+@pytest.fixture
+def shared(everything: tuple[Served, FakeNode]) -> tuple[Served, FakeNode]:
+    """The same, and the node as it was."""
+    _, node = everything
+    node.num_speakers, node.result = 1, None
+    return everything
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def serving(tmp_path: Path) -> AsyncIterator[Serving]:
+    """For a test that needs settings of its own."""
+    async with AsyncExitStack() as stack:
+        yield Serving(World(tmp_path / "data", stack, None), stack)
 
 
 def error_of(answer: httpx.Response) -> tuple[int, str]:
@@ -73,8 +129,10 @@ async def test_deletion_may_be_left_on_while_the_feature_is_off(serving: Serving
     assert error_of(await http.get(f"{PROFILE}/status")) == (404, "feature_not_available")
 
 
-async def test_a_profile_is_made_shown_and_deleted_with_the_fields_of_the_contract(serving: Serving) -> None:
-    http = await user(await serving(nodes=1, **ON))
+async def test_a_profile_is_made_shown_and_deleted_with_the_fields_of_the_contract(
+    shared: tuple[Served, FakeNode],
+) -> None:
+    http = await user(shared[0])
     assert (await http.get(f"{PROFILE}/status")).json() == {"status": "MISSING"}
     made = await http.post(PROFILE, files=sample(seconds=22), data={"consentAccepted": "true"})
     assert made.status_code == 201
@@ -97,50 +155,42 @@ async def test_a_profile_is_made_shown_and_deleted_with_the_fields_of_the_contra
         assert (await http.get(f"{PROFILE}/status")).json() == {"status": "MISSING"}
 
 
-async def test_a_profile_is_the_voice_of_its_user_alone_in_the_fleet(serving: Serving) -> None:
-    served = await serving(**ON)
-    node = await served.world.node(served.plane)
+async def test_a_profile_is_the_voice_of_its_user_alone_in_the_fleet(shared: tuple[Served, FakeNode]) -> None:
+    served, node = shared
     http = await user(served)
     await http.post(PROFILE, files=sample())
-    await until(lambda: len(node.voices) == 1)
-    ((_, label, _),) = node.voices.values()
-    assert label == "u1"
-    async with served.plane.core.database.read() as connection:
-        row = (await connection.execute(select(voices.c.scope, voices.c.owner_user_id))).one()
-    assert tuple(row) == ("user", "u1")
+    await until(lambda: http.held(node) == ["u1"])
+    (voice,) = await http.voices()
+    assert (voice.scope, voice.owner_user_id) == ("user", "u1")
     await http.delete(PROFILE)
-    await until(lambda: not node.voices)
+    await until(lambda: not http.held(node))
 
 
-async def test_another_sample_replaces_the_profile_in_place(serving: Serving) -> None:
-    served = await serving(nodes=1, **ON)
+async def test_another_sample_replaces_the_profile_in_place(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     http = await user(served)
     assert (await http.post(PROFILE, files=sample(1))).status_code == 201
-    async with served.plane.core.database.read() as connection:
-        first = (await connection.execute(select(voices.c.voice_id, voices.c.generation))).one()
+    (first,) = await http.voices()
     assert (await http.post(PROFILE, files=sample(2))).status_code == 201
-    async with served.plane.core.database.read() as connection:
-        second = (await connection.execute(select(voices.c.voice_id, voices.c.generation))).one()
-    assert second == (first.voice_id, first.generation + 1)
+    (second,) = await http.voices()
+    assert (second.voice_id, second.generation) == (first.voice_id, first.generation + 1)
 
 
-async def test_uploads_at_once_leave_one_profile(serving: Serving) -> None:
-    served = await serving(nodes=1, **ON)
+async def test_uploads_at_once_leave_one_profile(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     http = await user(served)
     answers = await asyncio.gather(*(http.post(PROFILE, files=sample(seed)) for seed in range(4)))
     assert {answer.status_code for answer in answers} <= {201, 409}
     assert 201 in {answer.status_code for answer in answers}
-    async with served.plane.core.database.read() as connection:
-        assert len((await connection.execute(select(voices.c.voice_id))).all()) == 1
+    assert len(await http.voices()) == 1
 
 
-async def test_the_sample_is_kept_nowhere(serving: Serving) -> None:
-    served = await serving(nodes=1, **ON)
+async def test_the_sample_is_kept_nowhere(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     http = await user(served)
     data = wav(speech(0, 20))
     assert (await http.post(PROFILE, files={"file": ("me.wav", data, "audio/wav")})).status_code == 201
-    async with served.plane.core.database.read() as connection:
-        assert (await connection.execute(select(samples))).all() == []
+    assert await http.rows(samples) == []
     kept = [path for path in Path(served.world.data).rglob("*") if path.is_file() and path.stat().st_size > len(data)]
     needle = data[20_000:20_064]
     assert not [path for path in kept if needle in path.read_bytes()]
@@ -151,8 +201,10 @@ async def test_the_sample_is_kept_nowhere(serving: Serving) -> None:
     ("seconds", "expected"),
     [(14.9, (400, "voice_sample_too_short")), (45.2, (400, "voice_sample_too_long")), (15.0, 201), (45.0, 201)],
 )
-async def test_a_sample_has_from_15_to_45_seconds(serving: Serving, seconds: float, expected: Any) -> None:
-    http = await user(await serving(nodes=1, **ON))
+async def test_a_sample_has_from_15_to_45_seconds(
+    shared: tuple[Served, FakeNode], seconds: float, expected: Any
+) -> None:
+    http = await user(shared[0])
     answer = await http.post(PROFILE, files=sample(seconds=seconds))
     assert (answer.status_code if answer.status_code == 201 else error_of(answer)) == expected
 
@@ -173,15 +225,15 @@ async def test_limits_and_the_consent_version_are_settings(serving: Serving) -> 
     assert error_of(await http.post(PROFILE, files=sample(seconds=8))) == (413, "voice_sample_too_large")
 
 
-async def test_a_sample_has_at_most_ten_mebibytes(serving: Serving) -> None:
-    http = await user(await serving(nodes=1, **ON))
+async def test_a_sample_has_at_most_ten_mebibytes(shared: tuple[Served, FakeNode]) -> None:
+    http = await user(shared[0])
     for size in ((10 << 20) + 1, 12 << 20):
         files = {"file": ("me.wav", b"RIFF" + bytes(size), "audio/wav")}
         assert error_of(await http.post(PROFILE, files=files)) == (413, "voice_sample_too_large")
 
 
-async def test_wav_mp3_and_m4a_are_read_and_nothing_else(serving: Serving) -> None:
-    http = await user(await serving(nodes=1, **ON))
+async def test_wav_mp3_and_m4a_are_read_and_nothing_else(shared: tuple[Served, FakeNode]) -> None:
+    http = await user(shared[0])
     mp3, m4a = encoded("mp3", "mp3"), encoded("ipod", "aac")
     for name, data, kind in (("a.mp3", mp3, "audio/mpeg"), ("a.m4a", m4a, "audio/mp4"), ("a.m4a", m4a, "audio/x-m4a")):
         answer = await http.post(PROFILE, files={"file": (name, data, kind)})
@@ -197,8 +249,8 @@ async def test_wav_mp3_and_m4a_are_read_and_nothing_else(serving: Serving) -> No
         assert error_of(answer) == (415, "unsupported_media_type"), (name, kind)
 
 
-async def test_what_is_wrong_with_the_form_is_named(serving: Serving) -> None:
-    http = await user(await serving(nodes=1, **ON))
+async def test_what_is_wrong_with_the_form_is_named(shared: tuple[Served, FakeNode]) -> None:
+    http = await user(shared[0])
     without = await http.post(PROFILE, files={"other": ("a.wav", b"x", "audio/wav")})
     assert error_of(without) == (400, "invalid_request")
     assert without.json()["error"]["details"]["fields"][0]["field"] == "file"
@@ -210,9 +262,8 @@ async def test_what_is_wrong_with_the_form_is_named(serving: Serving) -> None:
     assert (await http.get(f"{PROFILE}/status")).json() == {"status": "MISSING"}
 
 
-async def test_two_people_in_the_sample_are_told_with_the_reason(serving: Serving) -> None:
-    served = await serving(**ON)
-    node = await served.world.node(served.plane)
+async def test_two_people_in_the_sample_are_told_with_the_reason(shared: tuple[Served, FakeNode]) -> None:
+    served, node = shared
     node.num_speakers = 2
     answer = await (await user(served)).post(PROFILE, files=sample())
     assert error_of(answer) == (400, "voice_sample_unusable")
@@ -226,25 +277,25 @@ async def test_without_a_node_the_provider_is_at_fault_and_the_profile_stays_as_
     assert (await http.get(f"{PROFILE}/status")).json() == {"status": "MISSING"}
 
 
-async def test_a_repeated_request_is_answered_as_the_first_was_for_a_day(serving: Serving) -> None:
-    served = await serving(nodes=1, **ON)
+async def test_a_repeated_request_is_answered_as_the_first_was_for_a_day(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     http = await user(served)
     key = {"idempotency-key": "upload-1"}
     first = await http.post(PROFILE, files=sample(), headers=key)
     again = await http.post(PROFILE, files=sample(), headers=key)
     assert (again.status_code, again.json()) == (201, first.json())
-    async with served.plane.core.database.read() as connection:
-        assert (await connection.execute(select(voices.c.generation))).scalar_one() == 1
+    assert [voice.generation for voice in await http.voices()] == [1]
     other = await http.post(PROFILE, files=sample(seed=3), headers=key)
     assert error_of(other) == (409, "conflict")
 
 
-async def test_a_user_s_profile_is_nobody_else_s(serving: Serving) -> None:
-    served = await serving(nodes=1, **ON)
+async def test_a_user_s_profile_is_nobody_else_s(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     ada = await user(served)
-    await served.tenant("other", "u1")
-    same_id = await served.http(await served.key("admin", tenant_id="other", user_id="u1"))
-    colleague = await user(served, "u2", "third")
+    same_id = await user(served)
+    async with served.plane.core.database.write() as connection:
+        await connection.execute(users.insert().values(tenant_id=ada.tenant, user_id="u2", created_at_s=1.0))
+    colleague = await served.http(await served.key("admin", tenant_id=ada.tenant, user_id="u2"))
     assert (await ada.post(PROFILE, files=sample())).status_code == 201
     for stranger in (same_id, colleague):
         assert (await stranger.get(f"{PROFILE}/status")).json() == {"status": "MISSING"}
@@ -253,13 +304,13 @@ async def test_a_user_s_profile_is_nobody_else_s(serving: Serving) -> None:
     assert (await ada.get(f"{PROFILE}/status")).json()["status"] == "ACTIVE"
 
 
-async def test_who_may_not_call_is_told_so_in_the_envelope(serving: Serving) -> None:
-    served = await serving(nodes=1, **ON)
+async def test_who_may_not_call_is_told_so_in_the_envelope(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     calls = (("POST", ""), ("GET", "/status"), ("DELETE", ""), ("POST", "/match"))
     nobody = await served.http("")
     service = await served.http()  # stands for no user
-    await served.tenant("acme", "u1")
-    powerless = await served.http(await served.key("audit:read", tenant_id="acme", user_id="u1"))
+    tenant = (await user(served)).tenant
+    powerless = await served.http(await served.key("audit:read", tenant_id=tenant, user_id="u1"))
     for method, path in calls:
         files = sample() if method == "POST" else None
         assert error_of(await nobody.request(method, PROFILE + path, files=files)) == (401, "unauthenticated")
@@ -268,16 +319,15 @@ async def test_who_may_not_call_is_told_so_in_the_envelope(serving: Serving) -> 
     assert error_of(await service.get(f"{PROFILE}/nothing")) == (404, "not_found")
 
 
-async def test_a_profile_that_is_erased_elsewhere_is_missing(serving: Serving) -> None:
-    served = await serving(nodes=1, **ON)
+async def test_a_profile_that_is_erased_elsewhere_is_missing(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
     http = await user(served)
     await http.post(PROFILE, files=sample())
-    async with served.plane.core.database.read() as connection:
-        voice_id = (await connection.execute(select(voices.c.voice_id))).scalar_one()
-        owner = await connection.execute(text("SELECT count(*) FROM voice_profiles"))
-        assert owner.scalar_one() == 1
-    principal = await served.plane.core.identity.principal(http.headers["authorization"][7:], "voices:erase")
-    await served.plane.core.erasures.erase(principal, voice_id)
+    (voice,) = await http.voices()
+    assert len(await http.rows(voice_profiles)) == 1
+    principal = await served.plane.core.identity.principal(http.http.headers["authorization"][7:], "voices:erase")
+    await served.plane.core.erasures.erase(principal, voice.voice_id)
+    assert await http.rows(voice_profiles) == []
     assert (await http.get(f"{PROFILE}/status")).json() == {"status": "MISSING"}
     assert (await http.post(PROFILE, files=sample())).status_code == 201
 
@@ -294,13 +344,11 @@ def result(*probabilities: float, voice_id: str = "") -> node_pb2.FileResult:
     return node_pb2.FileResult(duration_ms=20_000, speakers=speakers)
 
 
-async def test_a_match_is_one_speaker_over_the_threshold_and_one_number(serving: Serving) -> None:
-    served = await serving(**ON)
-    node = await served.world.node(served.plane)
+async def test_a_match_is_one_speaker_over_the_threshold_and_one_number(shared: tuple[Served, FakeNode]) -> None:
+    served, node = shared
     http = await user(served)
     await http.post(PROFILE, files=sample())
-    async with served.plane.core.database.read() as connection:
-        voice_id = (await connection.execute(select(voices.c.voice_id))).scalar_one()
+    voice_id = (await http.voices())[0].voice_id
     found = []
     for probabilities, confidence in (
         ((0.97, 0.12), "high"),
@@ -324,7 +372,7 @@ async def test_a_match_is_one_speaker_over_the_threshold_and_one_number(serving:
     assert error_of(await http.post(f"{PROFILE}/match", files=sample(5))) == (404, "voice_profile_missing")
 
 
-def test_a_probability_that_equals_the_threshold_reaches_it() -> None:
+async def test_a_probability_that_equals_the_threshold_reaches_it() -> None:
     assert match_of({"a": 0.85, "b": 0.1}, 0.85) == Match(Outcome.MATCHED, "a", 0.85)
     assert match_of({"a": 0.84, "b": 0.1}, 0.85) == Match(Outcome.NO_MATCH, None, 0.84)
     assert match_of({"a": 0.85, "b": 0.9}, 0.85) == Match(Outcome.AMBIGUOUS, None, 0.9)
