@@ -201,8 +201,10 @@ def _summed_up(engines: dict[str, list[Run]], peer: Run | None) -> Run:
         engine: max((run for run in runs if run["holds"]), key=_streams, default=None)
         for engine, runs in engines.items()
     }
-    builtin, pyannote = best.get("builtin"), best.get("pyannote")
-    ours = pyannote["cpu_s_per_audio_s"] if pyannote else None
+    builtin = best.get("builtin")
+    # As many streams as the peer has: one, or as near to it as was run; what it costs does not hang on what it lags.
+    alike = min(engines.get("pyannote", ()), key=_streams, default=None)
+    ours = alike["cpu_s_per_audio_s"] if alike else None
     theirs = peer["cpu_s_per_audio_s"] if peer else None
     return {
         "streams_held": builtin["streams"] if builtin else 0,
