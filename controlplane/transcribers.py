@@ -100,7 +100,7 @@ class OpenAiTranscriber:
         length_ms = len(samples) * 1000 // SAMPLE_RATE_HZ
         try:
             return _transcript(said, length_ms)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise Unavailable("the transcriber does not speak OpenAI's dialect", retry_after_s=1.0) from None
 
     async def close(self) -> None:
