@@ -47,6 +47,9 @@ from speakerd.v1 import common_pb2, node_pb2
 
 TRIES_MAX = 3
 CHUNK_BYTES = 1 << 20
+ADMINISTRATOR = ""
+"""Whose profile is the administrator's, where their key stands for no user. There is nobody else's scope for its voice
+than the tenant's."""
 PURPOSE = "voice profile: the user is recognised among the speakers of their own recordings"
 # How long a sample may be is ours to say, with words of our own.
 _ANY_LENGTH = {"duration_s_fail_below": 0.0, "duration_s_warn_below": 0.0, "duration_s_fail_above": 600.0}
@@ -204,17 +207,17 @@ class VoiceProfiles:
         if row is not None and is_there:
             place = VoiceAddress(principal.tenant_id, row.voice_id)
         else:
-            place = VoiceFacts(principal.tenant_id, VoiceScope.USER, user_id)
+            scope = VoiceScope.TENANT if user_id == ADMINISTRATOR else VoiceScope.USER
+            place = VoiceFacts(principal.tenant_id, scope, user_id or None)
 
         async def also(connection: AsyncConnection, voice: VoiceAddress, _key: DataKey) -> None:
             await _write(connection, voice, user_id, profile)
 
         request = Request(
             voice_id="",
-            # A user id is an id and no name; those that look like what strangers are called may not be labels.
-            label=f"user {user_id}" if STRANGER.fullmatch(user_id) else user_id,
+            label=_label_of(user_id),
             consent=Consent(
-                full_name=user_id,
+                full_name=_label_of(user_id),
                 purpose=PURPOSE,
                 text=f"consent version {version}, accepted in the client before the sample was sent",
                 version=version,
@@ -224,7 +227,7 @@ class VoiceProfiles:
             # None: the recording is not kept.
             clips=(),
             scope=VoiceScope.USER,
-            subject=user_id,
+            subject=_label_of(user_id),
         )
         try:
             await self._enrolment.keep(principal, request, analysis, place=place, also=also)
@@ -288,9 +291,20 @@ async def _messages(
 
 
 def _user_of(principal: Principal) -> str:
-    if principal.user_id is None:
-        raise Denied("this API key stands for no user, who alone has a voice profile: use a user's key")
-    return principal.user_id
+    if principal.user_id is not None:
+        return principal.user_id
+    # Whoever works with an administrator's key is a person as well. A service's key is refused: it calls for many
+    # people, each of whom would replace the one before.
+    if principal.is_admin:
+        return ADMINISTRATOR
+    raise Denied("this API key stands for no user, who alone has a voice profile: use a user's key")
+
+
+def _label_of(user_id: str) -> str:
+    """What the user's turns are labelled with. An id is no name; those that strangers are called by are no labels."""
+    if user_id == ADMINISTRATOR:
+        return "administrator"
+    return f"user {user_id}" if STRANGER.fullmatch(user_id) else user_id
 
 
 def _is_taken(data: bytes) -> bool:

@@ -308,8 +308,9 @@ async def test_who_may_not_call_is_told_so_in_the_envelope(shared: tuple[Served,
     served, _ = shared
     calls = (("POST", ""), ("GET", "/status"), ("DELETE", ""), ("POST", "/match"))
     nobody = await served.http("")
-    service = await served.http()  # stands for no user
     tenant = (await user(served)).tenant
+    powers = ("voices:read", "voices:write", "voices:erase", "jobs:write")
+    service = await served.http(await served.key(*powers, tenant_id=tenant))  # stands for no user
     powerless = await served.http(await served.key("audit:read", tenant_id=tenant, user_id="u1"))
     for method, path in calls:
         files = sample() if method == "POST" else None
@@ -317,6 +318,17 @@ async def test_who_may_not_call_is_told_so_in_the_envelope(shared: tuple[Served,
         assert error_of(await service.request(method, PROFILE + path, files=files)) == (403, "forbidden")
         assert error_of(await powerless.request(method, PROFILE + path, files=files)) == (403, "forbidden")
     assert error_of(await service.get(f"{PROFILE}/nothing")) == (404, "not_found")
+
+
+async def test_an_administrator_s_key_is_the_administrator_s(shared: tuple[Served, FakeNode]) -> None:
+    served, node = shared
+    ada = await user(served)
+    admin = User(served, await served.http(await served.key("admin", tenant_id=ada.tenant)), ada.tenant)
+    assert (await admin.post(PROFILE, files=sample())).status_code == 201
+    assert (await admin.get(f"{PROFILE}/status")).json()["status"] == "ACTIVE"
+    assert (await ada.get(f"{PROFILE}/status")).json() == {"status": "MISSING"}
+    await until(lambda: ada.held(node) == ["administrator"])
+    assert (await admin.delete(PROFILE)).status_code == 204
 
 
 async def test_a_profile_that_is_erased_elsewhere_is_missing(shared: tuple[Served, FakeNode]) -> None:
