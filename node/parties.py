@@ -37,7 +37,9 @@ async def serve_parties(
     checkpoints, sequence = [b""] * num_channels, 0
     if request.checkpoint:
         checkpoints, sequence = parted(request.checkpoint, num_channels)
-    told = PartyEvents(num_channels, provisional=request.provisional, sequence=sequence, may_say=may_say)
+    told = PartyEvents(
+        request.stream_id, num_channels, provisional=request.provisional, sequence=sequence, may_say=may_say
+    )
     call = _Call(peer, told, frame_bytes=decoder.frame_bytes, rate_hz=decoder.sample_rate_hz, channels=num_channels)
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -73,7 +73,7 @@ class PartyEvents:
                 if bases is None:
                     return []
                 self._final = min(bases)
-                return [replace(event, resume_samples=min(bases))]
+                return [replace(event, stream_id=self._stream_id, resume_samples=min(bases))]
             case events.Turns():
                 return self._turns(index, event)
             case events.Relabel():

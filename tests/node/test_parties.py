@@ -46,7 +46,8 @@ async def heard_of(node: RunningNode, data: bytes, **options: object) -> Heard:
 
 async def test_each_party_is_heard_on_its_own_channel_and_told_in_one_stream(null_node: RunningNode) -> None:
     await null_node.enroll("ada", "Ada Lovelace", tones(4, *ADA))
-    heard = await heard_of(null_node, call(), format=CALL, latency_ms=1_000)
+    heard = await heard_of(null_node, call(), format=CALL, latency_ms=1_000, stream_id="call-1")
+    assert heard.opened is not None and heard.opened.stream_id == "call-1"
     assert heard.closed is not None and heard.closed.duration_ms == 12_000
     # Speakers of the first channel have even numbers, those of the second odd ones.
     assert [(one.speaker, one.label) for one in heard.closed.speakers] == [
@@ -159,7 +160,7 @@ def told(found: list[events.Event]) -> list[tuple[int, int, int, int]]:
 
 
 def test_a_piece_waits_for_the_channel_that_is_behind_and_is_cut_where_that_is_final() -> None:
-    made = PartyEvents(2, provisional=False, sequence=0, may_say=lambda name: True)
+    made = PartyEvents("c", 2, provisional=False, sequence=0, may_say=lambda name: True)
     assert made.take(0, opened(0)) == [] and len(made.take(1, opened(0))) == 1
     assert made.take(0, events.Turns((piece(0, 100),), 120)) == []
     assert told(made.take(1, events.Turns((), 60))) == [(0, 60, 0, 1)]
@@ -167,7 +168,7 @@ def test_a_piece_waits_for_the_channel_that_is_behind_and_is_cut_where_that_is_f
 
 
 def test_a_checkpoint_never_lies_beyond_what_was_sent() -> None:
-    made = PartyEvents(2, provisional=False, sequence=5, may_say=lambda name: True)
+    made = PartyEvents("c", 2, provisional=False, sequence=5, may_say=lambda name: True)
     for index in (0, 1):
         made.take(index, opened(0))
         made.take(index, events.Turns((), 100))
@@ -181,7 +182,7 @@ def test_a_checkpoint_never_lies_beyond_what_was_sent() -> None:
 
 def test_a_name_that_was_taken_back_while_its_piece_waited_is_not_said() -> None:
     allowed = [True]
-    made = PartyEvents(2, provisional=False, sequence=0, may_say=lambda name: allowed[0])
+    made = PartyEvents("c", 2, provisional=False, sequence=0, may_say=lambda name: allowed[0])
     for index in (0, 1):
         made.take(index, opened(0))
     made.take(0, events.Turns((piece(0, 100, Name("v", "Ada", 1.0)),), 100))
