@@ -164,9 +164,15 @@ def _route_of(scope: Scope) -> str:
 
 
 def _methods(app: FastAPI, scope: Scope) -> set[str]:
-    allowed: set[str] = set()
+    """What the path takes: …/x:compute is that route's own path, though …/{name} would match it too."""
+    allowed: dict[str, set[str]] = {}
     for route in app.routes:
         match, _ = route.matches(scope)
         if match is not Match.NONE:
-            allowed |= set(getattr(route, "methods", None) or ())
-    return allowed
+            allowed.setdefault(str(getattr(route, "path", "")), set()).update(getattr(route, "methods", None) or ())
+    return allowed[max(allowed, key=_literal_chars)] if allowed else set()
+
+
+def _literal_chars(path: str) -> int:
+    """How much of a route's path is not its parameters'."""
+    return len(re.sub(r"\{[^}]*\}", "", path))
