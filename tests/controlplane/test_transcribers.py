@@ -59,10 +59,17 @@ async def test_it_is_asked_as_openai_is() -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"no json", b"[]", b'"text"', b'{"words": [{"word": "a"}]}', b'{"words": 7}',
-        b'{"words": [{"word": "a", "start": "x", "end": 1}]}', b'{"words": [{"word": "a", "start": Infinity, "end": 1}]}', b'{"segments": [{"start": 0, "end": 1}]}', b'{"text": "a", "segments": [1]}',
+        b"no json",
+        b"[]",
+        b'"text"',
+        b'{"words": [{"word": "a"}]}',
+        b'{"words": 7}',
+        b'{"words": [{"word": "a", "start": "x", "end": 1}]}',
+        b'{"words": [{"word": "a", "start": Infinity, "end": 1}]}',
+        b'{"segments": [{"start": 0, "end": 1}]}',
+        b'{"text": "a", "segments": [1]}',
     ],
-)  # fmt: skip
+)
 async def test_what_is_not_openais_dialect_is_a_backend_that_is_away(content: bytes) -> None:
     with pytest.raises(Unavailable, match="transcriber"):
         await answering(content).transcribe(SOUND, language="")

@@ -22,6 +22,7 @@ from fastapi.responses import JSONResponse
 from speakerd.channel import credentials, open_channel
 from speakerd.client import Client
 from speakerd.v1 import admin_pb2, admin_pb2_grpc
+from tests.edge.conftest import Serving
 from tests.faults.conftest import daemons
 from tests.faults.processes import Daemon, Processes, node_arguments, plane_arguments, tones, until, voice
 from tests.faults.test_continuity import wav
@@ -117,17 +118,15 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(daemons: Processes, *flags: str, nodes: int = 1) -> AsyncIterator[Fleet]:
+async def fleet(daemons: Processes, *flags: str) -> AsyncIterator[Fleet]:
     data = daemons.folder / "data"
     plane = await daemons.start("plane", *plane_arguments(data, "127.0.0.1:0", *flags))
-    for number in range(nodes):
-        await daemons.start(f"n{number}", *node_arguments(f"n{number}", plane.grpc, data))
+    await daemons.start("n", *node_arguments("n", plane.grpc, data))
     key = (data / "admin.key").read_text().strip()
     headers = {"authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(base_url=plane.ready["http"], headers=headers, timeout=60) as http:
-        if nodes:
-            async with Client(plane.grpc, key) as client:
-                await client.enroll("Ada", [wav(tones(4, *voice(NAMED)))])
+        async with Client(plane.grpc, key) as client:
+            await client.enroll("Ada", [wav(tones(4, *voice(NAMED)))])
         yield Fleet(plane, key, http)
 
 
@@ -301,19 +300,19 @@ async def test_words_go_to_whoever_speaks_and_backend_b_knows_no_speakers(daemon
         assert lost.code == 1013
         listener.failures = 0
 
-        # No node: words without speakers.
-        await daemons.daemons[-1].kill()
 
-        async def none_serves() -> bool:
-            return (await made.http.get("/health/ready")).json()["nodes_serving"] == 0
+async def test_with_neither_a_node_nor_a_transcriber_it_says_that_the_backend_is_away(serving: Serving) -> None:
+    served = await serving()
+    url = served.url.replace("http", "ws", 1) + PATH
+    said = await transcribe(url, b"", token=served.admin_key, media_type="audio/wav", diarize=True)
+    assert (said.frames[-1]["code"], said.code) == ("SCAIECHO_BACKEND_UNAVAILABLE", 1013)
 
-        await until(none_serves, 60)
-        alone = await transcribe(made.ws, sound, token=made.key, media_type="audio/wav", diarize=True)
-        assert alone.code == 1000 and alone.of("delta"), alone.frames[-1]
+
+async def test_without_a_node_words_come_without_speakers(serving: Serving) -> None:
+    async with endpoint() as listener:
+        served = await serving(transcriber_url=listener.url)
+        url = served.url.replace("http", "ws", 1) + PATH
+        alone = await transcribe(url, wav(conversation()), token=served.admin_key, media_type="audio/wav", diarize=True)
+        assert alone.code == 1000, alone.frames[-1]
+        assert {word for delta in alone.of("delta") for word in delta["text"].split()} == {"w0", "w5"}
         assert not any("speaker_label" in delta for delta in alone.of("delta"))
-
-
-async def test_with_neither_a_node_nor_a_transcriber_it_says_that_the_backend_is_away(daemons: Processes) -> None:
-    async with fleet(daemons, nodes=0) as made:
-        said = await transcribe(made.ws, b"", token=made.key, media_type="audio/wav", diarize=True)
-        assert (said.frames[-1]["code"], said.code) == ("SCAIECHO_BACKEND_UNAVAILABLE", 1013)

@@ -69,7 +69,7 @@ async def carriers(client: Client) -> list[str]:
 
 
 async def test_a_node_killed_and_one_frozen_cost_a_websocket_no_label_and_nothing_said(daemons: Processes) -> None:
-    sound = conversation(0, 24)
+    sound = conversation(0, 20)
     async with fleet(daemons, "n1", "n2", "n3") as made, made.client() as client, http_of(made) as http:
         await enrol_tones(client)
         session_id, url = await ask(http)
