@@ -187,9 +187,13 @@ class RelayedStream:
 
         What has come over the one before may have waited in a socket for any time.
         """
-        if self._relaying.holds or (self._next is not None and self._next[1].holds):
+        if self._relaying.holds:
             return
         anew = self._guard.anew()
+        if self._next is not None and self._next[1].holds:
+            if self._live.resumptions > self._next[0]:
+                return  # it has moved, and word of that is on its way
+            anew = self._next[1]
         if anew is not None and (before := self._live.reopen()) is not None:
             self._next = (before, anew)
 

@@ -157,6 +157,11 @@ class LiveStream:
         while (event := await self._next()) is not None:
             yield event
 
+    @property
+    def resumptions(self) -> int:
+        """How often it went on elsewhere, or over another connection, until now."""
+        return self._resumptions
+
     def reopen(self) -> int | None:
         """Go on over a connection of its own from now on, where nothing was lost: what this one holds may be old.
 
