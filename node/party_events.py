@@ -44,7 +44,16 @@ class PartyEvents:
     sequence: of the last final piece before it was resumed. may_say: whether a name may be said still.
     """
 
-    def __init__(self, num_channels: int, *, provisional: bool, sequence: int, may_say: Callable[[Name], bool]) -> None:
+    def __init__(
+        self,
+        stream_id: str,
+        num_channels: int,
+        *,
+        provisional: bool,
+        sequence: int,
+        may_say: Callable[[Name], bool],
+    ) -> None:
+        self._stream_id = stream_id
         self._channels = [_Channel() for _ in range(num_channels)]
         self._provisional = provisional
         self._sequence = sequence
