@@ -172,6 +172,16 @@ def _collaborates(user_id: str) -> ColumnElement[bool]:
     )
 
 
+async def is_there(connection: AsyncConnection, query: Any) -> bool:
+    """Whether a query finds anything."""
+    return (await connection.execute(query.limit(1))).one_or_none() is not None
+
+
+def of_space(table: Any, space: Space) -> tuple[Any, Any]:
+    """The condition that a row of a table lies in a space."""
+    return (table.c.tenant_id == space.tenant_id, table.c.space_id == space.space_id)
+
+
 async def page_of(
     connection: AsyncConnection, table: Table, where: Sequence[ColumnElement[bool]], listing: Listing, *, id_column: str
 ) -> Page[Row[Any]]:

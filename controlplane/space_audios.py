@@ -28,10 +28,11 @@ from controlplane.policy import Principal
 from controlplane.quotas import require_room
 from controlplane.space_access import Space, find_audio, find_identity, page_of, require_alias, require_handle
 from controlplane.space_ground import AudioView, Reference, SpaceGround
+from controlplane.space_identities import identity_reference
 from controlplane.space_library import adopt
 from controlplane.space_models import AUDIO_MS_MAX, Heard
 from controlplane.space_rows import alias_of, delete_audios, empty_audio, make_key, new_id, open_keys, sealed_alias
-from controlplane.spaces import Spaces, identity_reference
+from controlplane.spaces import Spaces
 from runtime.errors import BadAudio, Conflict, InvalidRequest, SpeakerdError, TooLarge, Unavailable
 
 AWAITING = "avaitingFile"

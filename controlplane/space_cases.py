@@ -13,6 +13,7 @@ from controlplane.erasure_rows import Asking
 from controlplane.space_access import ORGANISATION, Space
 from controlplane.space_audios import Audios
 from controlplane.space_ground import SpaceGround
+from controlplane.space_identities import Identities
 from controlplane.space_records import Records
 from controlplane.space_verifications import Verifications
 from controlplane.space_voiceprints import Voiceprints
@@ -27,6 +28,7 @@ class SpaceCases:
     """All of them."""
 
     spaces: Spaces
+    identities: Identities
     audios: Audios
     voiceprints: Voiceprints
     verifications: Verifications
@@ -45,6 +47,7 @@ def build_spaces(ground: SpaceGround, *, chore_s: float) -> SpaceCases:
 
     return SpaceCases(
         spaces=own,
+        identities=Identities(ground, own),
         audios=audios,
         voiceprints=prints,
         verifications=Verifications(ground, audios, prints),

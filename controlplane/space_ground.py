@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from controlplane.blobs import Blobs
 from controlplane.database.engine import Database
 from controlplane.enrolment import Enrolment
 from controlplane.erasure import Erasures
+from controlplane.erasure_rows import Asking, Erasure
 from controlplane.intake import Intake
-from controlplane.keys import KeyRing
+from controlplane.keys import KeyRing, VoiceAddress
+from controlplane.space_tombstones import ensure_voice
 from controlplane.voices import Voices
 from runtime.clock import Clock
 from runtime.media import PreflightLimits
@@ -28,6 +32,14 @@ class SpaceGround:
     library: Voices
     clock: Clock
     preflight_limits: PreflightLimits
+
+    async def erase(self, voice: VoiceAddress, asking: Asking, *, wait_s_max: float = 0.0) -> Erasure:
+        """Erase the voice that an identity is, or would be. Raises NotFound, Unavailable."""
+
+        async def before(connection: AsyncConnection) -> None:
+            await ensure_voice(connection, self.keys, voice, self.clock.wall_s())
+
+        return await self.erasures.erase_voice(voice, asking, before=before, wait_s_max=wait_s_max)
 
 
 @dataclass(frozen=True, slots=True)

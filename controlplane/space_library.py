@@ -21,6 +21,7 @@ from controlplane.space_access import LIBRARY, ORGANISATION, Space, may_own, own
 from controlplane.space_rows import new_id
 
 MAIN = "main"
+LIBRARY_IS_SHOWN = "this space shows voices that were enrolled elsewhere: enrol there, or use a space of your own"
 ADOPTED_MAX = 500
 """Voices that become identities at one look at the list."""
 _REFERENCE = re.compile(r"v-[0-9a-f]{20}")

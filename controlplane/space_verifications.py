@@ -29,11 +29,12 @@ from controlplane.policy import Principal
 from controlplane.space_access import NO_SUCH_VOICEPRINT, Space, find_audio, find_space
 from controlplane.space_audios import Audios, audio_reference
 from controlplane.space_ground import Reference, SpaceGround, VerificationView
+from controlplane.space_identities import identity_reference
 from controlplane.space_models import AudioUnfit, model_of, require_comparable
 from controlplane.space_records import Use, record
 from controlplane.space_rows import new_id, open_keys
-from controlplane.space_voiceprints import Found, Path, Voiceprints, kept_clips
-from controlplane.spaces import identity_reference
+from controlplane.space_voiceprint_rows import kept_clips
+from controlplane.space_voiceprints import Found, Path, Voiceprints
 from runtime.errors import Conflict, Denied, NotFound, Unavailable
 
 SCORE_MIN = 1e-6

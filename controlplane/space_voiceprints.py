@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, func, insert, select, update
+from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,12 +22,11 @@ from controlplane.database.schema import voices
 from controlplane.database.spaces_schema import (
     space_audios,
     space_members,
-    space_verifications,
     space_voiceprints,
 )
 from controlplane.enrolment_request import Request
 from controlplane.erasure_rows import GONE
-from controlplane.intake import TOTAL_BYTES_MAX, Clip
+from controlplane.intake import TOTAL_BYTES_MAX
 from controlplane.keys import DataKey, VoiceAddress
 from controlplane.listings import Listing, Page, paged
 from controlplane.nodes import Analysis
@@ -43,12 +42,12 @@ from controlplane.space_access import (
     require_handle,
 )
 from controlplane.space_audios import AVAILABLE, Audios
-from controlplane.space_ground import MemberView, Reference, SpaceGround, VoiceprintView
-from controlplane.space_library import adopt
+from controlplane.space_ground import SpaceGround, VoiceprintView
+from controlplane.space_identities import identity_reference
+from controlplane.space_library import LIBRARY_IS_SHOWN, adopt
 from controlplane.space_models import MIN_AUDIOS_MAX, model_of, require_fit
 from controlplane.space_records import Use, record
 from controlplane.space_rows import (
-    alias_of,
     delete_voiceprint,
     make_key,
     new_id,
@@ -57,7 +56,8 @@ from controlplane.space_rows import (
     sealed_alias,
 )
 from controlplane.space_tombstones import facts_of_identity
-from controlplane.spaces import LIBRARY_IS_SHOWN, Spaces, identity_reference
+from controlplane.space_voiceprint_rows import kept_clips, members_of, voiceprint_view
+from controlplane.spaces import Spaces
 from runtime.errors import Conflict, InvalidRequest, NotFound, Unavailable
 
 VOICEPRINTS_MAX = 50
@@ -65,8 +65,6 @@ VOICEPRINTS_MAX = 50
 AUDIOS_MAX = 10
 TOTAL_MS_MAX = 240_000
 """What a node listens to in one call; of one voiceprint."""
-KEPT_MS_MAX = 120_000
-"""How much of it is kept for making voiceprints of other models, as of any other voice."""
 FROZEN_VOICE = "frozen"
 FROZEN = "the voiceprint is computed: audios are neither added nor removed any more, and it is computed once"
 
@@ -173,7 +171,7 @@ class Voiceprints:
         found = await self.find(principal, path)
         async with self._ground.database.read() as connection:
             reference = await identity_reference(connection, self._ground, found.identity)
-            return await self._view(connection, found.row, reference)
+            return await voiceprint_view(connection, self._ground, found.row, reference)
 
     async def listed(
         self, principal: Principal, owner: str, space: str, identity: str, listing: Listing
@@ -187,7 +185,7 @@ class Voiceprints:
             reference = await identity_reference(connection, self._ground, of)
             query = select(space_voiceprints).where(*_of_identity(of)).order_by(space_voiceprints.c.voiceprint_id)
             rows = (await connection.execute(query)).all()
-            views = [await self._view(connection, row, reference) for row in rows]
+            views = [await voiceprint_view(connection, self._ground, row, reference) for row in rows]
         return paged(
             views,
             listing,
@@ -229,7 +227,7 @@ class Voiceprints:
             _require_own(found.identity, row)
             if row.state != AVAILABLE:
                 raise Conflict("the audio's file is gone: upload another audio")
-            members = await _members(connection, found.row)
+            members = await members_of(connection, found.row)
             if any(member.audio_id == row.audio_id for member in members):
                 raise Conflict("the voiceprint has this audio already")
             total_ms = heard.duration_ms + sum(int(member.duration_ms) for member in members)
@@ -285,7 +283,7 @@ class Voiceprints:
         """
         found = await self._open(principal, path)
         async with self._ground.database.read() as connection:
-            members = await _members(connection, found.row)
+            members = await members_of(connection, found.row)
             if len(members) < int(found.row.min_audios):
                 raise Conflict(
                     f"the voiceprint has {len(members)} of the {found.row.min_audios} audios that it needs: add more"
@@ -356,7 +354,7 @@ class Voiceprints:
     ) -> None:
         tenant_id, voiceprint_id, now_s = found.space.tenant_id, found.row.voiceprint_id, self._ground.clock.wall_s()
         # An audio that came or went since they were read: what was computed is of others than it would say.
-        if [member.audio_id for member in await _members(connection, found.row)] != [
+        if [member.audio_id for member in await members_of(connection, found.row)] != [
             member.audio_id for member in members
         ]:
             raise Conflict("the voiceprint's audios changed as it was computed: try again")
@@ -400,81 +398,6 @@ class Voiceprints:
         )
         await record(connection, use, at_s=now_s, key_id=principal.key_id)
 
-    async def _view(self, connection: AsyncConnection, row: Row[Any], identity: Reference) -> VoiceprintView:
-        members = await _members(connection, row)
-        sealed = [member.audio_id for member in members if member.alias_ciphertext is not None]
-        if row.alias_ciphertext is not None:
-            sealed.append(row.voiceprint_id)
-        keys = await open_keys(connection, self._ground.keys, row.tenant_id, sealed) if sealed else {}
-        verifications = (
-            select(func.count())
-            .select_from(space_verifications)
-            .where(
-                space_verifications.c.tenant_id == row.tenant_id,
-                space_verifications.c.voiceprint_id == row.voiceprint_id,
-            )
-        )
-        state = "computed" if row.computed_at_s is not None else "notComputable"
-        if row.computed_at_s is None and len(members) >= int(row.min_audios):
-            state = "computable"
-        shown = tuple(
-            MemberView(
-                Reference(
-                    member.audio_id,
-                    member.handle,
-                    alias_of(keys[member.audio_id], member.alias_ciphertext) if member.audio_id in keys else None,
-                ),
-                int(member.duration_ms),
-                int(member.voice_ms),
-                bool(member.left_out),
-            )
-            for member in members
-        )
-        return VoiceprintView(
-            voiceprint_id=row.voiceprint_id,
-            handle=row.handle,
-            alias=alias_of(keys[row.voiceprint_id], row.alias_ciphertext) if row.voiceprint_id in keys else None,
-            state=state,
-            model_handle=row.model_handle,
-            model_version=row.model_version,
-            identity=identity,
-            min_audios=int(row.min_audios),
-            total_ms=sum(member.duration_ms for member in shown),
-            voice_ms=int(row.net_speech_ms or 0) or sum(member.voice_ms for member in shown),
-            members=shown,
-            num_verifications=int((await connection.execute(verifications)).scalar_one()),
-            created_at_s=row.created_at_s,
-            computed_at_s=row.computed_at_s,
-        )
-
-
-async def _members(connection: AsyncConnection, row: Row[Any]) -> list[Any]:
-    """A voiceprint's audios in the order that they were added: rows of `space_audios` with what each gave."""
-    query = (
-        select(
-            space_audios.c.tenant_id,
-            space_audios.c.audio_id,
-            space_audios.c.handle,
-            space_audios.c.alias_ciphertext,
-            space_audios.c.blob_key,
-            space_audios.c.blob_bytes,
-            space_members.c.position,
-            space_members.c.duration_ms,
-            space_members.c.voice_ms,
-            space_members.c.left_out,
-        )
-        .join(
-            space_audios,
-            and_(
-                space_audios.c.tenant_id == space_members.c.tenant_id,
-                space_audios.c.audio_id == space_members.c.audio_id,
-            ),
-        )
-        .where(space_members.c.tenant_id == row.tenant_id, space_members.c.voiceprint_id == row.voiceprint_id)
-        .order_by(space_members.c.position)
-    )
-    return list((await connection.execute(query)).all())
-
 
 async def _state_of(connection: AsyncConnection, identity: Row[Any]) -> str | None:
     """The state of an identity's voice, None while it has none. Raises NotFound for one that is being erased."""
@@ -485,18 +408,6 @@ async def _state_of(connection: AsyncConnection, identity: Row[Any]) -> str | No
     if state in GONE:
         raise NotFound(NO_SUCH_VOICEPRINT)
     return state
-
-
-def kept_clips(clips: Sequence[Clip], members: Sequence[Any]) -> list[Clip]:
-    """The first clips, as many as are kept of a voice; one at least. members: rows that say how long each is."""
-    kept: list[Clip] = []
-    total_ms = 0
-    for clip, member in zip(clips, members, strict=True):
-        total_ms += int(member.duration_ms)
-        if kept and total_ms > KEPT_MS_MAX:
-            break
-        kept.append(clip)
-    return kept
 
 
 def _require_own(identity: Row[Any], audio: Row[Any]) -> None:

@@ -48,7 +48,7 @@ def install(app: FastAPI) -> None:
     async def create(request: Request, caller: Caller, edge: TheEdge, owner: str, space: str) -> AudioBody:
         """Make an audio, with its file or without."""
         # Read here and not by the framework: a recording in a body takes longer to parse than the loop may stand still.
-        with edge.uploads.hold(_declared(request, JSON_BYTES_MAX)):
+        with edge.uploads.hold(_declared(request, JSON_BYTES_MAX), caller.tenant_id):
             new = await asyncio.to_thread(_new_audio, await request.body())
             made = await edge.core.spaces.audios.create(caller, owner, space, new)
             # Its key goes with it, and with the identity that it is of.
@@ -61,7 +61,7 @@ def install(app: FastAPI) -> None:
         *, request: Request, caller: Caller, edge: TheEdge, owner: str, space: str, audio: str
     ) -> AudioBody:
         """The file of an audio that waits for it, as it is."""
-        with edge.uploads.hold(_declared(request, CLIP_BYTES_MAX)):
+        with edge.uploads.hold(_declared(request, CLIP_BYTES_MAX), caller.tenant_id):
             data = await request.body()
             return audio_body(await edge.core.spaces.audios.upload(caller, owner, space, audio, data))
 

@@ -76,7 +76,7 @@ def install(app: FastAPI) -> None:
             tells_of(request, caller.tenant_id, voiceprint.identity.thing_id)
             return voiceprint_body(voiceprint)
         consent = Consent() if body.consent is None else Consent(**body.consent.model_dump())
-        made = await edge.core.spaces.spaces.create_identity(
+        made = await edge.core.spaces.identities.create(
             caller, owner, space, handle=body.handle or "", alias=body.alias or "", consent=consent
         )
         tells_of(request, caller.tenant_id, made.identity_id)
@@ -86,20 +86,20 @@ def install(app: FastAPI) -> None:
     @terms(VOICES_READ)
     async def listed(caller: Caller, edge: TheEdge, owner: str, space: str, listing: Listed) -> PageBody[IdentityBody]:
         """A space's identities; search looks at handles."""
-        page = await edge.core.spaces.spaces.identities(caller, owner, space, listing)
+        page = await edge.core.spaces.identities.listed(caller, owner, space, listing)
         return page_body(page, listing, identity_body)
 
     @app.get(PATH + "/{identity}")
     @terms(VOICES_READ)
     async def get(caller: Caller, edge: TheEdge, owner: str, space: str, identity: str) -> IdentityBody:
         """An identity."""
-        return identity_body(await edge.core.spaces.spaces.get_identity(caller, owner, space, identity))
+        return identity_body(await edge.core.spaces.identities.get(caller, owner, space, identity))
 
     @app.delete(PATH + "/{identity}")
     @terms(VOICES_ERASE)
     async def erase(caller: Caller, edge: TheEdge, owner: str, space: str, identity: str) -> ErasureBody:
         """Erase an identity: its voiceprints, its audios, and its voice wherever it is held."""
-        erasure = await edge.core.spaces.spaces.erase_identity(caller, owner, space, identity)
+        erasure = await edge.core.spaces.identities.erase(caller, owner, space, identity)
         return ErasureBody(audit_id=erasure.audit_id, state=erasure.state)
 
     @app.get(PATH + "/{identity}/voiceprints")

@@ -48,9 +48,7 @@ class Owner:
 
     async def identity(self, handle: str, alias: str = "Ada Example") -> Any:
         consent = Consent("Ada Example", "calls", "I agree")
-        return await self.cases.spaces.create_identity(
-            self.principal, *CALLS, handle=handle, alias=alias, consent=consent
-        )
+        return await self.cases.identities.create(self.principal, *CALLS, handle=handle, alias=alias, consent=consent)
 
     async def computed(self, handle: str, seed: int = 0) -> Any:
         await self.identity(handle)
@@ -61,7 +59,7 @@ class Owner:
         return await self.cases.voiceprints.compute(self.principal, path)
 
     async def erase(self, handle: str) -> Any:
-        return await self.cases.spaces.erase_identity(self.principal, *CALLS, handle)
+        return await self.cases.identities.erase(self.principal, *CALLS, handle)
 
 
 async def owner_of(plane: ControlPlane, world: World, *, is_new: bool = True) -> Owner:
@@ -90,7 +88,7 @@ async def test_identities_that_were_erased_after_a_backup_are_erased_again(world
     owner = await owner_of(plane, world, is_new=False)
     for handle in ("ada", "bob"):
         with pytest.raises(NotFound):
-            await owner.cases.spaces.get_identity(owner.principal, *CALLS, handle)
+            await owner.cases.identities.get(owner.principal, *CALLS, handle)
     async with plane.core.database.read() as connection:
         left = (await connection.execute(select(space_identities.c.identity_id))).scalars().all()
         things = (await connection.execute(select(space_keys.c.thing_id))).scalars().all()
@@ -98,7 +96,7 @@ async def test_identities_that_were_erased_after_a_backup_are_erased_again(world
         assert len((await connection.execute(select(voices))).all()) == 2
     assert len(left) == 1
     assert len(things) == 2  # the space's, and that of the one identity that is left
-    assert (await owner.cases.spaces.get_identity(owner.principal, *CALLS, "eve")).handle == "eve"
+    assert (await owner.cases.identities.get(owner.principal, *CALLS, "eve")).handle == "eve"
 
 
 async def _is_erased(plane: ControlPlane, audit_id: str) -> bool:
@@ -112,7 +110,7 @@ async def test_an_export_holds_what_spaces_hold_of_the_person(world: World) -> N
     owner = await owner_of(plane, world)
     await owner.computed("ada")
     more = await owner.audio("ada", seed=1)
-    shown = await owner.cases.spaces.get_identity(owner.principal, *CALLS, "ada")
+    shown = await owner.cases.identities.get(owner.principal, *CALLS, "ada")
     archive = zipfile.ZipFile(io.BytesIO(await Library(plane).export(owner.token, shown.voice_id)))
     (identity,) = json.loads(archive.read("spaces/identity.json"))
     assert identity["said"]["alias"] == "Ada Example"
