@@ -162,6 +162,15 @@ def same_voice_probability(
     return float(match_probabilities(alone, np.array([one_speech_samples]), naming)[0, 0])
 
 
+def same_voice(
+    cosines: FloatArray, speech_samples: int, others_speech_samples: np.ndarray, naming: NamingParameters
+) -> npt.NDArray[np.bool_]:
+    """Which of other voices (V,) a voice would be named as, each taken alone: their cosines (V,) to it → (V,)."""
+    alone = all_of(np.asarray(cosines, np.float32)[:, None], np.array([speech_samples]))  # the others are who is heard
+    found = match_probabilities(alone, np.asarray(others_speech_samples), naming)[:, 0]
+    return np.asarray(found >= naming.probability_min)
+
+
 def margins(cosines: FloatArray, background_cosine: float, persons: npt.NDArray[np.int64] | None = None) -> FloatArray:
     """By how much each voice beats the best voice of another person, or the background: (P, V) → (P, V).
 

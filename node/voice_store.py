@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from models.analysis import FloatArray
+from models.naming import same_voice
 from node.audiences import is_own_audience, require_own_audience
 from node.device_thread import DeviceThread
 from node.engine import Engine
@@ -40,7 +41,8 @@ TOMBSTONES_MAX = 10_000
 class Voice:
     """A voice that is held. row: its place in the gallery. net_speech_samples: clean speech that it stands on.
 
-    audience: whose streams it is matched for (node.audiences); "": its tenant's.
+    audience: whose streams it is matched for (node.audiences); "": its tenant's. person: the same for voices of one
+    person, who was enrolled more than once under one label and for one audience; the id of one of them.
     """
 
     tenant_id: str
@@ -50,6 +52,12 @@ class Voice:
     row: int
     net_speech_samples: int
     audience: str = ""
+    person: str = ""
+
+    @property
+    def called(self) -> tuple[str, str, str]:
+        """Voices of one person agree in this. Who is called nothing is told apart by the voice alone."""
+        return self.tenant_id, self.audience or self.tenant_id, self.label.casefold() or f"\0{self.voice_id}"
 
     def __repr__(self) -> str:
         return f"Voice({self.tenant_id}/{self.voice_id}, generation {self.generation}, row {self.row})"
@@ -61,8 +69,8 @@ class Roster:
 
     revision: of the audiences' voices. rows: (V,) int64, their rows in the gallery. generations: by voice id.
     net_speech_samples: (V,) int64, clean speech that each stands on. num_in_scope: how many voices there were to choose
-    from, where these are the nearest of them; V otherwise. persons: (V,) int64, the same number for voices of a tenant
-    that are called alike: one person, enrolled more than once. None where there are no such.
+    from, where these are the nearest of them; V otherwise. persons: (V,) int64, the same number for voices of one
+    person. None where nobody is there twice.
     """
 
     audiences: tuple[str, ...]
@@ -94,6 +102,7 @@ class VoiceStore:
         self._acts: set[asyncio.Task[Any]] = set()
         self._epoch = 0  # grows with each wipe
         self._audiences: dict[str, dict[str, Voice]] = {}
+        self._called: dict[tuple[str, str, str], dict[str, Voice]] = {}
         self._rosters: OrderedDict[tuple[str, ...], Roster] = OrderedDict()
         self._revisions: dict[str, int] = {}  # of each audience: grows with every change of its voices
 
@@ -262,8 +271,14 @@ class VoiceStore:
                 return held
             self._refuse_old(generation, newest, epoch)
             row = self._take_row()
+            others = self._others_called(wanted)
+
+            def write(engine: Engine) -> str:
+                engine.gallery.put(row, embedding)
+                return _person_of(wanted, embedding, others, engine)
+
             try:
-                await self._device.call(lambda engine: engine.gallery.put(row, embedding))
+                person = await self._device.call(write)
             except SpeakerdError:
                 self._free_rows.append(row)  # refused before it was written
                 raise
@@ -280,7 +295,7 @@ class VoiceStore:
             held = self.find(tenant_id, voice_id)
             if held is not None:
                 self._unname(held)
-            voice = replace(wanted, generation=generation, row=row)
+            voice = replace(wanted, generation=generation, row=row, person=person)
             self._name(voice)
             await self._zero_doomed()
             return voice
@@ -288,31 +303,37 @@ class VoiceStore:
     async def _put_all(self, wanted: Sequence[tuple[Voice, FloatArray]], epoch: int) -> None:
         async with self._order:
             new = [
-                (voice, self._take_row(), np.asarray(embedding, np.float32))
+                (replace(voice, row=self._take_row()), np.asarray(embedding, np.float32))
                 for voice, embedding in wanted
                 if voice.generation > self._newest(voice.tenant_id, voice.voice_id)
             ]
+            called = {voice.called: self._others_called(voice) for voice, _ in new}
 
-            def write(engine: Engine) -> None:
-                for _, row, embedding in new:
-                    engine.gallery.put(row, embedding)
+            def write(engine: Engine) -> list[Voice]:
+                written = []
+                for voice, embedding in new:
+                    engine.gallery.put(voice.row, embedding)
+                    known = replace(voice, person=_person_of(voice, embedding, called[voice.called], engine))
+                    called[voice.called].append(known)
+                    written.append(known)
+                return written
 
             try:
-                await self._device.call(write)
+                written = await self._device.call(write)
             except BaseException:
-                self._doomed_rows.update(row for _, row, _ in new)
+                self._doomed_rows.update(voice.row for voice, _ in new)
                 raise
-            for index, (voice, row, _) in enumerate(new):
+            for index, voice in enumerate(written):
                 if index % VOICES_AT_ONCE == 0:
                     await asyncio.sleep(0)  # others have their turn; whatever they did is looked at below
                 # Again: an eviction, or the loss of the lease, may have come while the rows were written.
                 if epoch != self._epoch or voice.generation <= self._newest(voice.tenant_id, voice.voice_id):
-                    self._doomed_rows.add(row)
+                    self._doomed_rows.add(voice.row)
                     continue
                 held = self.find(voice.tenant_id, voice.voice_id)
                 if held is not None:
                     self._unname(held)
-                self._name(replace(voice, row=row))
+                self._name(voice)
             await self._zero_doomed()
             if epoch != self._epoch:
                 raise Stale("this node forgot all voices while these were enrolled: enrol them again")
@@ -348,6 +369,7 @@ class VoiceStore:
     def _name(self, voice: Voice) -> None:
         self._tenants.setdefault(voice.tenant_id, {})[voice.voice_id] = voice
         self._audiences.setdefault(voice.audience or voice.tenant_id, {})[voice.voice_id] = voice
+        self._called.setdefault(voice.called, {})[voice.voice_id] = voice
         self._digest.add(voice.tenant_id, voice.voice_id, voice.generation)
         self._changed(voice.audience or voice.tenant_id)
 
@@ -357,6 +379,9 @@ class VoiceStore:
             del held[key][voice.voice_id]
             if not held[key]:
                 del held[key]
+        del self._called[voice.called][voice.voice_id]
+        if not self._called[voice.called]:
+            del self._called[voice.called]
         self._doomed_rows.add(voice.row)
         self._digest.remove(voice.tenant_id, voice.voice_id, voice.generation)
         self._changed(audience)
@@ -366,6 +391,9 @@ class VoiceStore:
         for audiences in [audiences for audiences in self._rosters if audience in audiences]:
             del self._rosters[audiences]
         self._revisions[audience] = self._revisions.get(audience, 0) + 1
+
+    def _others_called(self, voice: Voice) -> list[Voice]:
+        return [other for other in self._called.get(voice.called, {}).values() if other.voice_id != voice.voice_id]
 
     def _bury(self, tenant_id: str, voice_id: str, generation: int) -> None:
         if not generation:
@@ -398,12 +426,19 @@ def require_fit(embedding: FloatArray, embedding_dim: int) -> None:
         raise InvalidRequest("the voiceprint is not of unit length: send it as Analyze gave it")
 
 
+def _person_of(voice: Voice, embedding: FloatArray, others: Sequence[Voice], engine: Engine) -> str:
+    """Whose a voice is: that of the nearest of `others`, who are called alike, if it would be named as that one."""
+    if not others:
+        return voice.voice_id
+    cosines = engine.gallery.scores(embedding[None], np.array([other.row for other in others], np.int64))[0]  # (V,)
+    speech = np.array([other.net_speech_samples for other in others], np.int64)
+    nearest = int(np.argmax(cosines))
+    is_same = bool(same_voice(cosines, voice.net_speech_samples, speech, engine.naming)[nearest])
+    return others[nearest].person if is_same else voice.voice_id
+
+
 def _persons(voices: Sequence[Voice]) -> np.ndarray | None:
-    """Whose each voice is, by what it is called; None where nobody is there twice."""
+    """Whose each voice is; None where nobody is there twice."""
     numbers: dict[tuple[str, str], int] = {}
-    # Who is called nothing is told apart by the voice alone.
-    found = [
-        numbers.setdefault((voice.tenant_id, voice.label.casefold() or f"\0{voice.voice_id}"), len(numbers))
-        for voice in voices
-    ]
+    found = [numbers.setdefault((voice.tenant_id, voice.person or voice.voice_id), len(numbers)) for voice in voices]
     return None if len(numbers) == len(voices) else np.array(found, np.int64)

@@ -15,7 +15,7 @@ from models.seams import Gallery
 from node.device_thread import DeviceThread
 from node.engine import Engine
 from node.null_engine import CLUSTERING, NAMING, NullDevice, NullGallery, collector
-from node.voice_store import VoiceStore
+from node.voice_store import Voice, VoiceStore
 from runtime.errors import InvalidRequest, Overloaded, Stale
 
 DIM = 64
@@ -221,21 +221,46 @@ async def test_of_very_many_voices_the_nearest_are_told_and_those_that_speakers_
     np.testing.assert_allclose(cosines, plain[:, sorted(nearest | {15})], atol=1e-6)
 
 
-async def test_voices_of_a_tenant_that_are_called_alike_are_one_persons(store: VoiceStore) -> None:
-    async def called(voice_id: str, label: str, tenant_id: str = "t") -> None:
-        seed = len(store)
-        await store.put(tenant_id, voice_id, 0, label=label, embedding=unit(seed), net_speech_samples=16_000)
+async def test_voices_that_are_called_alike_and_sound_alike_are_one_persons(store: VoiceStore) -> None:
+    def near(seed: int) -> FloatArray:
+        """Nearly the voice of a seed."""
+        voice = unit(seed) + 0.1 * unit(seed + 100)
+        return voice / np.linalg.norm(voice)
 
-    await called("v1", "Ada")
-    await called("v2", "Bob")
-    await called("v3", "")
-    await called("v4", "")
-    assert store.candidates(("t",)).persons is None
-    await called("v5", "ADA")
-    await called("v6", "Bob", tenant_id="other")
+    async def called(voice_id: str, label: str, embedding: FloatArray, **fields: str) -> None:
+        tenant_id = fields.pop("tenant_id", "t")
+        await store.put(tenant_id, voice_id, 0, label=label, embedding=embedding, net_speech_samples=160_000, **fields)
+
+    def persons(*audiences: str) -> list[int] | None:
+        found = store.candidates(audiences or ("t",)).persons
+        return None if found is None else found.tolist()
+
+    await called("v1", "Ada", unit(1))
+    await called("v2", "Bob", near(1))  # as near, and called otherwise
+    await called("v3", "", unit(3))
+    await called("v4", "", near(3))
+    await called("v5", "ADA", unit(5))  # another Ada
+    await called("v6", "Ada", near(1), audience="t/u1")
+    await called("v7", "Ada", near(1), tenant_id="other")
+    assert persons() is None
+    assert persons("t", "t/u1", "other") is None
+    await called("v8", "ada", near(1))
+    assert persons() == [0, 1, 2, 3, 4, 0]
+    # The first of them goes, and the others are one person still.
+    await called("v9", "Ada", near(1))
+    await store.evict("t", "v1", 0)
+    assert persons() == [0, 1, 2, 3, 4, 4]
+    await store.evict("t", "v8", 0)
+    assert persons() is None
+
+
+async def test_a_snapshot_brings_persons_too(store: VoiceStore) -> None:
+    wanted = [(Voice("t", f"v{n}", 1, label, -1, 160_000), unit(seed)) for n, label, seed in SNAPSHOT]
+    assert await store.put_all(wanted) == []
     persons = store.candidates(("t",)).persons
     assert persons is not None
-    assert persons.tolist() == [0, 1, 2, 3, 0]
-    both = store.candidates(("t", "other")).persons
-    assert both is not None
-    assert both.tolist() == [0, 1, 2, 3, 0, 4]
+    assert persons.tolist() == [0, 1, 0, 2]
+    assert all(voice.row >= 0 for voice in store.voices())
+
+
+SNAPSHOT = [(1, "Ada", 1), (2, "Bob", 2), (3, "Ada", 1), (4, "Ada", 4)]
