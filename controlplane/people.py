@@ -11,6 +11,7 @@ from controlplane.blobs import Blobs
 from controlplane.chores import Chore, Chores
 from controlplane.completion import Completion
 from controlplane.config import ControlPlaneSettings
+from controlplane.daily_keys import CheckpointKeys
 from controlplane.database.engine import Database
 from controlplane.enrolment import Enrolment
 from controlplane.erasure import Erasures
@@ -93,7 +94,10 @@ def build_people(
         ),
         repromotion=Repromotion(database=database, keys=keys, library=library, completion=completion, clock=clock),
         agreements=AgreementReading(database, keys),
-        promotion=Promotion(enrolment, SpeakerSeal(ground.fleet_key, clock)),
+        promotion=Promotion(
+            enrolment,
+            SpeakerSeal(ground.fleet_key, clock, others=CheckpointKeys(ground.fleet_key.encode(), clock).current),
+        ),
         export=Export(database=database, keys=keys, blobs=ground.blobs, library=library, clock=clock),
         usage=Usage(database, keys, clock),
         erasures=erasures,

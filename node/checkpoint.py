@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from models.analysis import FrameGrid
 from runtime.clock import Clock
 from runtime.errors import InvalidRequest
+from runtime.speaker_token import HeardSpeaker, seal_under
 from runtime.units import SAMPLE_RATE_HZ
 
 CHECKPOINT_S = 600
@@ -37,7 +38,7 @@ class StreamState:
 
     analysed_samples: end of the last window that was analysed. sequence: of the last final turn. speech: final speech
     of each speaker shown, samples. shown_as: speakers found to be another. numbers: session speaker → number shown.
-    skipped: windows that were left out.
+    skipped: windows that were left out. named: numbers shown that carried a name at any time.
     """
 
     analysed_samples: int = 0
@@ -47,6 +48,7 @@ class StreamState:
     numbers: dict[int, int] = field(default_factory=dict)
     naming: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
+    named: list[int] = field(default_factory=list)
 
     def resume_samples(self, grid: FrameGrid) -> int:
         """Where the sound has to begin on resumption: the next window needs what lies before it, the engine a start.
@@ -95,6 +97,13 @@ class CheckpointSeal:
         """The checkpoint that holds this state."""
         header = _HEADER.pack(_VERSION, int(self._clock.wall_s()) + CHECKPOINT_S, secrets.token_bytes(12))
         return header + self._ciphers[0].encrypt(header[-12:], state, self._bound(header, tenant_id, stream_id))
+
+    def stranger(self, embedding: bytes, net_speech_ms: int, *, tenant_id: str) -> bytes:
+        """What a stranger is enrolled from later, with consent; empty without keys of the fleet."""
+        if not self._keys:
+            return b""
+        speaker = HeardSpeaker(self._model, embedding, net_speech_ms)
+        return seal_under(self._keys[0], speaker, tenant_id=tenant_id, clock=self._clock)
 
     def unseal(self, data: bytes, *, tenant_id: str, stream_id: str) -> bytes:
         """The state in a checkpoint. Raises InvalidRequest, saying what to do instead."""

@@ -145,6 +145,7 @@ class SpeakerSummary:
     """A speaker of a stream or file, summed up.
 
     confidence: as of a turn, over all of this speaker's. voiceprint: where it was asked for and enough was heard.
+    token: of a stranger of a live stream, whom nobody has enrolled; empty where there is none.
     """
 
     speaker: int
@@ -154,6 +155,7 @@ class SpeakerSummary:
     match: Match | None
     confidence: float | None = None
     voiceprint: SpeakerPrint | None = None
+    token: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

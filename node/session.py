@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from models.analysis import FrameGrid, WindowAnalysis
+from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.live_naming import NamedTurn, NamingOutcome, Relabel
 from models.online import OnlineDiarization, SessionSpeaker, StepOutcome
 from node import events
@@ -28,7 +28,7 @@ from node.source import Source
 from node.steps import Steps
 from runtime.clock import Clock
 from runtime.errors import SpeakerdError, TimedOut, Unavailable
-from runtime.units import SAMPLE_RATE_HZ, seconds_from_samples
+from runtime.units import SAMPLE_RATE_HZ, ms_from_samples, seconds_from_samples
 
 WRITE_BOUND_S = 5.0
 TICK_S = 1.0
@@ -116,6 +116,7 @@ class LiveSession:
         self._speech = dict(state.speech)  # final speech of each speaker shown, samples
         self._shown_as = dict(state.shown_as)  # speakers found to be another → that one
         self._numbers = dict(state.numbers)  # session speaker → the number under which it is shown
+        self._named = set(state.named)  # numbers that were shown under a name: no strangers, whatever they are now
         self._told = self._base  # final turns that begin before it have been written
         self._drain_deadline_s: float | None = None
         self._drain_told = False
@@ -246,6 +247,10 @@ class LiveSession:
 
     def _note(self, named: NamingOutcome) -> None:
         self._numbers |= {turn.turn.speaker: turn.speaker for turn in named.turns}
+        self._named |= {turn.speaker for turn in named.turns if turn.voice is not None}
+        self._named |= {
+            one for relabel in named.relabels if relabel.voice for one in (relabel.speaker, relabel.shown_as)
+        }
         for relabel in named.relabels:
             if relabel.shown_as != relabel.speaker:
                 self._shown_as[relabel.speaker] = relabel.shown_as
@@ -259,6 +264,7 @@ class LiveSession:
             speech=self._speech,
             shown_as=self._shown_as,
             numbers=self._numbers,
+            named=sorted(self._named),
             naming=self._naming.state(),
             skipped=self.skipped_windows,
         )
@@ -353,13 +359,24 @@ class LiveSession:
         """The summary with the names that may be said now."""
         reports = self._naming.reports()
         voices = self._naming.voices()
+        centroids = {one.index: one.centroid for one in self._online.session_speakers()}
         by_number = {number: index for index, number in self._numbers.items() if number not in self._shown_as}
         speakers = []
         for speaker in closed.speakers:
             index = by_number.get(speaker.speaker, -1)
-            name = self._naming.name(*voices.get(index, (None, 0.0)))
-            speakers.append(replace(speaker, name=name, match=reports.get(index)))
+            voice, probability = voices.get(index, (None, 0.0))
+            name = self._naming.name(voice, probability)
+            token = self._token(speaker, centroids.get(index)) if voice is None else b""
+            speakers.append(replace(speaker, name=name, match=reports.get(index), token=token))
         return replace(closed, speakers=tuple(speakers))
+
+    def _token(self, speaker: events.SpeakerSummary, centroid: FloatArray | None) -> bytes:
+        """What a stranger may be enrolled from later. Who was named here is none, though erased by now."""
+        was_named = any(self._root(number) == speaker.speaker for number in self._named)
+        if was_named or centroid is None or not speaker.net_speech_samples or not centroid.any():
+            return b""
+        net_speech_ms = ms_from_samples(speaker.net_speech_samples)
+        return self._seal.stranger(centroid.astype("<f4").tobytes(), net_speech_ms, tenant_id=self._request.tenant_id)
 
     def _root(self, number: int) -> int:
         while number in self._shown_as:

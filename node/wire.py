@@ -355,6 +355,7 @@ def speaker(summary: events.SpeakerSummary) -> common_pb2.Speaker:
         match=match_report(summary.match),
         confidence=summary.confidence,
         voiceprint=_speaker_print(summary),
+        token=summary.token,
         **named(summary.name, speaker_id(summary.speaker)),
     )
 
