@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
 
 import speakerd.live_stream
 from speakerd.client import Client, StreamOptions
-from speakerd.v1 import people_pb2
+from speakerd.v1 import common_pb2, people_pb2
 from tests.faults.processes import Daemon, Processes, node_arguments, pcm, plane_arguments, tones, until, voice
 from tests.faults.streaming import Told, outside, stream
 
@@ -150,6 +151,46 @@ async def test_nodes_killed_and_frozen_in_mid_stream_cost_no_label_and_no_final_
                 await asyncio.sleep(1.5)
         assert all(one.resumed for one in told if len(one.nodes) > 1) and len(told[0].resumed) == 2
         await require_same(client, sounds, told, options)
+
+
+def opus(samples: np.ndarray) -> bytes:
+    """Opus in Ogg."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="ogg") as muxer:
+        track = muxer.add_stream("libopus", rate=16_000, layout="mono")
+        for at in range(0, len(samples), 320):
+            piece = (samples[at : at + 320] * 32767).astype("<i2")[None]
+            frame = av.AudioFrame.from_ndarray(piece, format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 16_000, at
+            for packet in track.encode(frame):
+                muxer.mux(packet)
+        for packet in track.encode(None):
+            muxer.mux(packet)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["container", "parties apart"])
+async def test_containers_and_calls_outlive_their_node_too(daemons: Processes, kind: str) -> None:
+    spoken = [np.frombuffer(conversation(number, 60), "<i2").astype(np.float32) / 32768 for number in (3, 4)]
+    if kind == "container":
+        options = StreamOptions(latency_ms=1_000, encoding=common_pb2.ENCODING_CONTAINER)
+        sound = opus(spoken[0])
+    else:
+        options = StreamOptions(latency_ms=1_000, channels=2, parties_apart=True)
+        sound = pcm(np.stack(spoken, axis=1).reshape(-1))
+    async with fleet(daemons, "n1", "n2", flags=("--streams-max", "4")) as made, made.client() as client:
+        await enrol_tones(client)
+        told = Told()
+        running = asyncio.create_task(stream(client, sound, options, pace=len(sound) / 3200 / 100, told=told))
+        await until(lambda: told.final_ms >= 20_000, 100)
+        made.nodes[told.nodes[0]].send(signal.SIGKILL)
+        await running
+        assert told.resumed and told.sent == len(sound)
+        told.require_in_order()
+        undisturbed = await stream(client, sound, options, pace=0)
+    assert told.whole() == undisturbed.whole()
+    assert any(turn.label.startswith("Person ") for turn in told.turns)
+    assert any(turn.label.startswith("spk_") for turn in told.turns)
 
 
 def talk_of(audio: Path) -> tuple[np.ndarray, list[list[np.ndarray]]]:
