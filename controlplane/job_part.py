@@ -17,11 +17,12 @@ from controlplane.derived_keys import media_url_key
 from controlplane.fleet import Fleet
 from controlplane.guarded_http import GuardedHttp
 from controlplane.job_chores import JobChores
+from controlplane.job_claims import WorkerLimits
 from controlplane.job_leaving import JobLeaving
 from controlplane.job_news import JobNews
 from controlplane.job_queue import JobQueue
 from controlplane.job_run import JobRunner
-from controlplane.job_worker import JobWorker, WorkerLimits, new_worker_id
+from controlplane.job_worker import JobWorker, new_worker_id
 from controlplane.jobs import JobLimits, Jobs
 from controlplane.keys import KeyRing
 from controlplane.media_store import MediaStore

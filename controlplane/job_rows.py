@@ -202,9 +202,22 @@ async def lost(connection: AsyncConnection, *, now_lease_s: float, limit: int) -
             jobs.c.state == RUNNING,
             or_(jobs.c.until_lease_s < now_lease_s, jobs.c.until_lease_s > now_lease_s + LEASE_S_MAX),
         )
+        # Two that do this at once do it in one order, and so do not wait for each other in a circle.
+        .order_by(jobs.c.job_id)
         .limit(limit)
     )
     return (await connection.execute(query)).all()
+
+
+async def give_up(connection: AsyncConnection, row: Any, *, error: str, now_s: float, expires_at_s: float) -> bool:
+    """End a job of a lost worker, which was tried often enough. False: somebody was faster."""
+    ended = _ended(JobState.FAILED, now_s, expires_at_s) | {"error": error}
+    changed = await connection.execute(
+        update(jobs)
+        .where(jobs.c.job_id == row.job_id, jobs.c.attempt == row.attempt, jobs.c.state == RUNNING)
+        .values(**ended)
+    )
+    return changed.rowcount == 1
 
 
 async def recover(connection: AsyncConnection, row: Any, *, now_s: float) -> bool:

@@ -13,34 +13,29 @@ import contextlib
 import random
 import secrets
 from collections import Counter
-from dataclasses import dataclass
 
 from controlplane import job_rows
 from controlplane.database.engine import Database
-from controlplane.fault_points import reach
+from controlplane.job_claims import LEASE_S, OURS, JobClaims, WorkerLimits
 from controlplane.job_codec import decode_spec
 from controlplane.job_news import JobNews
-from controlplane.job_queue import JobQueue, Taken, next_of
+from controlplane.job_queue import JobQueue
 from controlplane.job_record import pack
-from controlplane.job_rows import Claim, Waiting
+from controlplane.job_rows import Claim
 from controlplane.job_run import Done, JobRunner, NoNode, Progress
 from controlplane.job_spec import JobSpec, JobState, Priority
 from controlplane.jobs import Jobs
 from controlplane.metrics import Metrics
 from controlplane.pulse import Pulse, wait_for_any, wait_s
-from controlplane.quotas import quotas_of
 from controlplane.tenant_keys import TenantKeys
 from controlplane.tenant_seals import JOBS, RESULTS, TenantSeals, find_seals
 from runtime.clock import Clock
 from runtime.errors import Cause, SpeakerdError, Unavailable
 from runtime.logs import get_logger
 
-LEASE_S = 15.0
-"""How long a job stays with a worker that is not heard."""
 BEAT_S = 2.0
 SWEEP_S = 5.0
 """How often SQL is gone through for jobs that Redis does not know of, and for those of lost workers."""
-SWEEP_ROWS = 2_000
 ROOM_S = 1.0
 """How often it is looked whether nodes have room again."""
 SHORT_PLACES = 2
@@ -50,16 +45,6 @@ WAIT_S = (1.0, 4.0)
 """How long a job that found no node waits, at least and at most."""
 STOP_S = 8.0
 TRANSIENT = frozenset({Cause.UNAVAILABLE, Cause.TIMEOUT, Cause.STALE, Cause.INTERNAL, Cause.OVERLOADED})
-OURS = "the job failed for a reason of ours, each of the times that it was tried; try again later"
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerLimits:
-    """Settings. places: jobs at once. attempts: tries of one job. result_s: how long a result is kept."""
-
-    places: int = 4
-    attempts: int = 5
-    result_s: float = 24 * 3600.0
 
 
 class JobWorker:
@@ -89,9 +74,11 @@ class JobWorker:
         self._metrics = metrics
         self._limits = limits
         self._id = worker_id or new_worker_id()
+        self._claims = JobClaims(
+            database=database, queue=queue, jobs=jobs, clock=clock, limits=limits, worker_id=self._id
+        )
         self._running: dict[str, asyncio.Task[None]] = {}
         self._of_tenant: Counter[str] = Counter()
-        self._served: dict[str, float] = {}
         self._num_short = 0
         self._free = Pulse()
         self._is_draining = False
@@ -112,9 +99,9 @@ class JobWorker:
             try:
                 if sweep_s <= self._clock.monotonic_s():
                     sweep_s = self._clock.monotonic_s() + SWEEP_S
-                    await self.sweep()
+                    await self._claims.sweep()
                 while not self._is_draining and (lowest := self._lowest(await self._runner.room())) is not None:
-                    claimed = await self._claim_next(lowest)
+                    claimed = await self._claims.next(lowest, self._of_tenant)
                     if claimed is None:
                         break
                     self._begin(claimed)
@@ -123,29 +110,6 @@ class JobWorker:
                 await asyncio.sleep(1.0)
                 continue
             await wait_for_any((woken, freed), min(ROOM_S, sweep_s - self._clock.monotonic_s()))
-
-    async def sweep(self) -> int:
-        """Put back jobs of lost workers, and queue in Redis what waits in SQL; how many were not queued."""
-        now_s = self._clock.wall_s()
-        async with self._database.write() as connection:
-            now_lease_s = await self._database.lease_now_s(connection)
-            for row in await job_rows.lost(connection, now_lease_s=now_lease_s, limit=SWEEP_ROWS):
-                if row.failures + 1 < self._limits.attempts:
-                    if await job_rows.recover(connection, row, now_s=now_s):
-                        get_logger().warning("jobs.worker_lost", job_id=row.job_id, attempt=row.attempt)
-                elif await job_rows.end_waiting(
-                    connection,
-                    row.job_id,
-                    JobState.FAILED,
-                    error=OURS,
-                    now_s=now_s,
-                    expires_at_s=now_s + self._limits.result_s,
-                ):
-                    await self._jobs.ended(connection, row.job_id, JobState.FAILED, now_s)
-        async with self._database.read() as connection:
-            now_lease_s = await self._database.lease_now_s(connection)
-            waiting = await job_rows.waiting(connection, now_lease_s=now_lease_s, limit=SWEEP_ROWS)
-        return await self._queue.enqueue(waiting) if waiting else 0
 
     async def drain(self, deadline_s: float) -> None:
         """Claim no more, and let those that run end; what has not is another worker's."""
@@ -172,54 +136,6 @@ class JobWorker:
         if recordings < self._limits.places and room > begun:
             return Priority.LOW
         return Priority.SHORT if self._num_short < SHORT_PLACES else None
-
-    async def _claim_next(self, lowest: Priority) -> Claim | None:
-        """The next job by turns, claimed; None: there is none for us."""
-        while True:
-            async with self._database.read() as connection:
-                now_lease_s = await self._database.lease_now_s(connection)
-                running = await job_rows.running_by_tenant(connection)
-                full = {tenant_id for tenant_id in running if await self._is_full(connection, tenant_id, running)}
-                waiting: list[Waiting] = []
-                if not self._queue.is_up:
-                    waiting = await job_rows.waiting(connection, now_lease_s=now_lease_s, limit=SWEEP_ROWS)
-            taken = await self._queue.take(running, full, lowest)
-            if taken is not None:
-                job_id = taken.job_id
-            else:
-                following = next_of(waiting, running, full, self._served, lowest)
-                if following is None:
-                    return None
-                job_id = following.job_id
-                self._served[following.tenant_id] = self._clock.monotonic_s()
-            claimed = await self._claim(job_id, taken)
-            if claimed is not None:
-                return claimed
-            if taken is None:
-                return None
-
-    async def _is_full(self, connection: object, tenant_id: str, running: dict[str, int]) -> bool:
-        # Nobody gets the last place of a worker to himself: a day's recording would keep everybody else out of it.
-        if self._limits.places > 1 and self._of_tenant[tenant_id] >= self._limits.places - 1:
-            return True
-        most = (await quotas_of(connection, tenant_id)).jobs_max  # type: ignore[arg-type]
-        return most is not None and running[tenant_id] >= most
-
-    async def _claim(self, job_id: str, taken: Taken | None) -> Claim | None:
-        reach("jobs.taken")
-        async with self._database.write() as connection:
-            claimed = await job_rows.claim(
-                connection,
-                job_id,
-                worker_id=self._id,
-                now_lease_s=await self._database.lease_now_s(connection),
-                lease_s=LEASE_S,
-                now_s=self._clock.wall_s(),
-            )
-        reach("jobs.claimed")
-        if taken is not None:
-            await self._queue.done(taken)
-        return claimed
 
     def _begin(self, claimed: Claim) -> None:
         is_short = claimed.priority == Priority.SHORT
@@ -333,7 +249,6 @@ class JobWorker:
             )
             if is_ours:
                 await self._jobs.ended(connection, claimed.job_id, JobState.SUCCEEDED, now_s)
-        reach("jobs.succeeded")
         if is_ours:
             self._metrics.jobs_ended.labels(claimed.kind.value, "succeeded").inc()
 

@@ -7,8 +7,6 @@ gives the first job.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
@@ -24,13 +22,14 @@ from controlplane.database.schema import job_results, jobs, media, voices
 from controlplane.fleet import Fleet
 from controlplane.guarded_http import NotAllowed
 from controlplane.holdings import LIVE_STATES
-from controlplane.job_codec import decode_spec, encode_spec, request_digest
+from controlplane.job_codec import encode_spec, request_digest
 from controlplane.job_leaving import JobLeaving, Leaving
 from controlplane.job_news import JobNews
 from controlplane.job_queue import JobQueue
+from controlplane.job_reading import as_cursor, job_of, read_cursor, spec_of
 from controlplane.job_rows import EndedJob, EndHook, Waiting
-from controlplane.job_spec import JobKind, JobSpec, JobState, MediaKey, MediaUrl, check, place_of
-from controlplane.job_view import Job, JobAsked, JobPage
+from controlplane.job_spec import JobSpec, JobState, MediaKey, MediaUrl, check, place_of
+from controlplane.job_view import Job, JobPage
 from controlplane.media_store import KEPT, NO_SUCH_MEDIA, MediaStore
 from controlplane.policy import Principal
 from controlplane.pulse import wait_s
@@ -162,8 +161,8 @@ class Jobs:
         """A job and its result as they may leave now, also as the contract has it. Raises NotFound."""
         async with self._database.read() as connection:
             row, result, seals = await self._row(connection, principal.tenant_id, job_id)
-        spec = _spec(row, seals)
-        job = _job(row, spec)
+        spec = spec_of(row, seals)
+        job = job_of(row, spec)
         if result is None or spec is None or seals is None:
             return Leaving(job)
         return await self._leaving.leave(principal, job, spec, seals, result)
@@ -194,16 +193,16 @@ class Jobs:
         if state is not None:
             query = query.where(jobs.c.state == state.value)
         if cursor:
-            at_s, job_id = _cursor(cursor)
+            at_s, job_id = read_cursor(cursor)
             query = query.where(
                 or_(jobs.c.created_at_s < at_s, and_(jobs.c.created_at_s == at_s, jobs.c.job_id < job_id))
             )
         query = query.order_by(jobs.c.created_at_s.desc(), jobs.c.job_id.desc()).limit(limit + 1)
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        found = tuple(_job(row, None) for row in rows[:limit])
+        found = tuple(job_of(row, None) for row in rows[:limit])
         last = rows[limit - 1] if len(rows) > limit else None
-        return JobPage(found, None if last is None else _as_cursor(last.created_at_s, last.job_id))
+        return JobPage(found, None if last is None else as_cursor(last.created_at_s, last.job_id))
 
     async def cancel(self, principal: Principal, job_id: str) -> Job:
         """End a job that has not ended; one that has stays as it is. Raises NotFound."""
@@ -219,7 +218,7 @@ class Jobs:
                 expires_at_s=now_s + self._limits.result_s,
             )
             if is_canceled:
-                await self._ended(connection, row, _spec(row, seals), JobState.CANCELED, now_s)
+                await self._ended(connection, row, spec_of(row, seals), JobState.CANCELED, now_s)
         if is_canceled:
             await self._tell(f"canceled {job_id}")
         return await self.get(principal, job_id)
@@ -259,7 +258,7 @@ class Jobs:
         """Tell the hooks, within the transaction in which a job ends, that it did."""
         row = (await connection.execute(select(jobs).where(jobs.c.job_id == job_id))).one()
         seals = await find_seals(connection, self._tenant_keys, row.tenant_id)
-        await self._ended(connection, row, _spec(row, seals), state, now_s)
+        await self._ended(connection, row, spec_of(row, seals), state, now_s)
 
     async def _ended(
         self, connection: AsyncConnection, row: Row[Any], spec: JobSpec | None, state: JobState, now_s: float
@@ -344,50 +343,3 @@ def _warning(seals: TenantSeals, spec: JobSpec, models: Collection[str]) -> str 
         if models and voiceprint.model not in models:
             other.append(field)
     return OTHER_MODEL.format(which=", ".join(other)) if other else None
-
-
-def _spec(row: Row[Any], seals: TenantSeals | None) -> JobSpec | None:
-    if row.spec_ciphertext is None or seals is None:
-        return None
-    return decode_spec(seals.open(JOBS, bytes(row.spec_ciphertext), row.job_id))
-
-
-def _job(row: Row[Any], spec: JobSpec | None) -> Job:
-    asked = (
-        None
-        if spec is None
-        else JobAsked(
-            exclusive=spec.exclusive,
-            confidence=spec.confidence,
-            turn_confidence=spec.turn_confidence,
-            model=spec.model,
-            webhook=spec.webhook,
-        )
-    )
-    return Job(
-        job_id=row.job_id,
-        tenant_id=row.tenant_id,
-        kind=JobKind(row.kind),
-        state=JobState(row.state),
-        created_at_s=row.created_at_s,
-        updated_at_s=row.updated_at_s,
-        processed_ms=int(row.processed_ms),
-        duration_ms=int(row.duration_ms),
-        error=row.error,
-        warning=row.warning,
-        asked=asked,
-        expires_at_s=row.expires_at_s,
-    )
-
-
-def _as_cursor(at_s: float, job_id: str) -> str:
-    return base64.urlsafe_b64encode(f"{at_s.hex()} {job_id}".encode()).rstrip(b"=").decode()
-
-
-def _cursor(cursor: str) -> tuple[float, str]:
-    try:
-        said = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode()
-        at_s, _, job_id = said.partition(" ")
-        return float.fromhex(at_s), job_id
-    except (ValueError, UnicodeError, OverflowError, binascii.Error):
-        raise InvalidRequest("cursor: send the one that the page before came with") from None
