@@ -22,7 +22,7 @@ from node.source import Source
 from runtime.errors import BadAudio, InvalidRequest, SpeakerdError, TimedOut, TooLarge
 from runtime.media import adecode_live, adecode_stream
 from runtime.pcm import PcmDecoder
-from runtime.units import seconds_from_samples
+from runtime.units import SAMPLE_RATE_HZ, seconds_from_samples
 
 IDLE_S = 30.0
 AUDIO_BYTES_MAX = 1 << 20
@@ -75,11 +75,17 @@ class Intake:
         self.handing_over = False
         self.complaint: BadAudio | None = None
         """What is wrong with a container of which some could be decoded: to be told once that has become turns."""
-        self.received_samples = 0
+        self._pushed_samples = 0
+        self._gathered_samples = 0  # in messages that complete no window yet
         self._peak = 0.0
 
     def __repr__(self) -> str:
         return f"Intake({self.received_samples} samples received, handing_over={self.handing_over})"
+
+    @property
+    def received_samples(self) -> int:
+        """How much sound has come, in samples at 16 kHz."""
+        return self._pushed_samples + self._gathered_samples
 
     async def run(self) -> None:
         """Read until the stream is finished, half-closed or handed over."""
@@ -112,12 +118,28 @@ class Intake:
             self._receiver.cancel()
 
     async def _read_samples(self, decoder: PcmDecoder) -> None:
+        # What completes no window can wait for what does: a message costs as much to decode and to place as a window.
+        gathered = bytearray()
         while (data := await self._message()) is not None:
-            if len(data) > DECODE_ON_LOOP_BYTES_MAX:
-                await self._push(await asyncio.to_thread(decoder.feed, data))
-            else:
-                await self._push(decoder.feed(data))
+            gathered += data
+            if len(gathered) >= self._bytes_to_window(decoder):
+                await self._push_decoded(decoder, bytes(gathered))
+                gathered.clear()
+            self._gathered_samples = len(gathered) // decoder.frame_bytes * SAMPLE_RATE_HZ // decoder.sample_rate_hz
+        self._gathered_samples = 0
+        await self._push_decoded(decoder, bytes(gathered))
         await self._push(decoder.flush())
+
+    def _bytes_to_window(self, decoder: PcmDecoder) -> int:
+        frames = -(-self._source.samples_to_window * decoder.sample_rate_hz // SAMPLE_RATE_HZ)
+        return min(frames * decoder.frame_bytes, DECODE_ON_LOOP_BYTES_MAX)
+
+    async def _push_decoded(self, decoder: PcmDecoder, data: bytes) -> None:
+        self._gathered_samples = 0
+        if len(data) > DECODE_ON_LOOP_BYTES_MAX:
+            await self._push(await asyncio.to_thread(decoder.feed, data))
+        else:
+            await self._push(decoder.feed(data))
 
     async def _read_container(self) -> None:
         skip = self._skip_samples
@@ -171,4 +193,4 @@ class Intake:
         for at in range(0, len(samples), self._piece_samples):
             piece = samples if len(samples) <= self._piece_samples else samples[at : at + self._piece_samples]
             await self._source.push(piece)
-            self.received_samples += len(piece)
+            self._pushed_samples += len(piece)

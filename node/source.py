@@ -104,6 +104,11 @@ class Source:
         """Whether nothing of it came early, so that what waits is late."""
         return self.live and self._ahead_s <= AT_PACE_S
 
+    @property
+    def samples_to_window(self) -> int:
+        """How much more sound the next window takes; one sample at least."""
+        return max(1, self._next_arrival - self.received)
+
     def oldest_due_s(self) -> float:
         """Since when its oldest due window waits for the device."""
         return max(self._arrived[0], self._collected_s)
