@@ -33,8 +33,8 @@ from controlplane.space_identities import identity_reference
 from controlplane.space_models import AudioUnfit, model_of, require_comparable
 from controlplane.space_records import Use, record
 from controlplane.space_rows import new_id, open_keys
-from controlplane.space_voiceprint_rows import kept_clips
-from controlplane.space_voiceprints import Found, Path, Voiceprints
+from controlplane.space_voiceprint_rows import Found, Path, kept_clips
+from controlplane.space_voiceprints import Voiceprints
 from runtime.errors import Conflict, Denied, NotFound, Unavailable
 
 SCORE_MIN = 1e-6

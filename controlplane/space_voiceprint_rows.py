@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, and_, func, select
@@ -10,11 +11,37 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.database.spaces_schema import space_audios, space_members, space_verifications
 from controlplane.intake import Clip
+from controlplane.space_access import Space
 from controlplane.space_ground import MemberView, Reference, SpaceGround, VoiceprintView
 from controlplane.space_rows import alias_of, open_keys
 
+FROZEN = "the voiceprint is computed: audios are neither added nor removed any more, and it is computed once"
 KEPT_MS_MAX = 120_000
 """How much of a voiceprint's sound is kept for making those of other models, as of any other voice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """How a voiceprint is referred to."""
+
+    owner: str
+    space: str
+    identity: str
+    voiceprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A voiceprint, where it lies."""
+
+    space: Space
+    identity: Row[Any]
+    row: Row[Any]
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is frozen."""
+        return self.row.computed_at_s is not None
 
 
 async def voiceprint_view(

@@ -7,33 +7,23 @@ under a key of its own, and a usage record that outlives both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.accounts import require_open
-from controlplane.agreements import Consent
 from controlplane.database.engine import locked_head
-from controlplane.database.schema import voices
 from controlplane.database.spaces_schema import (
     space_audios,
     space_members,
     space_voiceprints,
 )
-from controlplane.enrolment_request import Request
-from controlplane.erasure_rows import GONE
 from controlplane.intake import TOTAL_BYTES_MAX
-from controlplane.keys import DataKey, VoiceAddress
 from controlplane.listings import Listing, Page, paged
-from controlplane.nodes import Analysis
-from controlplane.policy import Principal, VoiceFacts
+from controlplane.policy import Principal
 from controlplane.space_access import (
-    NO_SUCH_VOICEPRINT,
-    Space,
     find_audio,
     find_identity,
     find_space,
@@ -42,31 +32,26 @@ from controlplane.space_access import (
     require_handle,
 )
 from controlplane.space_audios import AVAILABLE, Audios
+from controlplane.space_computing import Computing
 from controlplane.space_ground import SpaceGround, VoiceprintView
 from controlplane.space_identities import identity_reference
 from controlplane.space_library import LIBRARY_IS_SHOWN, adopt
 from controlplane.space_models import MIN_AUDIOS_MAX, model_of, require_fit
-from controlplane.space_records import Use, record
 from controlplane.space_rows import (
     delete_voiceprint,
     make_key,
     new_id,
-    open_keys,
-    said_of,
     sealed_alias,
 )
-from controlplane.space_tombstones import facts_of_identity
-from controlplane.space_voiceprint_rows import kept_clips, members_of, voiceprint_view
+from controlplane.space_voiceprint_rows import FROZEN, Found, Path, members_of, voiceprint_view
 from controlplane.spaces import Spaces
-from runtime.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from runtime.errors import Conflict, InvalidRequest, NotFound
 
 VOICEPRINTS_MAX = 50
 """Of one identity."""
 AUDIOS_MAX = 10
 TOTAL_MS_MAX = 240_000
 """What a node listens to in one call; of one voiceprint."""
-FROZEN_VOICE = "frozen"
-FROZEN = "the voiceprint is computed: audios are neither added nor removed any more, and it is computed once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,30 +66,6 @@ class NewVoiceprint:
     min_audios: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Path:
-    """How a voiceprint is referred to."""
-
-    owner: str
-    space: str
-    identity: str
-    voiceprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A voiceprint, where it lies."""
-
-    space: Space
-    identity: Row[Any]
-    row: Row[Any]
-
-    @property
-    def is_computed(self) -> bool:
-        """Whether it is frozen."""
-        return self.row.computed_at_s is not None
-
-
 class Voiceprints:
     """The use cases."""
 
@@ -112,6 +73,7 @@ class Voiceprints:
         self._ground = ground
         self._spaces = spaces
         self._audios = audios
+        self._computing = Computing(ground, audios)
 
     def __repr__(self) -> str:
         return "Voiceprints()"
@@ -281,44 +243,7 @@ class Voiceprints:
         Raises NotFound, Conflict where it cannot be computed (yet, or again), SpeakerChecksFailed where the audios are
         not of one person, Unavailable while no node is online.
         """
-        found = await self._open(principal, path)
-        async with self._ground.database.read() as connection:
-            members = await members_of(connection, found.row)
-            if len(members) < int(found.row.min_audios):
-                raise Conflict(
-                    f"the voiceprint has {len(members)} of the {found.row.min_audios} audios that it needs: add more"
-                )
-            alias, consent = await self._said(connection, found.identity)
-            state = await _state_of(connection, found.identity)
-        if state == FROZEN_VOICE:
-            raise Conflict("consent to the identity's voice was withdrawn: make a new identity with a new consent")
-        clips = [await self._audios.clip(member) for member in members]
-        sound = await self._audios.sound(clips)
-        analysis = await self._ground.intake.analyze(sound)
-        if analysis is None:
-            raise Unavailable("no node is online to compute the voiceprint; try again", retry_after_s=5.0)
-        self._ground.intake.judge(analysis)
-        voice = VoiceAddress(found.space.tenant_id, found.identity.voice_id)
-        place: VoiceFacts | VoiceAddress = voice
-        if state is None:
-            place = facts_of_identity(voice.tenant_id, found.space.owner_user_id)
-
-        async def also(connection: AsyncConnection, _voice: VoiceAddress, _key: DataKey) -> None:
-            await self._freeze(connection, principal, found, members, analysis)
-
-        request = Request(
-            voice_id="",
-            label=alias or found.identity.handle,
-            consent=consent,
-            idempotency_key="",
-            clips=kept_clips(clips, members),
-        )
-        try:
-            await self._ground.enrolment.keep(
-                principal, request, analysis, place=place, voice_id=voice.voice_id, also=also
-            )
-        except IntegrityError:
-            raise Conflict("another voiceprint of the identity is being computed: try again in a moment") from None
+        await self._computing.compute(principal, await self._open(principal, path))
         return await self.get(principal, path)
 
     async def _open(self, principal: Principal, path: Path) -> Found:
@@ -338,76 +263,6 @@ class Voiceprints:
         found = await find_space(connection, principal, path.owner, path.space, writes=True)
         of = await find_identity(connection, found, path.identity)
         return Found(found, of, await find_voiceprint(connection, of, path.voiceprint))
-
-    async def _said(self, connection: AsyncConnection, identity: Row[Any]) -> tuple[str, Consent]:
-        keys = await open_keys(connection, self._ground.keys, identity.tenant_id, [identity.identity_id])
-        said = said_of(keys[identity.identity_id], identity.said_ciphertext)
-        return said.alias, said.consent
-
-    async def _freeze(
-        self,
-        connection: AsyncConnection,
-        principal: Principal,
-        found: Found,
-        members: Sequence[Any],
-        analysis: Analysis,
-    ) -> None:
-        tenant_id, voiceprint_id, now_s = found.space.tenant_id, found.row.voiceprint_id, self._ground.clock.wall_s()
-        # An audio that came or went since they were read: what was computed is of others than it would say.
-        if [member.audio_id for member in await members_of(connection, found.row)] != [
-            member.audio_id for member in members
-        ]:
-            raise Conflict("the voiceprint's audios changed as it was computed: try again")
-        keys = await open_keys(connection, self._ground.keys, tenant_id, [voiceprint_id])
-        made = analysis.voiceprint
-        changed = await connection.execute(
-            update(space_voiceprints)
-            .where(
-                space_voiceprints.c.tenant_id == tenant_id,
-                space_voiceprints.c.voiceprint_id == voiceprint_id,
-                space_voiceprints.c.computed_at_s.is_(None),
-            )
-            .values(
-                computed_at_s=now_s,
-                engine_model=made.model,
-                net_speech_ms=made.net_speech_ms,
-                ciphertext=keys[voiceprint_id].encrypt(made.embedding, "voiceprint", made.model),
-            )
-        )
-        if changed.rowcount != 1:
-            raise Conflict(FROZEN)
-        for member, clip in zip(members, analysis.clips, strict=False):
-            await connection.execute(
-                update(space_members)
-                .where(
-                    space_members.c.tenant_id == tenant_id,
-                    space_members.c.voiceprint_id == voiceprint_id,
-                    space_members.c.audio_id == member.audio_id,
-                )
-                .values(left_out=clip.left_out, voice_ms=clip.net_speech_ms)
-            )
-        use = Use(
-            kind="voiceprint",
-            space=found.space,
-            identity_id=found.identity.identity_id,
-            voiceprint_id=voiceprint_id,
-            model=f"{found.row.model_handle}/{found.row.model_version}",
-            num_audios=len(members),
-            duration_ms=sum(int(member.duration_ms) for member in members),
-            voice_ms=made.net_speech_ms,
-        )
-        await record(connection, use, at_s=now_s, key_id=principal.key_id)
-
-
-async def _state_of(connection: AsyncConnection, identity: Row[Any]) -> str | None:
-    """The state of an identity's voice, None while it has none. Raises NotFound for one that is being erased."""
-    query = select(voices.c.state).where(
-        voices.c.tenant_id == identity.tenant_id, voices.c.voice_id == identity.voice_id
-    )
-    state: str | None = (await connection.execute(query)).scalar_one_or_none()
-    if state in GONE:
-        raise NotFound(NO_SUCH_VOICEPRINT)
-    return state
 
 
 def _require_own(identity: Row[Any], audio: Row[Any]) -> None:

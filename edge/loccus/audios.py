@@ -14,7 +14,8 @@ from controlplane.intake import CLIP_BYTES_MAX
 from controlplane.scopes import VOICES_READ, VOICES_WRITE
 from controlplane.space_audios import NewAudio
 from edge.failures import FieldError, InvalidFields
-from edge.loccus.bodies import BODY, Alias, AudioBody, Handle, Listed, PageBody, audio_body, page_body
+from edge.loccus.bodies import BODY, Alias, AudioBody, Handle, audio_body
+from edge.loccus.lists import Listed, PageBody, page_body
 from edge.terms import Caller, TheEdge, tells_of, terms
 
 PATH = "/v1/spaces/{owner}/{space}/audios"

@@ -14,13 +14,11 @@ from edge.loccus.bodies import (
     ErasureBody,
     Handle,
     IdentityBody,
-    Listed,
-    PageBody,
     VoiceprintBody,
     identity_body,
-    page_body,
     voiceprint_body,
 )
+from edge.loccus.lists import Listed, PageBody, page_body
 from edge.loccus.voiceprints import NewVoiceprintBody, new_voiceprint
 from edge.terms import Caller, TheEdge, tells_of, terms
 

@@ -7,7 +7,8 @@ from typing import Literal
 from fastapi import FastAPI
 
 from controlplane.scopes import VOICES_READ
-from edge.loccus.bodies import Listed, PageBody, RecordBody, page_body, record_body
+from edge.loccus.bodies import RecordBody, record_body
+from edge.loccus.lists import Listed, PageBody, page_body
 from edge.terms import Caller, TheEdge, terms
 
 Kind = Literal["voiceprint", "verification"]

@@ -12,15 +12,13 @@ from edge.loccus.bodies import (
     Alias,
     CollaboratorBody,
     ErasureBody,
-    Listed,
-    PageBody,
     SpaceBody,
     SpaceErasureBody,
     collaborator_body,
     lasting,
-    page_body,
     space_body,
 )
+from edge.loccus.lists import Listed, PageBody, page_body
 from edge.terms import Caller, TheEdge, tells_of, terms
 
 

@@ -6,7 +6,8 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
 from controlplane.scopes import VOICES_ERASE, VOICES_READ, VOICES_WRITE
-from controlplane.space_voiceprints import NewVoiceprint, Path
+from controlplane.space_voiceprint_rows import Path
+from controlplane.space_voiceprints import NewVoiceprint
 from edge.failures import FieldError, InvalidFields
 from edge.loccus.bodies import BODY, Alias, Handle, VoiceprintBody, voiceprint_body
 from edge.terms import Caller, TheEdge, tells_of, terms

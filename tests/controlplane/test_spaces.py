@@ -18,7 +18,8 @@ from controlplane.database.spaces_schema import space_audios, space_identities, 
 from controlplane.orphans import sweep_orphans
 from controlplane.policy import Principal
 from controlplane.space_audios import NewAudio
-from controlplane.space_voiceprints import NewVoiceprint, Path
+from controlplane.space_voiceprint_rows import Path
+from controlplane.space_voiceprints import NewVoiceprint
 from runtime.clock import SystemClock
 from runtime.errors import NotFound, Overloaded
 from tests.controlplane.conftest import World, collected, speech, until, wav, world

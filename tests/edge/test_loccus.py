@@ -114,7 +114,7 @@ async def everything(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     """One control plane and one node for all tests but those that need their own; each has tenants of its own."""
     async with AsyncExitStack() as stack:
         serving = Serving(World(tmp_path_factory.mktemp("loccus") / "data", stack, None), stack)
-        served = await serving(http_rate_limits={"loccus.listen": 0})
+        served = await serving(http_rate_limits={"loccus.listen": 0}, scryon_voice_embedding_enabled=True)
         yield served, await served.world.node(served.plane)
 
 
@@ -740,6 +740,20 @@ async def test_a_voice_enrolled_elsewhere_is_an_identity_of_the_library(shared: 
     await until(lambda: not caller.held(node))
 
 
+async def test_a_voice_profile_is_an_identity_of_its_user_s_library(shared: tuple[Served, FakeNode]) -> None:
+    served, _ = shared
+    caller = await acme(served, user_id="u1")
+    profile = "/api/users/me/voice-profile"
+    sent = {"file": ("me.wav", wav(speech(4, 16)), "audio/wav")}
+    assert (await caller.http.post(profile, files=sent)).status_code == 201
+    (shown,) = (await caller.get("/v1/spaces/u1/voices/identities"))["items"]
+    assert shown["alias"] == "u1"
+    assert (await caller.get(f"/v1/spaces/{caller.tenant}/voices/identities"))["items"] == []
+    assert (await caller.http.delete(f"/v1/spaces/u1/voices/identities/{shown['handle']}")).status_code == 200
+    assert (await caller.get(f"{profile}/status")) == {"status": "MISSING"}
+    assert (await caller.get("/v1/spaces/u1/voices/identities"))["items"] == []
+
+
 async def test_a_deleted_audio_of_a_voiceprint_stays_written_down_without_its_file(
     shared: tuple[Served, FakeNode],
 ) -> None:
@@ -894,6 +908,13 @@ async def test_a_repeated_request_makes_one_thing(shared: tuple[Served, FakeNode
     first = await caller.post(f"{caller.space}/audios", {"file": sound()}, headers=key)
     assert await caller.post(f"{caller.space}/audios", {"file": sound()}, headers=key) == first
     assert (await caller.get(f"{caller.space}/audios"))["totalItems"] == 1
+    body = {"handle": "ada", "alias": "Ada Example"}
+    made = await caller.post(f"{caller.space}/identities", body, headers=key)
+    assert await caller.post(f"{caller.space}/identities", body, headers=key) == made
+    await caller.http.delete(f"{caller.space}/identities/ada")
+    # What was answered then told of the person.
+    again = await caller.http.post(f"{caller.space}/identities", json=body, headers=key)
+    assert error_of(again) == (409, "conflict")
 
 
 # Under it all
