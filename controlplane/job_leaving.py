@@ -56,14 +56,16 @@ class JobLeaving:
     ) -> Leaving:
         """A job with what it gave."""
         record = await asyncio.to_thread(lambda: unpack(seals.open(RESULTS, ciphertext, job.job_id)))
-        labels = await self._labels(principal, voices_in(record.result))
-        if not labels:
-            return await asyncio.to_thread(_leaving, job, spec, record, labels, ())
+        meant = voices_in(record.result)
+        if not await self._labels(principal, meant):
+            return await asyncio.to_thread(_leaving, job, spec, record, {}, ())
         async with self._guard.relaying() as relaying:
+            # Read again: a lease is told of evictions since it began, and of none before.
+            labels = await self._labels(principal, meant)
             while True:
                 allowed = {voice_id: label for voice_id, label in labels.items() if relaying.may_name(voice_id)}
                 denied = any(self._guard.denies(voice_id) for voice_id in labels)
-                warnings = (WITHHELD,) if not allowed and not denied else ()
+                warnings = (WITHHELD,) if labels and not allowed and not denied else ()
                 found = await asyncio.to_thread(_leaving, job, spec, record, allowed, warnings)
                 # Last, and without an await before it is handed on: whatever happened meanwhile counts.
                 if all(relaying.may_name(voice_id) for voice_id in allowed):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -20,6 +22,7 @@ from controlplane.database.schema import job_results, jobs, media, tenants
 from controlplane.job_rows import EndedJob
 from controlplane.job_spec import JobKind, JobSpec, JobState, Matching, MediaKey, SentVoiceprint, Webhook
 from controlplane.policy import Principal
+from controlplane.relay_guard import Relaying
 from runtime.errors import BadAudio, Overloaded, Unavailable
 from speakerd.v1 import common_pb2, jobs_pb2, node_pb2, people_pb2
 from tests.controlplane.conftest import Client, World, speech, until, wav
@@ -388,6 +391,32 @@ async def test_an_erased_persons_name_leaves_no_more_with_a_result_and_never_lay
     assert seen is not None and seen.output is not None
     assert [(one.match, one.voice_id) for one in seen.output.speakers] == [(None, None), ("Bob", bob)]
     assert "Alice" not in str([(one.match, one.scores, one.report) for one in seen.output.speakers])
+
+
+async def test_who_is_erased_before_the_lease_is_there_is_not_named_under_it(
+    any_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane, client, node = await stage(any_world)
+    alice = (await client.enrol("Alice", seed=1)).voice.voice_id
+    said: dict[str, Any] = {"speaker": "spk_0", "label": "Alice", "voice_id": alice, "probability": 0.9}
+    node.result = node_pb2.FileResult(turns=[common_pb2.Turn(end_ms=1, **said)], speakers=[common_pb2.Speaker(**said)])
+    job = await run(client, "identify", media_key="talk", matching=jobs_pb2.JobMatching(everybody=True))
+    assert [turn.label for turn in job.result.turns] == ["Alice"]
+    guard = plane.core.guard
+    await guard.close()
+    relaying = guard.relaying
+
+    @asynccontextmanager
+    async def late() -> AsyncIterator[Relaying]:
+        # Nothing is relayed, so nobody has to be waited for: the erasure is proven before a lease begins, and a lease
+        # that begins later is told of no eviction before it.
+        assert (await client.erase(alice, wait_ms=20_000)).state == people_pb2.Erasure.STATE_ERASED
+        async with relaying() as found:
+            yield found
+
+    monkeypatch.setattr(guard, "relaying", late)
+    found = await get(client, job.job_id)
+    assert [(turn.label, turn.voice_id) for turn in found.result.turns] == [("spk_0", "")]
 
 
 async def test_a_long_result_is_left_out_of_the_job_and_read_in_pieces(world: World) -> None:
