@@ -24,6 +24,8 @@ CONSENT_CHARS_MAX = 20_000
 IDEMPOTENCY_KEY_CHARS_MAX = 255
 DETAILS_CHARS_MAX = 4_000
 UNITS = ("characters", "seconds", "matches")
+INSTANT_MAX_S = 253_370_764_800.0
+"""The year 9999, in whatever zone it is said: what lies beyond cannot be told as a date."""
 STRANGER = re.compile(r"spk_\d+")
 _LANGUAGE = re.compile(r"[A-Za-z0-9-]{0,35}")
 _GENDER = re.compile(r"[A-Za-z_-]{0,16}")
@@ -150,6 +152,8 @@ def _require_licence(licence: Licence) -> None:
         raise InvalidRequest(f"licence: a licensor, and at most {CONSENT_CHARS_MAX} characters in all")
     if (licence.kind is LicenceKind.TIME_BOUND) != (licence.expires_at_s is not None):
         raise InvalidRequest("licence.expires_at: a time-bound licence has it, and no other does")
+    if licence.expires_at_s is not None and not 0 <= licence.expires_at_s < INSTANT_MAX_S:
+        raise InvalidRequest("licence.expires_at: between the years 1970 and 9999")
     is_counted = licence.usage_max is not None and licence.unit in UNITS
     if licence.kind is LicenceKind.USAGE_BOUND and not is_counted:
         raise InvalidRequest(f"licence: a usage-bound one says usage_max and a unit of {', '.join(UNITS)}")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -75,25 +77,29 @@ class BodyMeter:
 
 
 class UploadBudget:
-    """How much of all forms lies in memory."""
+    """How much of all forms lies in memory. The last quarter of it is nobody's who holds the rest."""
 
     def __init__(self, bytes_max: int = UPLOAD_BYTES_MAX) -> None:
         self._bytes_max = bytes_max
-        self._held = 0
+        self._one_tenant_max = bytes_max - bytes_max // 4
+        self._held_by: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"UploadBudget({self._held} of {self._bytes_max} bytes)"
+        return f"UploadBudget({self._held_by.total()} of {self._bytes_max} bytes)"
 
     @contextmanager
-    def hold(self, num_bytes: int) -> Iterator[None]:
-        """Room for so much while the block lasts. Raises Overloaded."""
-        if self._held + num_bytes > self._bytes_max:
+    def hold(self, num_bytes: int, tenant_id: str) -> Iterator[None]:
+        """Room for so much of a tenant's while the block lasts. Raises Overloaded."""
+        is_full = self._held_by.total() + num_bytes > self._bytes_max
+        if is_full or self._held_by[tenant_id] + num_bytes > self._one_tenant_max:
             raise Overloaded("too many uploads are under way; try again", retry_after_s=2.0)
-        self._held += num_bytes
+        self._held_by[tenant_id] += num_bytes
         try:
             yield
         finally:
-            self._held -= num_bytes
+            self._held_by[tenant_id] -= num_bytes
+            if not self._held_by[tenant_id]:
+                del self._held_by[tenant_id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +131,12 @@ async def multipart(request: Request, budget: UploadBudget, *, files_max: int, b
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise UnsupportedMedia("send multipart/form-data")
+    if _charset(request) not in ("", "utf-8", "utf8", "us-ascii"):
+        # Others make texts that cannot be written down again, or fail as they are read.
+        raise UnsupportedMedia("send the form's texts in UTF-8")
     allow_body(request, bytes_max)
-    with budget.hold(body_size(request)):
+    principal = getattr(request.state, "principal", None)
+    with budget.hold(body_size(request), "" if principal is None else principal.tenant_id):
         parser = _InMemoryParser(
             request.headers, request.stream(), max_files=files_max, max_fields=FIELDS_MAX, max_part_size=FIELD_BYTES_MAX
         )
@@ -160,6 +170,12 @@ def body_size(request: Request) -> int:
     """How large a body may become, as far as one can tell before it is read."""
     meter: BodyMeter = request.scope[METER]
     return meter.size_max
+
+
+def _charset(request: Request) -> str:
+    """What the form says that its texts are written in; "" where it does not."""
+    _, parameters = parse_options_header(request.headers.get("content-type"))
+    return parameters.get(b"charset", b"").decode("latin-1").strip().lower()
 
 
 def _content_length(scope: Scope) -> int:

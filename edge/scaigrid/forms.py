@@ -48,10 +48,13 @@ class Fields:
         if not text.strip():
             return None
         try:
-            return json.loads(text)
+            said = json.loads(text)
+            # Half a character can be written in JSON, and nowhere else.
+            json.dumps(said, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             self.refuse(name, "not JSON")
             return None
+        return said
 
     def refuse(self, name: str, message: str) -> None:
         """Note that a field is wrong."""

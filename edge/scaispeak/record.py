@@ -60,7 +60,7 @@ def install(app: FastAPI, path: str, render: Renderer) -> None:
             except Unauthenticated:
                 await socket.close(UNAUTHENTICATED)
                 return
-            with edge.uploads.hold(2 * RECORDING_BYTES_MAX):
+            with edge.uploads.hold(2 * RECORDING_BYTES_MAX, principal.tenant_id):
                 await _record(edge, socket, principal)
             await socket.close(NORMAL)
         except Gone:

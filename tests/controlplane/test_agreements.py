@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
@@ -304,6 +305,7 @@ async def test_consent_is_asked_for_where_the_deployment_requires_it(world: Worl
     ("fields", "why"),
     [
         ({"kind": people_pb2.Licence.KIND_TIME_BOUND}, "expires_at"),
+        ({"kind": people_pb2.Licence.KIND_TIME_BOUND, "expires_at": Timestamp(seconds=-1)}, "between the years"),
         ({"kind": people_pb2.Licence.KIND_USAGE_BOUND, "unit": "smiles", "usage_max": 5}, "unit"),
         ({"kind": people_pb2.Licence.KIND_USAGE_BOUND, "unit": "seconds"}, "usage_max"),
         ({"kind": people_pb2.Licence.KIND_PERPETUAL, "usage_max": 5}, "usage"),

@@ -225,7 +225,8 @@ async def test_a_body_over_its_limit_is_refused_while_it_streams_whatever_its_le
 
 
 async def test_forms_are_bounded_alone_and_together_and_name_everything_once(served: Served) -> None:
-    budget = UploadBudget(BODY_BYTES_MAX + 10_000)
+    budget_max = 4 * BODY_BYTES_MAX // 3 + 10_000
+    budget = UploadBudget(budget_max)
     async with toy_http(served, Toy(), budget=budget) as http:
         file = {"file": ("a.wav", b"x" * 100_000)}
         answer = await http.post("/toy/forms", data={"name": "one"}, files=file)
@@ -239,10 +240,40 @@ async def test_forms_are_bounded_alone_and_together_and_name_everything_once(ser
         assert (await http.post("/toy/forms", json={})).status_code == 415
         answer = await http.post("/toy/forms", content=b"x", headers={"content-type": "multipart/form-data"})
         assert answer.status_code == 400
-        with budget.hold(BODY_BYTES_MAX):
+        with budget.hold(budget_max * 3 // 4, "others"):
             answer = await http.post("/toy/forms", data={"name": "one"}, files=file)
             assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
         assert (await http.post("/toy/forms", data={"name": "one"}, files=file)).status_code == 200
+
+
+def test_one_tenants_uploads_leave_room_for_the_others() -> None:
+    budget = UploadBudget(100)
+    with budget.hold(50, "one"), budget.hold(25, "one"):
+        with pytest.raises(Overloaded), budget.hold(1, "one"):
+            pass
+        with budget.hold(25, "two"), pytest.raises(Overloaded), budget.hold(1, "three"):
+            pass
+    assert repr(budget) == "UploadBudget(0 of 100 bytes)"
+
+
+@pytest.mark.parametrize("half", ["\\ud800", "\\uDFFF", "a\\ud83da"])
+async def test_json_with_half_a_character_is_malformed_and_no_fault(served: Served, half: str) -> None:
+    async with toy_http(served, Toy()) as http:
+        headers = {"content-type": "application/json"}
+        answer = await http.post("/toy/wishes", content=f'{{"number": 1, "word": "{half}"}}', headers=headers)
+        assert answer.status_code == 400, answer.text
+        assert "half a character" in answer.text
+        whole = await http.post("/toy/wishes", content='{"number": 1, "word": "\\ud83d\\ude00"}', headers=headers)
+        assert whole.status_code == 201, whole.text
+
+
+@pytest.mark.parametrize("charset", ["undefined", "utf-7", "unicode_escape", "punycode", "utf-16"])
+async def test_a_form_in_another_encoding_than_utf_8_is_not_read(served: Served, charset: str) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\n\\ud800 +2AA-\r\n--b--\r\n'
+    async with toy_http(served, Toy()) as http:
+        for said, status in ((charset, 415), ("UTF-8", 200)):
+            headers = {"content-type": f"multipart/form-data; charset={said}; boundary=b"}
+            assert (await http.post("/toy/forms", content=body, headers=headers)).status_code == status
 
 
 async def test_calls_past_the_rate_are_refused_with_headers_and_one_key_does_not_use_up_anothers(

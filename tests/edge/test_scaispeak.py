@@ -136,6 +136,7 @@ async def test_the_required_fields_are_named_all_at_once(served: Served) -> None
         ("language_supported_json", "en"),
         ("language_supported_json", '{"en": 1}'),
         ("style_tags_json", "[1]"),
+        ("style_tags_json", r'["half a character: \ud800"]'),
         ("style_tags_json", "[" * 5000),
         ("reference_scaidrive_json", "nonsense"),
         ("gender_hint", "x" * 20),
@@ -504,6 +505,9 @@ async def test_a_licence_has_the_bounds_of_its_kind(served: Served) -> None:
         ({"license_type": "time_bound"}, "license_expires_at"),
         ({"license_expires_at": "2099-01-31T00:00:00Z"}, "license_expires_at"),
         ({"license_type": "time_bound", "license_expires_at": "soon"}, "license_expires_at"),
+        # What cannot be told in UTC would break every list that the voice is in.
+        ({"license_type": "time_bound", "license_expires_at": "9999-12-31T23:59:59-23:59"}, "license_expires_at"),
+        ({"license_type": "time_bound", "license_expires_at": "0001-01-01T00:00:00+23:59"}, "license_expires_at"),
         ({"license_type": "usage_bound"}, "license_character_cap"),
         ({"license_character_cap": "10"}, "license_character_cap"),
         ({"license_type": "usage_bound", "license_character_cap": "-1"}, "license_character_cap"),
