@@ -44,7 +44,7 @@ async def cancel(client: Client, job_id: str) -> jobs_pb2.Job:
     return await client.jobs.CancelJob(jobs_pb2.CancelJobRequest(job_id=job_id), metadata=client.metadata, timeout=30)
 
 
-async def ended(client: Client, job_id: str, seconds: float = 90.0) -> jobs_pb2.Job:
+async def ended(client: Client, job_id: str, seconds: float = 170.0) -> jobs_pb2.Job:
     """The job once it has ended."""
     request = jobs_pb2.GetJobRequest(job_id=job_id)
     watched = client.jobs.WatchJob(request, metadata=client.metadata, timeout=seconds)

@@ -119,6 +119,7 @@ async def test_a_worker_that_is_killed_in_mid_job_leaves_it_to_another_and_it_is
         assert (row.attempt, row.failures) == (3, 1)
 
 
+@pytest.mark.deep
 async def test_a_control_plane_that_is_killed_in_mid_job_goes_on_with_it_when_it_is_back(
     daemons: Processes, tmp_path: Path
 ) -> None:

@@ -25,7 +25,8 @@ def utterances(folder: Path) -> list[np.ndarray]:
     return [samples for samples, _ in read]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.deep
+@pytest.mark.timeout(600)
 async def test_people_are_identified_by_voiceprints_and_by_enrolment_and_a_guest_is_nobody(
     world: World, audio: Path, tmp_path: Path
 ) -> None:
