@@ -21,9 +21,9 @@ All keys begin with `speakerd:2:`. Ids only: never a name, never an embedding. `
                       to a worker until the job is claimed in SQL; from then on the claim's lease there says whose it
                       is.
     jobs:known        hash, for ever; written by `job_enqueue`, `job_done`, read by `job_enqueue`. job -> 1, of all
-    entries:                   so that SQL can be gone through again and again, and no job is queued twice.
-    jobs:turns        zset, for ever; written by `job_enqueue`, `job_take`, read by `job_take`. tenant that has
-    entries ->                   the number of its last turn.
+                      entries: so that SQL can be gone through again and again, and no job is queued twice.
+    jobs:turns        zset, for ever; written by `job_enqueue`, `job_take`, read by `job_take`. tenant that has entries
+                      -> the number of its last turn.
     jobs:served       hash, for ever; written by `job_take`, read by `job_enqueue`. tenant -> the same, kept when its
                       queue is empty: who comes back with one job at a time is no newcomer each time.
     jobs:turn         counter, for ever; written by `job_take`. The number of the last turn.
