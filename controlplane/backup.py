@@ -1,9 +1,9 @@
 """A backup of a control plane: what may be kept for long, and apart from it the keys, which may not.
 
 In: a data folder, while its daemon runs or not. Out: OUT/data (the database without any voice's key, recordings as
-ciphertext, a manifest) and OUT/keys/ID.json (the wrapped keys of voices, with a date after which they are not to be
-used). What always holds: the database is copied as of one moment; no key of a voice is ever written into OUT/data; the
-erasure journal, the checkpoints and the key-encryption key are in neither.
+ciphertext, a manifest) and OUT/keys/ID.json (the wrapped keys of voices, and of what lies in spaces, with a date after
+which they are not to be used). What always holds: the database is copied as of one moment; no key of a voice is ever
+written into OUT/data; the erasure journal, the checkpoints and the key-encryption key are in neither.
 
 The keys are apart because forgetting a voice's key is what erases it: a copy of the keys is a copy of everybody who was
 enrolled then. They are kept for days, the rest for as long as one likes.
@@ -28,6 +28,7 @@ from sqlalchemy import select
 
 from controlplane.config import ControlPlaneSettings
 from controlplane.database.schema import data_keys, fleet_head, samples, wrapped_secrets
+from controlplane.database.spaces_schema import space_audios, space_keys
 from controlplane.derived_keys import backup_key
 from controlplane.keys import KeyRing
 from controlplane.offline import kek_of, reading, sqlite_file, take_audit_key
@@ -39,8 +40,9 @@ FORMAT = 1
 KEYS_DAYS = 30
 DATA_FOLDER, KEYS_FOLDER = "data", "keys"
 DATABASE_FILE, MANIFEST_FILE, BLOBS_FOLDER = "speakerd.db", "manifest.json", "blobs"
-KEY_TABLES = ("data_keys",)
+KEY_TABLES = ("data_keys", "space_keys")
 """Copied into the keys' file alone."""
+NOT_IN_IT = "not in it: use pg_dump --exclude-table-data=data_keys --exclude-table-data=space_keys"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ async def _write(settings: ControlPlaneSettings, out: Path, keys: KeyRing, *, ke
     pruned = prune_keys(out / KEYS_FOLDER, keys, now_s)
     return BackedUp(
         backup_id=backup_id,
-        database="SQLite" if file is not None else "not in it: use pg_dump --exclude-table-data=data_keys",
+        database="SQLite" if file is not None else NOT_IN_IT,
         num_keys=len(wrapped["data_keys"]),
         num_blobs=num_blobs,
         missing_blobs=missing,
@@ -179,8 +181,11 @@ def _copy_sqlite(source: Path, target: Path, keys: KeyRing) -> tuple[dict[str, A
             if kind in ("index", "trigger"):
                 prefix = f"CREATE {'UNIQUE INDEX' if sql.startswith('CREATE UNIQUE') else kind.upper()} "
                 connection.execute(sql.replace(prefix, f"{prefix}copy.", 1))
+        # A daemon that has not been started since there are spaces has not made their tables.
+        has_spaces = any(name == "space_keys" for _, name, _ in made)
         wrapped = {
             "data_keys": _rows(connection.execute("SELECT * FROM main.data_keys")),
+            "space_keys": _rows(connection.execute("SELECT * FROM main.space_keys")) if has_spaces else [],
             "wrapped_secrets": _rows(
                 connection.execute("SELECT * FROM main.wrapped_secrets WHERE name <> ?", (AUDIT,))
             ),
@@ -191,6 +196,9 @@ def _copy_sqlite(source: Path, target: Path, keys: KeyRing) -> tuple[dict[str, A
         if audit_key is not None:
             keys.name_subjects_with(keys.open_secret(AUDIT, audit_key))
         named = {key for (key,) in connection.execute("SELECT blob_key FROM main.samples")}
+        if has_spaces:
+            audios = connection.execute("SELECT blob_key FROM main.space_audios WHERE blob_key IS NOT NULL")
+            named |= {key for (key,) in audios}
         connection.execute("COMMIT")
     except sqlite3.Error as error:
         raise Unavailable(f"the database could not be copied: {error}") from None
@@ -205,9 +213,15 @@ async def _read_keys(url: str, keys: KeyRing) -> tuple[dict[str, Any], set[str]]
         secret = select(wrapped_secrets).where(wrapped_secrets.c.name != AUDIT)
         wrapped = {
             table.name: [_plain(dict(row)) for row in (await connection.execute(query)).mappings()]
-            for table, query in ((data_keys, select(data_keys)), (wrapped_secrets, secret))
+            for table, query in (
+                (data_keys, select(data_keys)),
+                (space_keys, select(space_keys)),
+                (wrapped_secrets, secret),
+            )
         }
         named = {row.blob_key for row in await connection.execute(select(samples.c.blob_key))}
+        in_spaces = select(space_audios.c.blob_key).where(space_audios.c.blob_key.is_not(None))
+        named |= {row.blob_key for row in await connection.execute(in_spaces)}
     return wrapped, named
 
 

@@ -18,13 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, insert, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from controlplane.backup import BLOBS_FOLDER, DATA_FOLDER, DATABASE_FILE, KEYS_FOLDER, MANIFEST_FILE, read_signed
 from controlplane.config import ControlPlaneSettings
 from controlplane.database.schema import data_keys, fleet_head, wrapped_secrets
+from controlplane.database.spaces_schema import space_audios, space_identities, space_keys, space_voiceprints
 from controlplane.derived_keys import journal_key
 from controlplane.erasure_journal import Erased, open_journal
 from controlplane.journal_replay import MISSING, RESTORED
@@ -87,18 +88,20 @@ async def _restore(
     wrapped = _keys_of(manifest, source, keys_file, keys, accept_expired=accept_expired_keys, now_s=now_s)
     erased = await _erased(settings, keys, str(manifest["journal_id"]))
     kept = [row for row in wrapped["data_keys"] if keys.subject(row["tenant_id"], row["voice_id"]) not in erased]
+    # Backups of before there were spaces have no keys of theirs.
+    brought = _Brought(kept, wrapped["wrapped_secrets"], wrapped.get("space_keys", []), keys, frozenset(erased))
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Under a name that no daemon opens, until it is whole.
         part = target.with_name(f".{target.name}.restoring")
         part.unlink(missing_ok=True)
         shutil.copyfile(held, part)
-        await _put(f"sqlite+aiosqlite:///{part.resolve()}", manifest, kept, wrapped["wrapped_secrets"])
+        await _put(f"sqlite+aiosqlite:///{part.resolve()}", manifest, brought)
         num_blobs = _copy_blobs(source / DATA_FOLDER / BLOBS_FOLDER, settings.data / "blobs")
         part.rename(target)
         fsync_folder(target.parent)
     else:
-        await _put(url, manifest, kept, wrapped["wrapped_secrets"])
+        await _put(url, manifest, brought)
         num_blobs = _copy_blobs(source / DATA_FOLDER / BLOBS_FOLDER, settings.data / "blobs")
     return Restored(str(manifest["backup_id"]), len(kept), len(wrapped["data_keys"]) - len(kept), num_blobs)
 
@@ -144,17 +147,49 @@ async def _erased(settings: ControlPlaneSettings, keys: KeyRing, journal_id: str
     return {record.subject for record in await journal.read() if isinstance(record, Erased)}
 
 
-async def _put(url: str, manifest: dict[str, Any], kept: list[dict[str, Any]], secrets: list[dict[str, Any]]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Brought:
+    """Wrapped keys that go back: of voices that were not erased, of tenants, and of what lies in spaces.
+
+    erased: subjects, as the journal names them.
+    """
+
+    data_keys: list[dict[str, Any]]
+    secrets: list[dict[str, Any]]
+    space_keys: list[dict[str, Any]]
+    keys: KeyRing
+    erased: frozenset[str]
+
+
+async def _put(url: str, manifest: dict[str, Any], brought: _Brought) -> None:
     async with _writing(url) as connection:
         # A dump of PostgreSQL brings the tenants' secrets along; what the backup kept of them is the same or newer.
-        names = [row["name"] for row in secrets]
+        names = [row["name"] for row in brought.secrets]
         await connection.execute(delete(wrapped_secrets).where(wrapped_secrets.c.name.in_(names)))
-        for table, rows in ((data_keys, kept), (wrapped_secrets, secrets)):
+        things = await _living_things(connection, brought) if brought.space_keys else []
+        for table, rows in ((data_keys, brought.data_keys), (wrapped_secrets, brought.secrets), (space_keys, things)):
             values = [{**row, "wrapped": base64.b64decode(row["wrapped"])} for row in rows]
             if values:
                 await connection.execute(insert(table), values)
         # Whoever starts on this database learns from it that time was lost.
         await connection.execute(update(fleet_head).values(run=f"{RESTORED}{manifest['backup_id']}"))
+
+
+async def _living_things(connection: AsyncConnection, brought: _Brought) -> list[dict[str, Any]]:
+    """The keys of what lies in spaces, but for identities that were erased, their voiceprints and their audios."""
+    rows = await connection.execute(
+        select(space_identities.c.tenant_id, space_identities.c.voice_id, space_identities.c.identity_id)
+    )
+    gone = {
+        (row.tenant_id, row.identity_id)
+        for row in rows
+        if brought.keys.subject(row.tenant_id, row.voice_id) in brought.erased
+    }
+    without = set(gone)
+    for table, thing in ((space_audios, "audio_id"), (space_voiceprints, "voiceprint_id")):
+        held = await connection.execute(select(table.c.tenant_id, table.c.identity_id, table.c[thing].label("thing")))
+        without |= {(row.tenant_id, row.thing) for row in held if (row.tenant_id, row.identity_id) in gone}
+    return [row for row in brought.space_keys if (row["tenant_id"], row["thing_id"]) not in without]
 
 
 @asynccontextmanager

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
+import time
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
@@ -13,11 +16,14 @@ from sqlalchemy import select, update
 
 from controlplane.agreements import Consent
 from controlplane.app import ControlPlane
+from controlplane.backup import back_up
 from controlplane.database.schema import tenants, voices
 from controlplane.database.spaces_schema import space_audios, space_identities, space_keys
 from controlplane.orphans import sweep_orphans
 from controlplane.policy import Principal
+from controlplane.restore import restore
 from controlplane.space_audios import NewAudio
+from controlplane.space_verifications import NewVerification
 from controlplane.space_voiceprint_rows import Path
 from controlplane.space_voiceprints import NewVoiceprint
 from runtime.clock import SystemClock
@@ -103,6 +109,44 @@ async def test_identities_that_were_erased_after_a_backup_are_erased_again(world
 async def _is_erased(plane: ControlPlane, audit_id: str) -> bool:
     token = await plane.core.identity.principal((plane.settings.data / "admin.key").read_text().strip(), "admin")
     return (await plane.core.erasures.get(token, audit_id)).state == "erased"
+
+
+async def test_a_backup_holds_no_key_of_spaces_and_a_restore_none_of_who_was_erased(
+    world: World, tmp_path: FilePath
+) -> None:
+    out = tmp_path / "out"
+    async with world.running() as plane:
+        await world.node(plane)
+        owner = await owner_of(plane, world)
+        await owner.computed("ada")
+        await owner.computed("bob", seed=1)
+        await owner.identity("eve")
+        async with plane.core.database.read() as connection:
+            wrapped = {bytes(row.wrapped) for row in await connection.execute(select(space_keys.c.wrapped))}
+        settings = world.settings()
+        made = await back_up(settings, out, keys_days=30, now_s=time.time())
+        assert made.num_blobs == 4  # of each of two voices the recording, and the audio that it came from
+        for handle in ("ada", "eve"):
+            erased = await owner.erase(handle)
+            await until(lambda erased=erased: _is_erased(plane, erased.audit_id))
+    held = b"".join(path.read_bytes() for path in (out / "data").rglob("*") if path.is_file())
+    assert wrapped
+    assert not [key for key in wrapped if key in held]
+    for path in [*world.data.glob("speakerd.db*"), *world.data.glob("blobs/samples/*")]:
+        path.unlink()
+    await restore(settings, out, keys_file=None, accept_expired_keys=False, now_s=time.time())
+    with sqlite3.connect(world.data / "speakerd.db") as database:
+        # The space, and Bob with a voiceprint and an audio.
+        assert database.execute("SELECT count(*) FROM space_keys").fetchone() == (4,)
+    plane = await world.plane()
+    await world.node(plane, "node-2")
+    owner = await owner_of(plane, world, is_new=False)
+    for handle in ("ada", "eve"):
+        with pytest.raises(NotFound):
+            await owner.cases.identities.get(owner.principal, *CALLS, handle)
+    asked = await owner.audio(None, seed=5)
+    new = NewVerification(asked.audio_id, "bob", "main")
+    assert 0 < (await owner.cases.verifications.verify(owner.principal, *CALLS, new)).score < 1
 
 
 async def test_an_export_holds_what_spaces_hold_of_the_person(world: World) -> None:
