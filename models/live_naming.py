@@ -16,10 +16,13 @@ import numpy as np
 
 from models.naming import Candidates, NamingParameters, match_probabilities, name_speakers
 from models.online import Move, SessionSpeaker, StepOutcome, Turn
+from runtime.units import SAMPLE_RATE_HZ
 
 SHOWN_MAX = 512
 """Numbers of which relabels may still be told. Of more, the oldest of those who are heard no more stay as they are."""
-PARTS_MAX = 32
+PARTS_MAX = 16
+PATIENCE_SAMPLES = 2 * SAMPLE_RATE_HZ
+PATIENCE_DOUBLED_MAX = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +73,13 @@ class _Shown:
     """A speaker who has appeared in turns: whose they are, and what the client was last told of them.
 
     parts: since when his turns are which session speaker's, ascending. told: the same for what was said.
+    until_samples: where his last turn ends, so far.
     """
 
     number: int
     parts: list[tuple[int, int]]
     told: list[_Told]
+    until_samples: int
 
 
 class LiveNaming:
@@ -86,6 +91,8 @@ class LiveNaming:
         self._merged: dict[int, int] = {}  # session speaker -> the one he turned out to be
         self._shown: dict[int, _Shown] = {}  # session speaker -> what was shown of him
         self._next_number = 0
+        self._likely: dict[int, tuple[str, int]] = {}  # session speaker -> whose name he may get, heard until then
+        self._doubts: dict[int, int] = {}  # session speaker -> how often a name of his was taken back
 
     def __repr__(self) -> str:
         return f"LiveNaming(shown={len(self._shown)}, named={len(self._voices)})"
@@ -122,6 +129,9 @@ class LiveNaming:
         relabels = self._relabels() if has_changed else []
         for turn in first_turns.values():
             self._show(turn.speaker, turn.start_samples)
+        for turn in outcome.turns:
+            shown = self._shown[turn.speaker]
+            shown.until_samples = max(shown.until_samples, turn.end_samples)
         if len(self._shown) > SHOWN_MAX:
             self._forget({speaker.index for speaker in speakers})
         return NamingOutcome(relabels, [self._named(turn) for turn in outcome.turns])
@@ -132,10 +142,12 @@ class LiveNaming:
             "voices": [[k, voice, probability] for k, (voice, probability) in self._voices.items()],
             "merged": list(self._merged.items()),
             "shown": [
-                [k, s.number, s.parts, [[t.since_samples, t.shown_as, t.voice] for t in s.told]]
+                [k, s.number, s.parts, [[t.since_samples, t.shown_as, t.voice] for t in s.told], s.until_samples]
                 for k, s in self._shown.items()
             ],
             "next_number": self._next_number,
+            "likely": [[k, voice, heard] for k, (voice, heard) in self._likely.items()],
+            "doubts": list(self._doubts.items()),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -147,40 +159,64 @@ class LiveNaming:
                 int(number),
                 [(int(since), int(index)) for since, index in parts],
                 [_Told(int(since), int(n), None if voice is None else str(voice)) for since, n, voice in told],
+                int(until),
             )
-            for k, number, parts, told in state["shown"]
+            for k, number, parts, told, until in state["shown"]
         }
         self._next_number = int(state["next_number"])
+        self._likely = {int(k): (str(voice), int(heard)) for k, voice, heard in state["likely"]}
+        self._doubts = {int(k): int(times) for k, times in state["doubts"]}
 
     def _decide(self, speakers: Sequence[SessionSpeaker], voices: Sequence[str], candidates: Candidates) -> None:
         """Give voices to session speakers, with a bonus for what stands: (K, V)."""
         if not voices:
-            self._voices = {}
+            self._voices, self._likely = {}, {}
             return
         column = {voice: at for at, voice in enumerate(voices)}
-        held = np.array(candidates.cosines, np.float32)
+        close = np.array(candidates.cosines, np.float32)
         for row, speaker in enumerate(speakers):
             voice, _ = self._voices.get(speaker.index, (None, 0.0))
             if voice in column:
-                held[row, column[voice]] += self._naming.stay_cosine
+                close[row, column[voice]] += self._naming.stay_cosine
         clean_samples = np.array([speaker.clean_samples for speaker in speakers], np.int64)
-        verdicts = name_speakers(replace(candidates, cosines=held), clean_samples, self._naming, is_live=True)
+        verdicts = name_speakers(replace(candidates, cosines=close), clean_samples, self._naming, is_live=True)
         plain = match_probabilities(candidates, clean_samples, self._naming)
         # Who has left the session speakers, long silent or merged, keeps his name while his voice is in scope.
         present = {speaker.index for speaker in speakers}
         gone = {k: named for k, named in self._voices.items() if k not in present and named[0] in column}
-        self._voices = gone | {
+        found = {
             speaker.index: (voices[verdict.voice], float(plain[row, verdict.voice]))
             for row, (speaker, verdict) in enumerate(zip(speakers, verdicts, strict=True))
             if verdict.voice is not None
         }
+        before, self._voices = self._voices, gone
+        likely, self._likely = self._likely, {}
+        for speaker in speakers:
+            index = speaker.index
+            held = before[index][0] if index in before else ""
+            now = found[index][0] if index in found else ""
+            if held in column and now != held:
+                self._doubts[index] = self._doubts.get(index, 0) + 1
+            if not now:
+                continue
+            known, heard_samples = likely.get(index, ("", 0))
+            self._likely[index] = (now, heard_samples if known == now else speaker.clean_samples)
+            if now == held or speaker.clean_samples - self._likely[index][1] >= self._patience(index):
+                self._voices[index] = found[index]
+        self._doubts = {index: times for index, times in self._doubts.items() if index in present}
+
+    def _patience(self, index: int) -> int:
+        """For how much speech a name has to stand before it is told: the longer, the more often it was taken back."""
+        doubts = self._doubts.get(index, 0)
+        return PATIENCE_SAMPLES << min(doubts - 1, PATIENCE_DOUBLED_MAX) if doubts else 0
 
     def _move(self, move: Move) -> None:
         """Give a stretch of a session speaker's turns to another, under whatever numbers they went out."""
         if move.target not in self._shown:
             self._show(move.target, move.start_samples)
         for shown in self._shown.values():
-            if any(self._root(index) == move.source for _, index in shown.parts):
+            is_said_later = move.start_samples >= shown.until_samples
+            if not is_said_later and any(self._root(index) == move.source for _, index in shown.parts):
                 shown.parts = self._parts_after(shown.parts, move)[-PARTS_MAX:]
 
     def _parts_after(self, parts: list[tuple[int, int]], move: Move) -> list[tuple[int, int]]:
@@ -235,7 +271,7 @@ class LiveNaming:
         return index
 
     def _show(self, index: int, since_samples: int) -> None:
-        self._shown[index] = _Shown(self._next_number, [(since_samples, index)], [])
+        self._shown[index] = _Shown(self._next_number, [(since_samples, index)], [], since_samples)
         self._next_number += 1
         self._shown[index].told = self._holding(self._shown[index])
 

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from models.analysis import FloatArray, FrameGrid
 from models.clustering import ClusteringParameters, SpeakerBounds, cluster_embeddings
 from models.speaker_memory import IntArray, SpeakerMemory
-from models.voice_evidence import Values, VoiceEvidence
+from models.voice_evidence import Values, VoiceEvidence, worthwhile_changes
 from runtime.units import seconds_from_samples
 
 NOBODY = -1
@@ -40,6 +40,8 @@ class OnlineClusteringParams:
         apart before a session speaker is split in two.
     memory_max: embeddings kept a stream; every `memory_hop_windows`-th settled window is remembered.
     recluster_windows: windows between two looks at the whole memory.
+    change_odds: log odds from which such a look changes who said what: of two ways to part the memory that explain it
+        about as well, that stays which was told.
     retire_windows: when all places are taken, a session speaker of whom little was heard, and nothing for so many
         windows, gives up his place.
     """
@@ -56,6 +58,7 @@ class OnlineClusteringParams:
     memory_max: int = 128
     memory_hop_windows: int = 2
     recluster_windows: int = 8
+    change_odds: float = 4.0
     retire_windows: int = 600
 
 
@@ -183,10 +186,13 @@ class SessionClustering:
         memory = self.memory
         if len(memory) < 3:
             return [], memory.speakers
-        seconds = memory.weights * np.float32(self._seconds_a_frame)
+        seconds = np.asarray(memory.weights * np.float32(self._seconds_a_frame), np.float32)
         clusters = cluster_embeddings(memory.embeddings, seconds, self._evidence, SpeakerBounds())  # (M,)
+        taken = np.searchsorted(self.indices, memory.speakers)  # (M,)
+        heard = VoiceEvidence.of(memory.embeddings, seconds, self._evidence)
+        clusters = worthwhile_changes(taken, clusters, heard, self._evidence, self._params.change_odds)
         shared = np.zeros((len(self.indices), int(clusters.max()) + 1), np.float32)  # (K, C)
-        np.add.at(shared, (np.searchsorted(self.indices, memory.speakers), clusters), memory.weights)
+        np.add.at(shared, (taken, clusters), memory.weights)
         owner = np.full(shared.shape[1], NOBODY)  # (C,)
         for row, column in zip(*linear_sum_assignment(-shared), strict=True):
             if shared[row, column] > 0:

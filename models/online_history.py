@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from models.speaker_memory import IntArray, SpeakerMemory
 from models.timeline import Turn
+from runtime.units import SAMPLE_RATE_HZ
 
 MOVED_SHARE = 0.6
+MOVED_SAMPLES_MIN = SAMPLE_RATE_HZ // 2
+"""What is shorter stays: to be told that a word was another's helps nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class SpokenHistory:
     def __init__(self, step_samples: int, samples_max: int) -> None:
         self._step_samples = step_samples
         self._frames_max = samples_max // step_samples
+        self._frames_min = MOVED_SAMPLES_MIN // step_samples
         self.pieces: IntArray = np.zeros((0, 3), np.int64)
 
     def __repr__(self) -> str:
@@ -75,26 +80,20 @@ class SpokenHistory:
             votes = np.maximum(shared, 0) * memory.weights[rows]
             for_each = np.zeros((len(at), len(targets)))
             np.add.at(for_each.T, which, votes.T)
-            best = for_each.argmax(axis=1)
+            best = targets[for_each.argmax(axis=1)]
             sure = for_each.max(axis=1, initial=0.0) > MOVED_SHARE * np.maximum(for_each.sum(axis=1), 1e-9)
-            for piece, target in zip(at[sure].tolist(), targets[best[sure]].tolist(), strict=True):
-                if target != source:
-                    found.append(self._move(piece, int(target)))
-        return _joined(found)
+            found += self._moved(source, at, np.where(sure, best, source))
+        return found
 
-    def _move(self, piece: int, target: int) -> Move:
-        source, start, end = self.pieces[piece].tolist()
-        self.pieces[piece, 0] = target
-        return Move(source, target, start * self._step_samples, end * self._step_samples)
-
-
-def _joined(moves: list[Move]) -> list[Move]:
-    """Touching moves of one pair as one."""
-    joined: list[Move] = []
-    for move in moves:
-        last = joined[-1] if joined else None
-        if last and (last.source, last.target, last.end_samples) == (move.source, move.target, move.start_samples):
-            joined[-1] = Move(last.source, last.target, last.start_samples, move.end_samples)
-        else:
-            joined.append(move)
-    return joined
+    def _moved(self, source: int, at: IntArray, targets: IntArray) -> list[Move]:
+        """Give pieces (P',) of one speaker, in their order, to their targets; those that follow each other are one."""
+        found = []
+        for first, end in pairwise([0, *(np.flatnonzero(np.diff(targets)) + 1).tolist(), len(targets)]):
+            run = at[first:end]
+            if len(run) and targets[first] != source:
+                start, until = int(self.pieces[run, 1].min()), int(self.pieces[run, 2].max())
+                if (self.pieces[run, 2] - self.pieces[run, 1]).sum() >= self._frames_min:
+                    self.pieces[run, 0] = targets[first]
+                    step = self._step_samples
+                    found.append(Move(source, int(targets[first]), start * step, until * step))
+        return found

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from models.analysis import FloatArray
-from models.clustering import ClusteringParameters, log_likelihood
+from models.clustering import ClusteringParameters, IntArray, log_likelihood
 
 Values = npt.NDArray[np.float64]
 
@@ -52,3 +54,32 @@ class VoiceEvidence:
         alone = log_likelihood(self.counts, self.sums, clustering)
         odds: Values = together - alone[:, None] - log_likelihood(theirs.counts, theirs.sums, clustering)
         return odds
+
+
+def worthwhile_changes(
+    taken: IntArray, clusters: IntArray, heard: VoiceEvidence, clustering: ClusteringParameters, change_odds: float
+) -> IntArray:
+    """Clusters (M,) of M embeddings, those only that explain them clearly better than the groups they were taken for.
+
+    taken: (M,) the group of each so far. Where groups and clusters hang together, all of them change or none does.
+    Groups that become one cluster are left to the clustering: to tell that two are one person mends what doubt opened.
+    """
+    cells, cell = np.unique(np.stack([taken, clusters]), axis=1, return_inverse=True)  # (2, X): groups, clusters
+    # What is the same in both is no surer than a bound, so that both explain the same observations.
+    bounded = heard.gathered(cell.reshape(-1) == np.arange(cells.shape[1])[:, None]).bounded(clustering.evidence_max)
+    groups, found = cells
+    num_groups = int(groups.max()) + 1
+    joined = coo_array(
+        (np.ones(len(groups)), (groups, num_groups + found)), shape=(num_groups + int(found.max()) + 1,) * 2
+    )
+    _, component = connected_components(joined, directed=False)
+    gain = np.zeros(int(component.max()) + 1)
+    for sign, owner, offset in ((-1.0, groups, 0), (1.0, found, num_groups)):
+        names, which = np.unique(owner, return_inverse=True)
+        together = bounded.gathered(which == np.arange(len(names))[:, None])
+        worth = log_likelihood(together.counts, together.sums, clustering)
+        np.add.at(gain, component[names + offset], sign * worth)
+    is_parted = np.bincount(component[num_groups + np.unique(found)], minlength=len(gain)) > 1
+    stays = (is_parted & (gain < change_odds))[component[taken]]  # (M,)
+    changed = np.where(stays, taken, num_groups + clusters)
+    return np.unique(changed, return_inverse=True)[1].reshape(-1).astype(np.int64)

@@ -179,6 +179,26 @@ def test_an_early_look_names_only_whom_it_is_nearly_sure_of() -> None:
     assert labels(step(LiveNaming(careful), {0: [0.68]}, ["ann"], turns=[(0, 1, 3)]).turns) == [(0, "ann")]
 
 
+def test_a_name_that_was_taken_back_has_to_stand_for_longer_each_time() -> None:
+    naming = LiveNaming(NAMING)
+    clean_s, waited = 10.0, []
+    for _ in range(3):
+        start_s = clean_s
+        while labels(step(naming, {0: [0.8]}, ["ann"], turns=[(0, 1, 2)], clean_s=clean_s).turns) == [(0, None)]:
+            clean_s += 1.0
+        waited.append(clean_s - start_s)
+        step(naming, {0: [0.1]}, ["ann"], clean_s=clean_s)
+    assert waited == [0.0, 2.0, 4.0]
+
+
+def test_what_was_said_before_a_part_moved_says_nothing_of_those_who_fell_silent_earlier() -> None:
+    naming = LiveNaming(NAMING)
+    step(naming, {0: [0.1], 1: [0.1]}, ["ann"], turns=[(0, 1, 9), (1, 10, 12)])
+    step(naming, {0: [0.1]}, ["ann"], merges=[Merge(1, 0)], turns=[(0, 20, 30)])
+    told = step(naming, {0: [0.1], 2: [0.8]}, ["ann"], moves=[(0, 2, 20, 25)])
+    assert {relabel.speaker for relabel in told.relabels} == {0}
+
+
 def test_what_is_known_stays_bounded_however_many_speakers_come_and_go() -> None:
     naming = LiveNaming(NAMING)
     for index in range(1, 3 * SHOWN_MAX):
@@ -188,7 +208,7 @@ def test_what_is_known_stays_bounded_however_many_speakers_come_and_go() -> None
     state = naming.state()
     assert len(state["shown"]) <= SHOWN_MAX + 2
     assert len(state["merged"]) <= SHOWN_MAX + 2
-    assert len({number for _, number, _, _ in state["shown"]}) == len(state["shown"])
+    assert len({shown[1] for shown in state["shown"]}) == len(state["shown"])
     relabels = step(naming, {0: [0.1]}, ["ann"]).relabels
     assert (0, 0, None, 1 * SECOND) in changes(relabels)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.voice_evidence import VoiceEvidence
+from models.voice_evidence import VoiceEvidence, worthwhile_changes
 from tests.models.test_online import EVIDENCE, voice_of
 
 
@@ -46,3 +46,20 @@ def test_what_is_known_of_one_person_adds_up_whoever_said_it_first() -> None:
     assert np.allclose(together.counts, np.array([4.0, 2.0]) * EVIDENCE.evidence_per_second)
     doubled = together + together
     assert np.allclose(doubled.sums, 2 * together.sums)
+
+
+def test_who_was_told_stays_where_a_change_explains_no_more_and_gives_way_where_it_does() -> None:
+    persons = np.array([0, 0, 1, 1, 2, 2, 3])
+    embeddings = np.stack([voice_of(int(person)) for person in persons])
+    heard = VoiceEvidence.of(embeddings, np.full(7, 4.0, np.float32), EVIDENCE)
+
+    def groups(taken: list[int], clusters: list[int], change_odds: float = 4.0) -> list[int]:
+        found = worthwhile_changes(np.array(taken), np.array(clusters), heard, EVIDENCE, change_odds)
+        return np.unique(found, return_inverse=True)[1].tolist()
+
+    # 0 and 1 were taken for one; that 2 is two people is nothing that is heard, and 3 is as it was.
+    changed = groups([0, 0, 0, 0, 1, 1, 2], [5, 5, 6, 6, 7, 8, 9])
+    assert changed[0] == changed[1] != changed[2] == changed[3]
+    assert changed[4] == changed[5]
+    assert len(set(changed)) == 4
+    assert len(set(groups([0, 0, 0, 0, 1, 1, 2], [5, 5, 6, 6, 7, 8, 9], change_odds=1e9))) == 3
