@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from controlplane.agreements import LicenceKind
 from controlplane.database.engine import Database
-from controlplane.database.schema import consents, data_keys, licences
+from controlplane.database.schema import consents, data_keys, licences, samples
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.policy import GLOBAL_TENANT, Principal, Right
 from controlplane.voice_lookup import find_voice
@@ -24,7 +24,11 @@ from controlplane.voice_lookup import find_voice
 
 @dataclass(frozen=True, slots=True)
 class ConsentRecord:
-    """A consent as it is kept. evidence: the keyed digest of all of it, in hex, which the audit has too."""
+    """A consent as it is kept. evidence: the keyed digest of all of it, in hex, which the audit has too.
+
+    recordings_sha256: of all that came with it. spoken_sha256: of the person agreeing aloud; None: no such came, or it
+    is not kept any more.
+    """
 
     full_name: str
     purpose: str
@@ -34,6 +38,7 @@ class ConsentRecord:
     recorded_at_s: float
     text_sha256: str
     recordings_sha256: tuple[str, ...]
+    spoken_sha256: str | None
     evidence: str
 
 
@@ -65,10 +70,12 @@ class AgreementReading:
         async with self._database.read() as connection:
             voice = await find_voice(connection, principal, voice_id, Right.CHANGE)
             rows = await _rows(connection, consents, voice.tenant_id, [voice.voice_id])
+            spoken = await _spoken(connection, voice, int(rows[-1].generation)) if rows else None
         if not rows:
             return None
         row = rows[-1]
         said = self._opened(row, "consent")
+        digests = tuple(said["recordings_sha256"])
         return ConsentRecord(
             full_name=said["full_name"],
             purpose=said["purpose"],
@@ -77,7 +84,8 @@ class AgreementReading:
             given_at_s=said["given_at_s"],
             recorded_at_s=row.created_at_s,
             text_sha256=said["text_sha256"],
-            recordings_sha256=tuple(said["recordings_sha256"]),
+            recordings_sha256=digests,
+            spoken_sha256=digests[spoken] if spoken is not None and spoken < len(digests) else None,
             evidence="" if row.evidence is None else bytes(row.evidence).hex(),
         )
 
@@ -103,6 +111,18 @@ class AgreementReading:
         key = self._keys.open(VoiceAddress(row.tenant_id, row.voice_id), bytes(row.wrapped))
         said: dict[str, Any] = json.loads(key.decrypt(bytes(row.ciphertext), what, int(row.generation)))
         return said
+
+
+async def _spoken(connection: AsyncConnection, voice: VoiceAddress, generation: int) -> int | None:
+    """Which of the recordings of a generation is the person agreeing aloud."""
+    query = select(samples.c.clip).where(
+        samples.c.tenant_id == voice.tenant_id,
+        samples.c.voice_id == voice.voice_id,
+        samples.c.generation == generation,
+        samples.c.purpose == "consent",
+    )
+    found = (await connection.execute(query)).scalars().first()
+    return None if found is None else int(found)
 
 
 async def _rows(

@@ -131,8 +131,7 @@ def voice_body(
             stated_purpose=consent.purpose,
             consent_text=consent.text,
             consent_text_sha256=consent.text_sha256,
-            # The recordings of an enrolment are kept in the order in which they came: the consent is the last.
-            consent_audio_sha256=consent.recordings_sha256[-1] if len(consent.recordings_sha256) > 1 else None,
+            consent_audio_sha256=consent.spoken_sha256,
             recorded_at=instant(consent.recorded_at_s),
             evidence=consent.evidence,
         )
