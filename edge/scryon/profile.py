@@ -12,9 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from controlplane.match_outcome import Outcome
 from controlplane.scopes import JOBS_WRITE, VOICES_ERASE, VOICES_READ, VOICES_WRITE
 from controlplane.voice_profile import Profile
-from edge.dialect import Edge
 from edge.failures import FieldError, InvalidFields
-from edge.scryon.errors import FeatureOff
 from edge.terms import Caller, TheEdge, terms
 from edge.uploads import UploadedFile, multipart
 from runtime.errors import UnsupportedMedia
@@ -72,7 +70,6 @@ def install(app: FastAPI) -> None:
     @terms(VOICES_WRITE, rate="scryon.upload", body_bytes_max=UPLOAD_BYTES_MAX, idempotent=True)
     async def make(request: Request, caller: Caller, edge: TheEdge) -> MadeProfile:
         """Make the user's profile of a sample, or replace it."""
-        _require_feature(edge)
         bytes_max = round(edge.settings.scryon_voice_sample_max_size_mb * (1 << 20)) + FORM_BYTES
         async with multipart(request, edge.uploads, files_max=1, bytes_max=bytes_max) as form:
             file = form.files.get("file")
@@ -89,7 +86,6 @@ def install(app: FastAPI) -> None:
     @terms(VOICES_READ)
     async def status(caller: Caller, edge: TheEdge) -> ProfileStatus | MissingProfile:
         """The user's profile, or that there is none."""
-        _require_feature(edge)
         profile = await edge.core.profiles.status(caller)
         return MissingProfile() if profile is None else ProfileStatus(**_shown(profile))
 
@@ -97,8 +93,6 @@ def install(app: FastAPI) -> None:
     @terms(VOICES_ERASE)
     async def delete(caller: Caller, edge: TheEdge) -> Response:
         """Delete the user's profile; there being none is as good."""
-        if not edge.settings.scryon_voice_delete_when_disabled:
-            _require_feature(edge)
         await edge.core.profiles.delete(caller)
         return Response(status_code=204)
 
@@ -111,7 +105,6 @@ def install(app: FastAPI) -> None:
         confidence: Annotated[Literal["high", "medium"], Query()] = "high",
     ) -> MatchResult:
         """Whether the user is among the speakers of a recording."""
-        _require_feature(edge)
         async with multipart(request, edge.uploads, files_max=1, bytes_max=RECORDING_BYTES_MAX) as form:
             file = form.files.get("file")
             if file is None:
@@ -119,11 +112,6 @@ def install(app: FastAPI) -> None:
             found = await edge.core.profiles.match(caller, _once(file.data), strict=confidence == "high")
         score = None if found.score is None else round(found.score, 4)
         return MatchResult(outcome=found.outcome, speaker=found.speaker, voice_match_score=score)
-
-
-def _require_feature(edge: Edge) -> None:
-    if not edge.settings.scryon_voice_embedding_enabled:
-        raise FeatureOff
 
 
 def _require_kind(file: UploadedFile) -> None:

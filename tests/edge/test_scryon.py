@@ -123,6 +123,27 @@ async def test_while_the_feature_is_off_every_call_is_not_available(serving: Ser
     assert [error_of(answer) for answer in calls] == [(404, "feature_not_available")] * 4
 
 
+async def test_while_the_feature_is_off_nothing_else_is_told_to_anybody(serving: Serving) -> None:
+    served = await serving(nodes=1, scryon_voice_embedding_enabled=True)
+    http = await user(served)
+    repeated = {"idempotency-key": "once"}
+    assert (await http.post(PROFILE, files=sample(), headers=repeated)).status_code == 201
+    off = served.plane.settings.model_copy(update={"scryon_voice_embedding_enabled": False})
+    served.plane.settings = off
+    without, denied = await served.http(""), await served.http(await served.key("audit:read"))
+    calls = [
+        await http.post(PROFILE, files=sample(), headers=repeated),
+        await without.post(PROFILE, files=sample()),
+        await denied.get(f"{PROFILE}/status"),
+        await without.put(PROFILE),
+        await http.get(f"{PROFILE}/elsewhere"),
+    ]
+    assert [error_of(answer) for answer in calls] == [(404, "feature_not_available")] * 5
+    served.plane.settings = off.model_copy(update={"scryon_voice_delete_when_disabled": True})
+    assert (await http.delete(PROFILE)).status_code == 204
+    assert error_of(await without.delete(PROFILE)) == (401, "unauthenticated")
+
+
 async def test_deletion_may_be_left_on_while_the_feature_is_off(serving: Serving) -> None:
     http = await user(await serving(scryon_voice_delete_when_disabled=True))
     assert (await http.delete(PROFILE)).status_code == 204
