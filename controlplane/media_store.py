@@ -22,6 +22,7 @@ from controlplane.job_spec import require_media_key
 from controlplane.media_frames import open_frames, seal_frames
 from controlplane.media_tokens import GET, PUT, MediaTokens
 from controlplane.object_store import ObjectStore
+from controlplane.places import Places
 from controlplane.policy import Principal
 from controlplane.quotas import require_room
 from controlplane.tenant_keys import TenantKeys
@@ -93,10 +94,10 @@ class MediaStore:
         self._tokens = tokens
         self._clock = clock
         self._is_direct = is_direct
-        self._uploads = 0
+        self._uploads = Places("uploads of recordings", UPLOADS_MAX, retry_after_s=5.0)
 
     def __repr__(self) -> str:
-        return f"MediaStore({self._store!r}, uploads={self._uploads})"
+        return f"MediaStore({self._store!r}, uploads={self._uploads.num_taken})"
 
     async def presign_put(self, principal: Principal, key: str, *, base_url: str) -> Presigned:
         """Where to PUT a recording. base_url: of the edge, as the caller sees it. Raises InvalidRequest."""
@@ -182,10 +183,7 @@ class MediaStore:
     ) -> tuple[str, int, float]:
         if content_length is not None and content_length > BYTES_MAX:
             raise _too_large()
-        if self._uploads >= UPLOADS_MAX:
-            raise Overloaded("too many recordings are being uploaded; try again", retry_after_s=5.0)
-        self._uploads += 1
-        try:
+        with self._uploads.taken(principal.tenant_id):
             media_id, seals = await self._begin(principal, None, is_plain=False)
             size_bytes = 0
 
@@ -201,8 +199,6 @@ class MediaStore:
 
             await self._store.put(_name(media_id), seal_frames(seals.derived(MEDIA, media_id), counted()))
             return media_id, size_bytes, await self._commit(principal, key, media_id, size_bytes)
-        finally:
-            self._uploads -= 1
 
     async def _begin(self, principal: Principal, key: str | None, *, is_plain: bool) -> tuple[str, TenantSeals]:
         """A row for a recording that is about to come, before any of it is stored: so that nothing is ever lost."""
@@ -277,7 +273,9 @@ class MediaStore:
             raise _too_large()
         async with self._database.write() as connection:
             await connection.execute(
-                update(media).where(media.c.media_id == row.media_id).values(state=KEPT, size_bytes=size_bytes)
+                update(media)
+                .where(media.c.media_id == row.media_id, media.c.state == ARRIVING)
+                .values(state=KEPT, size_bytes=size_bytes)
             )
         return True
 

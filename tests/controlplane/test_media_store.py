@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from controlplane.media_store import MEDIA_PATH
 from controlplane.object_store import ObjectStore
 from controlplane.policy import Principal
 from runtime.errors import BadAudio, Denied, InvalidRequest, NotFound, Overloaded, SpeakerdError, TooLarge, Unavailable
-from tests.controlplane.conftest import World
+from tests.controlplane.conftest import World, until
 from tests.controlplane.job_driving import chunks
 from tests.controlplane.people import make_tenant
 
@@ -146,6 +147,30 @@ async def test_what_is_too_large_empty_or_cut_short_is_refused_and_leaves_nothin
     with pytest.raises(NotFound):
         await read(plane, "k")
     assert [path for path in blobs(world) if path.stat().st_size > 100] == []
+    assert "uploads=0" in repr(store)
+
+
+async def test_one_tenants_uploads_leave_room_for_the_others(world: World) -> None:
+    plane = await world.plane()
+    store, go_on = plane.core.media, asyncio.Event()
+    await make_tenant(plane, "rival")
+
+    async def slow() -> AsyncIterator[bytes]:
+        await go_on.wait()
+        yield b"some"
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(media_store.UPLOADS_MAX * 3 // 4):
+            tasks.create_task(store.put(OURS, f"slow-{number}", slow()))
+
+        async def all_wait() -> bool:
+            return f"uploads={media_store.UPLOADS_MAX * 3 // 4}" in repr(store)
+
+        await until(all_wait)
+        with pytest.raises(Overloaded):
+            await store.put(OURS, "one-more", chunks(b"some"))
+        assert (await store.put(Principal("rival", "k2", frozenset()), "theirs", chunks(b"some"))).size_bytes == 4
+        go_on.set()
     assert "uploads=0" in repr(store)
 
 
