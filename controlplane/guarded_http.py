@@ -147,13 +147,17 @@ class GuardedHttp:
         content: what comes in pieces comes with its Content-Length among the headers, and is asked for once connected.
         """
         parts = self.check(url)
+        host = _ascii_host(parts)
         target = httpcore.URL(
-            scheme=parts.scheme.encode(),
-            host=_ascii_host(parts).encode(),
-            port=parts.port,
-            target=_target(parts).encode("ascii", "strict"),
+            scheme=parts.scheme.encode(), host=host.encode(), port=parts.port, target=_target(parts).encode()
         )
-        sent = [("Host", parts.netloc), ("Accept-Encoding", "identity"), ("User-Agent", "speakerd"), *headers]
+        named = f"[{host}]" if ":" in host else host
+        sent = [
+            ("Host", named if parts.port is None else f"{named}:{parts.port}"),
+            ("Accept-Encoding", "identity"),
+            ("User-Agent", "speakerd"),
+            *headers,
+        ]
         if isinstance(content, bytes) and content:
             sent.append(("Content-Length", str(len(content))))
         timeout = {"connect": CONNECT_S, "read": CHUNK_WAIT_S, "write": CHUNK_WAIT_S, "pool": CONNECT_S}
@@ -243,6 +247,7 @@ def _checked(url: str, policy: UrlPolicy) -> SplitResult:
         raise NotAllowed("url: a host name, without user or password, has to follow the scheme")
     if port not in policy.ports:
         raise NotAllowed(f"url: port {port} is not called, but {', '.join(str(one) for one in policy.ports)}")
+    _target(parts)  # refuses what no request line can say
     literal = _literal(_ascii_host(parts))
     if literal is not None and not may_be_called(literal, policy.networks):
         raise NotAllowed(NOT_PUBLIC)

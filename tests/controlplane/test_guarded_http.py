@@ -99,6 +99,19 @@ async def test_an_allowed_url_gives_its_content_and_is_asked_with_its_own_host(s
     assert b"Authorization" not in asked
 
 
+async def test_a_host_of_another_script_is_called_by_its_ascii_name(server: Server) -> None:
+    server.answers[b"/"] = says("200 OK", b"sound")
+    asked: list[str] = []
+
+    async def here(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return ["127.0.0.1"]
+
+    assert await got(allowing(server, resolving=here), f"http://münchen.example:{server.port}/") == b"sound"
+    assert asked == ["xn--mnchen-3ya.example"]
+    assert f"Host: xn--mnchen-3ya.example:{server.port}".encode() in server.asked[0]
+
+
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::1]", "[::ffff:127.0.0.1]"]
 )
@@ -116,6 +129,7 @@ async def test_this_machine_is_not_reached_under_any_of_its_names(server: Server
         "gopher://example.org/", "https://", "https:///path", "https://exa mple.org/", "https://example.org\\@evil/",
         "https://example.org/\r\nX: y", "//example.org", "example.org", "https://[::1", "https://%31%32%37.0.0.1/",
         "https://" + "a" * 3000, "data:audio/wav;base64,AAAA", "http://example.org/",
+        "https://example.org/sé", "https://example.org?x=é",
     ],
 )  # fmt: skip
 async def test_a_url_that_is_not_plainly_https_to_a_host_is_refused_before_anything_is_resolved(url: str) -> None:
