@@ -152,7 +152,7 @@ def srt(output: JobOutput) -> str:
 
 def _one_line(turn: JobTurn) -> str:
     # A line break or an arrow within a name would begin another cue.
-    return " ".join((turn.name or label(turn.speaker)).replace("-->", "->").split())
+    return " ".join((turn.name or label(turn.speaker)).replace("-->", "→").split())
 
 
 def _srt_time(ms: int) -> str:

@@ -198,7 +198,7 @@ def test_rttm_and_srt_tell_who_speaks_and_no_name_can_break_out_of_its_line() ->
     turns = (
         JobTurn(0, 3_723_004, 0, name="Ada L"),
         JobTurn(1000, 2250, 1),
-        JobTurn(2000, 2500, 2, name="x\n\n2\n00:00:00,000 --> 00:00:01,000\nEve"),
+        JobTurn(2000, 2500, 2, name="x\n\n2\n00:00:00,000 ---> 00:00:01,000\nEve"),
     )
     lines = rttm("j-1", JobOutput(4000, turns)).splitlines()
     assert lines[0] == "SPEAKER j-1 1 0.000 3723.004 <NA> <NA> Ada_L <NA> <NA>"
