@@ -19,6 +19,7 @@ from controlplane.agreements import unproven
 from controlplane.audit import GENESIS, Broken, Entry, walk
 from controlplane.audit_checkpoints import Checkpoint, opened
 from controlplane.database.schema import data_keys, erasures, voiceprint_members, voiceprints, voices
+from controlplane.database.spaces_schema import space_identities, voice_profiles
 from controlplane.database.triggers import missing_triggers
 from controlplane.erasure_journal import Erased, Record
 from controlplane.erasure_rows import GONE
@@ -237,6 +238,8 @@ async def _check_voices(connection: AsyncConnection, problems: list[str]) -> Non
         (data_keys, "data key"),
         (voiceprints, "voiceprint"),
         (voiceprint_members, "voiceprint of a recording"),
+        (space_identities, "identity"),
+        (voice_profiles, "profile"),
     ):
         kept = exists().where(table.c.tenant_id == voices.c.tenant_id, table.c.voice_id == voices.c.voice_id)
         query = select(erasures.c.audit_id).join(voices, erased_of).where(voices.c.state.in_(GONE), kept)

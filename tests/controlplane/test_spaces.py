@@ -18,7 +18,7 @@ from controlplane.agreements import Consent
 from controlplane.app import ControlPlane
 from controlplane.backup import back_up
 from controlplane.database.schema import tenants, voices
-from controlplane.database.spaces_schema import space_audios, space_identities, space_keys
+from controlplane.database.spaces_schema import space_audios, space_identities, space_keys, voice_profiles
 from controlplane.orphans import sweep_orphans
 from controlplane.policy import Principal
 from controlplane.restore import restore
@@ -30,6 +30,7 @@ from runtime.clock import SystemClock
 from runtime.errors import NotFound, Overloaded
 from tests.controlplane.conftest import World, collected, speech, until, wav, world
 from tests.controlplane.people import Library
+from tests.controlplane.test_audit import verdict
 from tests.controlplane.test_erasure_journal import Backup
 
 __all__ = ["collected", "world"]  # fixtures
@@ -147,6 +148,29 @@ async def test_a_backup_holds_no_key_of_spaces_and_a_restore_none_of_who_was_era
     asked = await owner.audio(None, seed=5)
     new = NewVerification(asked.audio_id, "bob", "main")
     assert 0 < (await owner.cases.verifications.verify(owner.principal, *CALLS, new)).score < 1
+
+
+async def test_a_profile_that_comes_back_after_its_voice_was_erased_is_told_of(world: World) -> None:
+    plane = await world.plane()
+    await world.node(plane)
+    owner = await owner_of(plane, world)
+    await owner.computed("ada")
+    erased = await owner.erase("ada")
+    await until(lambda: _is_erased(plane, erased.audit_id))
+    client = await world.client(plane)
+    assert list((await verdict(client)).problems) == []
+    async with plane.core.database.write() as connection:
+        await connection.execute(
+            voice_profiles.insert().values(
+                tenant_id="default",
+                user_id="ada",
+                voice_id=erased.voice.voice_id,
+                consent_version="v1",
+                created_at_s=1.0,
+            )
+        )
+    (problem,) = (await verdict(client)).problems
+    assert "the profile of the voice of erasure" in problem
 
 
 async def test_an_export_holds_what_spaces_hold_of_the_person(world: World) -> None:
