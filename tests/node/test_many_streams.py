@@ -24,9 +24,12 @@ async def beside_and_alone(node: RunningNode, conversations: list[np.ndarray]) -
     for number, samples in enumerate(conversations):
         alone = await node.diarize(samples, latency_ms=2_000)
         assert told(beside[number]) == told(alone), f"stream {number} of {len(conversations)}"
-        assert [relabel.SerializeToString() for relabel in beside[number].relabels] == [
-            relabel.SerializeToString() for relabel in alone.relabels
-        ]
+        assert relabels(beside[number]) == relabels(alone), f"stream {number} of {len(conversations)}"
+
+
+def relabels(heard: Heard) -> list[tuple[str, str, int]]:
+    """Who became whom since when. How sure it was is as of when it was written, and not compared."""
+    return [(relabel.speaker, relabel.label, relabel.since_ms) for relabel in heard.relabels]
 
 
 def conversation(folder: Path, seed: int, seconds: float) -> np.ndarray:
@@ -62,7 +65,7 @@ async def test_a_few_conversations_tell_beside_each_other_what_they_tell_alone(a
 
 @pytest.mark.deep
 async def test_fifty_conversations_tell_beside_each_other_what_they_tell_alone(audio: Path, tmp_path: Path) -> None:
-    conversations = [conversation(audio / "librispeech", 100 + seed, 60.0) for seed in range(50)]
+    conversations = [conversation(audio / "librispeech", 100 + seed, 30.0) for seed in range(50)]
     flags = ("--standalone", "--device", "cpu", "--streams-max", "64")
     async with running_node(*flags, log=tmp_path / "node.log") as node:
         await beside_and_alone(node, conversations)
