@@ -10,14 +10,14 @@ and whoever sends more than that waits.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Self, TypeAlias
 
 from controlplane.metrics import Metrics
 from controlplane.placement import Placing
+from controlplane.places import Places
 from controlplane.policy import Principal, Right
 from controlplane.relay_guard import RelayGuard, Relaying
 from controlplane.relay_names import LiveEvent, voices_of_event
@@ -207,7 +207,7 @@ class RelayedStream:
 
 
 class LiveRelay:
-    """Opens them. streams_max: how many this process carries; the rest is refused, and none is slowed down."""
+    """Opens them. streams_max: how many this process carries, of which one tenant has at most three quarters."""
 
     def __init__(
         self,
@@ -225,12 +225,11 @@ class LiveRelay:
         self._guard = guard
         self._tls = tls
         self._metrics = metrics
-        self._streams_max = streams_max
+        self._places = Places("live streams", streams_max, retry_after_s=1.0)
         self._tenant_streams_max = tenant_streams_max
-        self._running: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"LiveRelay({self._running.total()} running)"
+        return f"LiveRelay({self._places.num_taken} running)"
 
     async def open(self, principal: Principal, options: StreamOptions) -> RelayedStream:
         """Place a stream and open it. Raises NotFound for voices, Overloaded, Unavailable, InvalidRequest."""
@@ -256,21 +255,20 @@ class LiveRelay:
             opening.pop_all()
             return made
 
-    async def _count(self, tenant_id: str, stack: AsyncExitStack) -> None:
-        if self._running.total() >= self._streams_max:
-            raise Overloaded("this control plane carries all the streams that it can; try again", retry_after_s=1.0)
-        self._running[tenant_id] += 1
-        self._metrics.relay_streams.inc()
-        stack.callback(self._uncount, tenant_id)
-        most = await self._tenant_streams_max(tenant_id)
-        if most is not None and self._running[tenant_id] > most:
-            raise Overloaded(f"the tenant's quota of {most} streams at once is used up; try again", retry_after_s=5.0)
+    @asynccontextmanager
+    async def taken(self, principal: Principal) -> AsyncIterator[None]:
+        """Count something as a stream that is carried, within the block, though no node hears it. Raises Overloaded."""
+        async with AsyncExitStack() as stack:
+            await self._count(principal.tenant_id, stack)
+            yield
 
-    def _uncount(self, tenant_id: str) -> None:
-        self._metrics.relay_streams.dec()
-        self._running[tenant_id] -= 1
-        if not self._running[tenant_id]:
-            del self._running[tenant_id]
+    async def _count(self, tenant_id: str, stack: AsyncExitStack) -> None:
+        stack.enter_context(self._places.taken(tenant_id))
+        self._metrics.relay_streams.inc()
+        stack.callback(self._metrics.relay_streams.dec)
+        most = await self._tenant_streams_max(tenant_id)
+        if most is not None and self._places.taken_by(tenant_id) > most:
+            raise Overloaded(f"the tenant's quota of {most} streams at once is used up; try again", retry_after_s=5.0)
 
     def _finding(self, principal: Principal) -> Callable[[StreamOptions, Sequence[str], float], Awaitable[Place]]:
         async def find(options: StreamOptions, avoid: Sequence[str], bound_s: float) -> Place:

@@ -18,7 +18,7 @@ class Places:
     """Who holds places. what: the words of the refusal, as in "recordings"."""
 
     def __init__(self, what: str, total: int, *, retry_after_s: float) -> None:
-        assert total >= 1
+        assert total >= 0
         self._what = what
         self._total = total
         self._one_tenant_max = max(1, total - total // 4)

@@ -95,6 +95,7 @@ class _Transcribing:
         self._language = (opening.language_hint or "").partition("-")[0]
         self._chunk_ms = round(1000 * (opening.chunk_seconds or 5.0))
         self._relay = partial(edge.core.live_relay.open, principal, OPTIONS)
+        self._taken = partial(edge.core.live_relay.taken, principal)
         self._stream: RelayedStream | None = None
         self._stretches = Stretches(self._chunk_ms) if self._transcriber is not None else None
         self._turns = TurnDeltas(self._chunk_ms)
@@ -109,6 +110,9 @@ class _Transcribing:
             # Without speakers to be shown, turns are needed where nothing else would be told.
             if self._shows_speakers or self._transcriber is None:
                 await self._open_relay(stack)
+            if self._stream is None:
+                # No node hears it, and it is a stream all the same: it counts towards what is carried at once.
+                await stack.enter_async_context(self._taken())
             self._words = WordDeltas(has_speakers=self._stream is not None)
             ready = {"type": "ready", "backend_used": "B" if self._is_b else "A"}
             await self._socket.say(lambda: json.dumps(ready))

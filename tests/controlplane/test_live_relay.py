@@ -150,14 +150,20 @@ async def test_a_process_and_a_tenant_carry_so_many_and_refuse_the_rest(world: W
     node.names, node.streams_max = [("", "")], 10
     relay = plane.core.live_relay
     async with await relay.open(CALLER, StreamOptions()), await relay.open(CALLER, StreamOptions()):
-        with pytest.raises(Overloaded, match="carries all"):
+        with pytest.raises(Overloaded, match="too many live streams"):
             await relay.open(CALLER, StreamOptions())
+        with pytest.raises(Overloaded, match="too many live streams"):
+            async with relay.taken(CALLER):
+                pass
     await plane.core.people.administration.set_quotas(CALLER, "default", Quotas(streams_max=1))
     async with await relay.open(CALLER, StreamOptions()):
         with pytest.raises(Overloaded, match="quota of 1"):
             await relay.open(CALLER, StreamOptions())
     async with await relay.open(CALLER, StreamOptions()):
         pass
+    async with relay.taken(CALLER):
+        with pytest.raises(Overloaded, match="quota of 1"):
+            await relay.open(CALLER, StreamOptions())
     assert plane.metrics.relay_streams._value.get() == 0 and repr(relay) == "LiveRelay(0 running)"
 
 

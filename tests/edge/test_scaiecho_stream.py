@@ -316,3 +316,11 @@ async def test_without_a_node_words_come_without_speakers(serving: Serving) -> N
         assert alone.code == 1000, alone.frames[-1]
         assert {word for delta in alone.of("delta") for word in delta["text"].split()} == {"w0", "w5"}
         assert not any("speaker_label" in delta for delta in alone.of("delta"))
+
+
+async def test_a_stream_that_no_node_hears_counts_as_one_that_is_carried(serving: Serving) -> None:
+    async with endpoint() as listener:
+        served = await serving(transcriber_url=listener.url, relay_streams_max=0)
+        url = served.url.replace("http", "ws", 1) + PATH
+        said = await transcribe(url, b"", token=served.admin_key, media_type="audio/wav")
+        assert (said.frames[-1]["code"], said.code) == ("RATE_LIMITED", 1013)
