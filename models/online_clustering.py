@@ -221,8 +221,10 @@ class SessionClustering:
             return False
         heard = is_heard.nonzero()[0]
         odds = odds[heard] - self._params.join_odds  # (S', K)
-        alike = (window.embeddings[heard] @ self.centroids(windows).T).max(axis=1, initial=-1.0)  # (S',)
-        is_known = alike >= self._params.same_cosine
+        is_known = np.zeros(len(heard), np.bool_)
+        if len(heard) > len(self.indices):  # else everybody gets somebody
+            alike = (window.embeddings[heard] @ self.centroids(windows).T).max(axis=1, initial=-1.0)  # (S',)
+            is_known = alike >= self._params.same_cosine
         rows, columns = linear_sum_assignment(-odds)
         is_known[rows] = odds[rows, columns] >= 0.0
         is_new = ~is_known & (window.clean_frames[heard] >= self._params.new_clean_frames)

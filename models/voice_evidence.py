@@ -65,6 +65,8 @@ def worthwhile_changes(
     Groups that become one cluster are left to the clustering: to tell that two are one person mends what doubt opened.
     """
     cells, cell = np.unique(np.stack([taken, clusters]), axis=1, return_inverse=True)  # (2, X): groups, clusters
+    if cells.shape[1] == len(np.unique(taken)):
+        return clusters  # which part none of the groups
     # What is the same in both is no surer than a bound, so that both explain the same observations.
     bounded = heard.gathered(cell.reshape(-1) == np.arange(cells.shape[1])[:, None]).bounded(clustering.evidence_max)
     groups, found = cells
