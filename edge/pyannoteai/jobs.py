@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Response
-from fastapi.responses import JSONResponse
 
 from controlplane.job_spec import JobState
 from controlplane.job_view import Job, JobOutput
@@ -62,14 +62,14 @@ def _install_reading(app: FastAPI) -> None:
     @terms(JOBS_WRITE, rate=READ)
     async def job(caller: Caller, edge: TheEdge, jobId: str) -> Response:  # noqa: N803
         """A job, with its output once it has one."""
-        return await _written(edge, caller, jobId)
+        return await _written(edge, caller, jobId, _json)
 
     @app.delete("/v1/jobs/{jobId}", response_class=Response, responses={200: {"model": JobAnswer}})
     @terms(JOBS_WRITE, rate=READ)
     async def cancel(caller: Caller, edge: TheEdge, jobId: str) -> Response:  # noqa: N803
         """Cancel a job that has not ended; one that has stays as it ended."""
         await edge.core.jobs.cancel(caller, jobId)
-        return await _written(edge, caller, jobId)
+        return await _written(edge, caller, jobId, _json)
 
     @app.get("/v2/jobs")
     @terms(JOBS_WRITE, rate=READ)
@@ -95,21 +95,19 @@ def _install_beyond(app: FastAPI) -> None:
     @terms(JOBS_WRITE, rate=READ)
     async def as_rttm(caller: Caller, edge: TheEdge, jobId: str) -> Response:  # noqa: N803
         """The turns as RTTM."""
-        output = await _output(edge, caller, jobId)
-        return Response(rttm(jobId, output), media_type="application/x-rttm")
+        return await _written(edge, caller, jobId, _rttm, "application/x-rttm")
 
     @app.get("/v1/jobs/{jobId}/srt", response_class=Response, responses={200: _text("application/x-subrip")})
     @terms(JOBS_WRITE, rate=READ)
     async def as_srt(caller: Caller, edge: TheEdge, jobId: str) -> Response:  # noqa: N803
         """The turns as subtitles that say who speaks."""
-        output = await _output(edge, caller, jobId)
-        return Response(srt(output), media_type="application/x-subrip")
+        return await _written(edge, caller, jobId, _srt, "application/x-subrip")
 
-    @app.get("/v1/jobs/{jobId}/report", response_class=JSONResponse, responses={200: {"model": MatchReportAnswer}})
+    @app.get("/v1/jobs/{jobId}/report", response_class=Response, responses={200: {"model": MatchReportAnswer}})
     @terms(JOBS_WRITE, rate=READ)
-    async def report(caller: Caller, edge: TheEdge, jobId: str) -> JSONResponse:  # noqa: N803
+    async def report(caller: Caller, edge: TheEdge, jobId: str) -> Response:  # noqa: N803
         """Why each speaker was matched with somebody, or not."""
-        return JSONResponse(report_body(jobId, await _output(edge, caller, jobId)))
+        return await _written(edge, caller, jobId, _report)
 
 
 def _text(media_type: str) -> dict[str, Any]:
@@ -129,26 +127,43 @@ async def _submit(
     return Created(job_id=job.job_id, status=job.state.value, **said)
 
 
-async def _written(edge: Edge, caller: Principal, job_id: str) -> Response:
-    """A job as JSON. What it tells of names holds at the moment of its leaving, however long it took to write."""
+async def _written(
+    edge: Edge, caller: Principal, job_id: str, write: Callable[[Job], bytes], media_type: str = "application/json"
+) -> Response:
+    """A job as text. What it tells of names holds at the moment of its leaving, however long it took to write."""
     job = await edge.core.jobs.get(caller, job_id)
     for _ in range(WRITTEN_MAX):
         if not is_large(job):
-            return Response(_json(job), media_type="application/json")
-        written = await asyncio.to_thread(_json, job)
+            return Response(write(job), media_type=media_type)
+        written = await asyncio.to_thread(write, job)
         now = await edge.core.jobs.get(caller, job_id)
         if names_told(now) == names_told(job) and now.state is job.state:
-            return Response(written, media_type="application/json")
+            return Response(written, media_type=media_type)
         job = now
     raise Unavailable("the job's people are changing; try again", retry_after_s=1.0)
 
 
 def _json(job: Job) -> bytes:
-    return json.dumps(job_body(job), ensure_ascii=False, separators=(",", ":")).encode()
+    return _encoded(job_body(job))
 
 
-async def _output(edge: Edge, caller: Principal, job_id: str) -> JobOutput:
-    job = await edge.core.jobs.get(caller, job_id)
+def _report(job: Job) -> bytes:
+    return _encoded(report_body(job.job_id, _turns_of(job)))
+
+
+def _rttm(job: Job) -> bytes:
+    return rttm(job.job_id, _turns_of(job)).encode()
+
+
+def _srt(job: Job) -> bytes:
+    return srt(_turns_of(job)).encode()
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _turns_of(job: Job) -> JobOutput:
     if not job.state.is_end:
         raise Conflict("the job has not ended yet", retry_after_s=1.0)
     if job.output is None or job.output.voiceprint is not None:

@@ -60,13 +60,14 @@ def progress_of(job: Job) -> int:
     return min(99, 100 * job.processed_ms // job.duration_ms) if job.duration_ms else 0
 
 
-def names_told(job: Job) -> frozenset[str]:
-    """Every name that the job's output tells, to see whether it may still be told."""
+def names_told(job: Job) -> frozenset[tuple[str | None, str]]:
+    """Every name that the output tells, and whose it is (two may share one), to see whether it may still be told."""
     if job.output is None:
         return frozenset()
-    told = {turn.name for turn in (*job.output.turns, *job.output.exclusive_turns) if turn.name is not None}
+    turns = (*job.output.turns, *job.output.exclusive_turns)
+    told = {(turn.voice_id, turn.name) for turn in turns if turn.name is not None}
     for speaker in job.output.speakers:
-        told |= set(speaker.scores or ())
+        told |= {(None, label) for label in speaker.scores or ()}
     return frozenset(told)
 
 

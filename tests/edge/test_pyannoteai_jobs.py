@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import pytest
 
 from controlplane.job_spec import JobKind, JobState
 from controlplane.job_view import FrameConfidences, Job, JobAsked, JobOutput, JobSpeaker, JobTurn
@@ -178,6 +180,31 @@ async def test_turns_leave_as_rttm_and_srt_and_speakers_with_a_report(served: Se
         answer = await http.get(f"/v1/jobs/{job_id}/{form}")
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith(media_type)
+
+
+async def test_a_long_result_is_written_anew_when_somebody_in_it_is_erased_meanwhile(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def job(name: str | None, voice_id: str | None) -> Job:
+        turns = tuple(JobTurn(at, at + 1, 0, name=name, voice_id=voice_id) for at in range(2_000))
+        # Somebody else of the same name lives on, and is a candidate still.
+        speakers = (JobSpeaker(0, 2_000, 2_000, match=name, voice_id=voice_id, scores={"Alice": 3}),)
+        output = JobOutput(2_000, turns, turns, speakers)
+        return Job("j-1", "t", JobKind.IDENTIFY, JobState.SUCCEEDED, 0.0, 0.0, output=output, asked=JobAsked(True))
+
+    http = await served.http()
+    for form in ("", "/rttm", "/srt", "/report"):
+        found = iter([job("Alice", "v_1")])
+
+        async def get(*_: object, found: Iterator[Job] = found) -> Job:
+            return next(found, job(None, None))
+
+        monkeypatch.setattr(served.plane.core.jobs, "get", get)
+        answer = await http.get(f"/v1/jobs/j-1{form}")
+        assert answer.status_code == 200, form
+        assert next(found, None) is None
+        told = answer.text.replace('{"Alice":3}', "")
+        assert "Alice" not in told and "SPEAKER_00" in told, form
 
 
 async def test_urls_that_are_given_out_begin_as_the_settings_say_behind_a_proxy(serving: Serving) -> None:
