@@ -26,7 +26,8 @@ DETAILS_CHARS_MAX = 4_000
 UNITS = ("characters", "seconds", "matches")
 INSTANT_MAX_S = 253_370_764_800.0
 """The year 9999, in whatever zone it is said: what lies beyond cannot be told as a date."""
-STRANGER = re.compile(r"spk_\d+")
+STRANGER = re.compile(r"(?:spk|speaker)[\s_]+\d+", re.IGNORECASE)
+"""What strangers are called in one dialect or another, also where a blank is written as an underscore."""
 _LANGUAGE = re.compile(r"[A-Za-z0-9-]{0,35}")
 _GENDER = re.compile(r"[A-Za-z_-]{0,16}")
 
@@ -91,7 +92,7 @@ def require_label(label: str) -> None:
     if len(label) > LABEL_CHARS_MAX or any(ord(character) < 32 for character in label):
         raise InvalidRequest(f"label: 1 to {LABEL_CHARS_MAX} characters, no control characters")
     if STRANGER.fullmatch(label.strip()):
-        raise InvalidRequest("label: spk_0, spk_1 and so on are what strangers are called; choose another name")
+        raise InvalidRequest("label: spk_0, SPEAKER_00 and so on are what strangers are called; choose another name")
 
 
 def require_consent(consent: Consent, *, whole: bool) -> None:

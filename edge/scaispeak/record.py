@@ -87,6 +87,10 @@ async def _opening(socket: LiveSocket) -> tuple[Cloning, SoundType]:
     if isinstance(frame, bytes) or kind_of(frame) != "open":
         raise InvalidRequest('the first frame is {"type": "open", …}, with what is said of the voice')
     said: dict[str, Any] = {name: value for name, value in json.loads(frame).items() if value is not None}
+    try:
+        json.dumps(said, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("a text of the frame holds half a character: an unpaired surrogate") from None
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in said.items()}
     fields = Fields(Form(texts, {}))
     label, details = said_of(fields)

@@ -114,7 +114,7 @@ async def test_a_repeated_request_gives_the_first_answer_and_a_changed_one_is_re
     assert refused.value.code() is grpc.StatusCode.ALREADY_EXISTS
 
 
-@pytest.mark.parametrize("label", ["", "  ", "spk_0", "a\nb", "x" * 201])
+@pytest.mark.parametrize("label", ["", "  ", "spk_0", "SPEAKER_01", "speaker 1", "a\nb", "x" * 201])
 async def test_a_label_that_would_mislead_is_refused(world: World, label: str) -> None:
     client = await world.client(await world.plane())
     with pytest.raises(aio.AioRpcError) as refused:

@@ -147,6 +147,7 @@ async def test_what_is_wrong_with_the_opening_or_a_frame_is_told_by_code(served:
         (END, "VALIDATION_ERROR"),
         ({**SAID, "media_type": "video/mp4"}, "VALIDATION_ERROR"),
         ({**SAID, "style_tags_json": "no list"}, "VALIDATION_ERROR"),
+        ({**SAID, "display_name": "half a character: \ud800"}, "VALIDATION_ERROR"),
     ):
         async with recorder(served) as client:
             await client.say(first)
