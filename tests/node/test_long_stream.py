@@ -184,7 +184,9 @@ def judge(found: Hours) -> None:
     for person, names in labels.items():
         assert names.count(kept[person]) >= 0.98 * len(names), (person, Counter(names))
     assert found.rss_mib[-1] < 1.05 * found.rss_mib[0] + 20, found.rss_mib
-    assert max(found.checkpoint_bytes[-100:]) < 1.2 * max(found.checkpoint_bytes[: len(found.checkpoint_bytes) // 4])
+    # Who was found to be another is remembered by number: some 2 kB an hour, and all else is bounded.
+    quarter = len(found.checkpoint_bytes) // 4
+    assert max(found.checkpoint_bytes[-100:]) < max(found.checkpoint_bytes[:quarter]) + 4_000 * HOURS
     # Half of what is sent ahead at most: how far behind analysis is depends on nothing that grows.
     quarter = len(found.lag_ms) // 4
     assert np.median(found.lag_ms[-quarter:]) < 2 * np.median(found.lag_ms[:quarter]) + 1_000
