@@ -430,7 +430,7 @@ async def test_recordings_at_once_are_counted_against_their_quota(world: World) 
         yield node_pb2.DiarizeFileRequest(open=node_pb2.FileOpen())
 
     first = asyncio.create_task(anext(plane.core.relay.diarize_file(caller, requests())))
-    await until(lambda: plane.core.relay._running == 1)
+    await until(lambda: plane.core.relay._places.num_taken == 1)
     with pytest.raises(Overloaded, match="quota of 1 recordings"):
         await anext(plane.core.relay.diarize_file(caller, requests()))
     waiting.set()
