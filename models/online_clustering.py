@@ -200,12 +200,15 @@ class SessionClustering:
         merges, apart = self._merges(shared, owner, self.centroids(windows), voices or {})
         for merge in merges:
             self._apply(merge, windows)
+        before = memory.speakers
         for cluster in (owner == NOBODY).nonzero()[0]:
             if shared[:, cluster].sum() >= self._params.split_clean_frames and self._has_place(windows):
                 owner[cluster] = self._open_speaker()
-        known = owner[clusters]  # (M,)
-        mended = (known != NOBODY) & ~np.isin(memory.speakers, apart)
-        before = memory.speakers
+        # Who gave up his place for one of them is forgotten by now, and nothing becomes his.
+        owner[~np.isin(owner, self.indices)] = NOBODY
+        is_remembered = np.isin(before, self.indices)
+        before, known = before[is_remembered], owner[clusters[is_remembered]]
+        mended = (known != NOBODY) & ~np.isin(before, apart)
         memory.relabel(np.where(mended, known, before))
         return merges, before
 

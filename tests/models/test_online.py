@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.clustering import ClusteringParameters
 from models.online import Merge, OnlineDiarization, OnlineParams, StepOutcome, Turn
-from models.online_clustering import OnlineClusteringParams
+from models.online_clustering import OnlineClusteringParams, SessionClustering
 from models.timeline import TimelineParams
 from runtime.errors import InvalidRequest
 from runtime.units import samples_from_seconds
@@ -300,6 +300,20 @@ def test_two_people_taken_for_one_are_parted_and_what_the_first_one_said_is_move
     clean = {speaker.index: speaker.clean_samples for speaker in stream.session_speakers()}
     assert clean[told[4]] == pytest.approx(7 * 16_000, abs=3 * 16_000)
     assert clean[told[50]] == pytest.approx(48 * 16_000, abs=4 * 16_000)
+
+
+def test_a_speaker_of_long_ago_makes_room_for_one_whom_a_second_look_tells_apart() -> None:
+    clustering = SessionClustering(OnlineClusteringParams(), EVIDENCE, GRID, num_speakers_max=2)
+    rng = np.random.default_rng(1)
+    for speaker, person, times, weight in ((0, 0, 2, 60.0), (1, 1, 20, 100.0), (1, 2, 20, 100.0)):
+        for _ in range(times):
+            noisy = voice_of(person) + 0.05 * rng.standard_normal(GRID.embedding_dim).astype(np.float32)
+            clustering.memory.remember(noisy / np.linalg.norm(noisy), weight, speaker, (0, 50))
+    clustering.indices, clustering.next_index = [0, 1], 2
+    clustering.settled_windows, clustering.last_settled = 1_000, {0: 3, 1: 999}
+    merges, before = clustering.recluster([])
+    assert merges == [] and clustering.indices == [1, 2]
+    assert before.tolist() == [1] * 40 and sorted(set(clustering.memory.speakers.tolist())) == [1, 2]
 
 
 @pytest.mark.parametrize("num_steps", [4_000, pytest.param(20_000, marks=pytest.mark.deep)])
