@@ -79,13 +79,22 @@ class JobClaims:
             waiting = await job_rows.waiting(connection, now_lease_s=now_lease_s, limit=ROWS_MAX)
         return await self._queue.enqueue(waiting) if waiting else 0
 
-    async def next(self, lowest: Priority, here: Mapping[str, int]) -> Claim | None:
-        """The next job by turns, claimed; None: there is none for us. here: recordings of each tenant that run here."""
+    async def next(self, lowest: Priority, here: Mapping[str, int], short_here: Mapping[str, int]) -> Claim | None:
+        """The next job by turns, claimed; None: there is none for us.
+
+        here: recordings of each tenant that run here. short_here: voiceprints of each that do.
+        """
         while True:
             async with self._database.read() as connection:
                 now_lease_s = await self._database.lease_now_s(connection)
                 running = await job_rows.running_by_tenant(connection)
-                full = {tenant_id for tenant_id in running if await self._is_full(connection, tenant_id, running, here)}
+                full = {
+                    tenant_id
+                    for tenant_id in running
+                    # As many voiceprints as recordings have places leave those of voiceprints to others.
+                    if short_here.get(tenant_id, 0) >= self._limits.places
+                    or await self._is_full(connection, tenant_id, running, here)
+                }
                 waiting: list[Waiting] = []
                 if not self._queue.is_up:
                     waiting = await job_rows.waiting(connection, now_lease_s=now_lease_s, limit=ROWS_MAX)

@@ -79,6 +79,7 @@ class JobWorker:
         )
         self._running: dict[str, asyncio.Task[None]] = {}
         self._of_tenant: Counter[str] = Counter()
+        self._short_of_tenant: Counter[str] = Counter()
         self._num_short = 0
         self._free = Pulse()
         self._is_draining = False
@@ -101,7 +102,7 @@ class JobWorker:
                     sweep_s = self._clock.monotonic_s() + SWEEP_S
                     await self._claims.sweep()
                 while not self._is_draining and (lowest := self._lowest(await self._runner.room())) is not None:
-                    claimed = await self._claims.next(lowest, self._of_tenant)
+                    claimed = await self._claims.next(lowest, self._of_tenant, self._short_of_tenant)
                     if claimed is None:
                         break
                     self._begin(claimed)
@@ -131,7 +132,8 @@ class JobWorker:
         """Down to which priority a job may be claimed now; None: none at all. room: places of nodes that are free."""
         if room is None:
             return None
-        recordings = len(self._running) - self._num_short
+        # Voiceprints beyond their own places take those of recordings, so that no more is begun than there are places.
+        recordings = len(self._running) - min(self._num_short, SHORT_PLACES)
         begun = recordings - self._runner.num_under_way
         if recordings < self._limits.places and room > begun:
             return Priority.LOW
@@ -140,7 +142,8 @@ class JobWorker:
     def _begin(self, claimed: Claim) -> None:
         is_short = claimed.priority == Priority.SHORT
         self._num_short += is_short
-        self._of_tenant[claimed.tenant_id] += not is_short
+        counted = self._short_of_tenant if is_short else self._of_tenant
+        counted[claimed.tenant_id] += 1
         task = asyncio.create_task(self._serve(claimed), name=f"job.{claimed.job_id}")
         self._running[claimed.job_id] = task
         self._metrics.jobs_running.set(len(self._running))
@@ -148,9 +151,9 @@ class JobWorker:
         def ended(task: asyncio.Task[None]) -> None:
             self._running.pop(claimed.job_id, None)
             self._num_short -= is_short
-            self._of_tenant[claimed.tenant_id] -= not is_short
-            if not self._of_tenant[claimed.tenant_id]:
-                del self._of_tenant[claimed.tenant_id]
+            counted[claimed.tenant_id] -= 1
+            if not counted[claimed.tenant_id]:
+                del counted[claimed.tenant_id]
             self._metrics.jobs_running.set(len(self._running))
             if not task.cancelled() and (error := task.exception()) is not None:
                 get_logger().error("jobs.run_broke", job_id=claimed.job_id, error_type=type(error).__name__)

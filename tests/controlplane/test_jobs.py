@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,7 +20,8 @@ from controlplane import job_chores, job_worker
 from controlplane import jobs as use_cases
 from controlplane.app import ControlPlane
 from controlplane.database.schema import job_results, jobs, media, tenants
-from controlplane.job_rows import EndedJob
+from controlplane.job_rows import Claim, EndedJob
+from controlplane.job_run import Done
 from controlplane.job_spec import JobKind, JobSpec, JobState, Matching, MediaKey, SentVoiceprint, Webhook
 from controlplane.policy import Principal
 from controlplane.relay_guard import Relaying
@@ -501,6 +503,34 @@ async def test_no_more_is_begun_than_nodes_have_room_for_and_a_voiceprint_waits_
     for job_id in made:
         assert (await ended(client, job_id)).state == SUCCEEDED
     assert len(node.files) == 3
+
+
+async def test_voiceprints_too_are_begun_only_where_there_are_places_and_one_tenant_has_not_all_of_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane, client, _node = await stage(world, jobs_at_once=3)
+    await make_tenant(plane, "other")
+    other = await world.client(plane, await make_key(plane, "other", "jobs:write"))
+    await upload(other, "talk", wav(speech(seconds=1)))
+    worker, go_on, begun = plane.core.job_part.worker, asyncio.Event(), Counter[str]()
+    run_it = worker._runner.run
+
+    async def held(claimed: Claim, *rest: Any) -> Done:
+        begun[claimed.tenant_id] += 1
+        await go_on.wait()
+        return await run_it(claimed, *rest)
+
+    monkeypatch.setattr(worker._runner, "run", held)
+    ours = [(await create(client, "voiceprint", media_key="talk")).job_id for _ in range(8)]
+    await until(lambda: begun["default"] >= 3)
+    theirs = [(await create(other, "voiceprint", media_key="talk")).job_id for _ in range(3)]
+    await until(lambda: begun["other"] >= 2)
+    await asyncio.sleep(2.0)  # twice as long as a worker waits before it looks for places again
+    assert begun == {"default": 3, "other": 2} and worker.num_running == 5
+    go_on.set()
+    for caller, made in ((client, ours), (other, theirs)):
+        for job_id in made:
+            assert (await ended(caller, job_id)).state == SUCCEEDED
 
 
 async def test_there_is_a_bound_on_jobs_that_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
