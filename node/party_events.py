@@ -3,7 +3,7 @@
 In: the events of each channel's session, in its order. Out: the events of the call. What always holds: speaker k of
 channel c is speaker k * channels + c of the call; a final piece goes out once every channel is final up to its end, so
 that `final_samples` means for the call what it means for a stream; a checkpoint of the call goes on, for each channel,
-from where nothing that was not sent yet had been told; names of pieces that waited are asked for again.
+from where nothing that was not sent yet had been told; pieces that waited carry what holds as they go out.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ class PartyEvents:
                 return self._turns(index, event)
             case events.Relabel():
                 shown_as = self._number(index, event.shown_as)
-                return [replace(event, speaker=self._number(index, event.speaker), shown_as=shown_as)]
+                said = replace(event, speaker=self._number(index, event.speaker), shown_as=shown_as)
+                channel.held = [_relabelled(piece, said) for piece in channel.held]
+                channel.provisional = [_relabelled(piece, said) for piece in channel.provisional]
+                return [said]
             case events.Progress():
                 channel.progress = event
                 channel.told = max(channel.told, event.final_samples)
@@ -167,16 +170,15 @@ class PartyEvents:
         )
 
     def _checkpoint(self) -> list[events.Event]:
-        if not all(channel.is_fresh for channel in self._channels):
-            return []
-        chosen = []
         for channel in self._channels:
-            good = [checkpoint for told, checkpoint in channel.checkpoints if told <= self._final]
-            if not good:
-                return []
-            chosen.append(good[-1])
+            # Of those before which all is sent, only the newest is of use.
+            while len(channel.checkpoints) > 1 and channel.checkpoints[1][0] <= self._final:
+                channel.checkpoints.popleft()
+        if not all(channel.is_fresh and channel.checkpoints[0][0] <= self._final for channel in self._channels):
+            return []
         for channel in self._channels:
             channel.is_fresh = False
+        chosen = [channel.checkpoints[0][1] for channel in self._channels]
         data = joined([checkpoint.data for checkpoint in chosen], self._sequence)
         return [events.Checkpoint(data, min(checkpoint.position_samples for checkpoint in chosen))]
 
@@ -198,6 +200,13 @@ class PartyEvents:
 
     def _number(self, index: int, speaker: int) -> int:
         return speaker * len(self._channels) + index
+
+
+def _relabelled(piece: events.TurnPiece, relabel: events.Relabel) -> events.TurnPiece:
+    """A piece that waits while its speaker is called something else: who hears it later hears no relabel after it."""
+    if piece.speaker != relabel.speaker or piece.end_samples <= relabel.since_samples:
+        return piece
+    return replace(piece, speaker=relabel.shown_as, name=relabel.name)
 
 
 def joined(checkpoints: Sequence[bytes], sequence: int) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -189,6 +191,39 @@ def test_a_name_that_was_taken_back_while_its_piece_waited_is_not_said() -> None
     allowed[0] = False
     (said,) = made.take(1, events.Turns((), 100))
     assert isinstance(said, events.Turns) and said.pieces[0].name is None
+
+
+def test_a_piece_that_waited_carries_what_was_relabelled_meanwhile() -> None:
+    made = PartyEvents("c", 2, provisional=False, sequence=0, may_say=lambda name: True)
+    for index in (0, 1):
+        made.take(index, opened(0))
+    early, late = piece(0, 100), piece(150, 200)
+    made.take(0, events.Turns((early, late, replace(early, speaker=1), replace(late, speaker=2)), 200))
+    made.take(0, events.Relabel(0, Name("v", "Ada", 1.0), 0, 100, None))
+    made.take(0, events.Relabel(1, None, 2, 0, None))
+    (said,) = made.take(1, events.Turns((), 200))
+    assert isinstance(said, events.Turns)
+    found = [(p.start_samples, p.speaker, p.name and p.name.label) for p in said.pieces]
+    assert found == [(0, 0, None), (0, 4, None), (150, 0, "Ada"), (150, 4, None)]
+
+
+class Kept(events.Checkpoint):
+    """One of which can be told whether it is still there."""
+
+
+def test_a_call_keeps_no_checkpoints_that_a_later_one_has_replaced() -> None:
+    made = PartyEvents("c", 2, provisional=False, sequence=0, may_say=lambda name: True)
+    for index in (0, 1):
+        made.take(index, opened(0))
+    sent: list[weakref.ref[events.Checkpoint]] = []
+    for number in range(40):
+        for index in (0, 1):
+            made.take(index, events.Turns((), 100 * number))
+            checkpoint = Kept(b"c", number)
+            sent.append(weakref.ref(checkpoint))
+            made.take(index, checkpoint)
+            del checkpoint
+    assert sum(each() is not None for each in sent) <= 4
 
 
 @pytest.mark.parametrize(
