@@ -27,6 +27,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ LATENCY_S = 2.0
 PEER_STEP_S = 0.48  # that of our live windows of pyannote's shapes
 PEERS = {"diart": ROOT / "benchmarks" / "diart_peer.py"}
 RUNS_MAX = 8
+RECOVERY_S = 12.0
+"""A node that was late admits nobody for so long."""
 
 Run = dict[str, Any]
 
@@ -113,6 +116,7 @@ def _until_lag_breaks(engine: str, node: RunningNode, given: argparse.Namespace)
         else:
             broke = num_streams
             ahead = held
+            time.sleep(RECOVERY_S)
         num_streams = ahead if not broke else (held + broke + 1) // 2 if held else broke // 2
         if not num_streams or (broke and broke - held <= max(1, broke // 20)):
             break
