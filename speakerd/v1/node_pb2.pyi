@@ -656,7 +656,9 @@ Global___Turns: _TypeAlias = Turns  # noqa: Y015
 @_typing.final
 class Relabel(_message.Message):
     """A speaker has been recognised, or is no longer. Turns sent before keep what they said; whoever keeps a transcript
-    puts `label` on the speaker's turns that end after `since_ms`.
+    puts `label` on the speaker's turns that end after `since_ms`. Several may come one after the other for one speaker,
+    each since a later moment, where only a part of the turns turned out to be another person's: they are applied in the
+    order in which they come.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
