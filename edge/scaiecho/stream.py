@@ -85,6 +85,7 @@ class _Transcribing:
     def __init__(self, edge: Edge, socket: LiveSocket, principal: Principal, opening: Opening, said: Any) -> None:
         if opening.diarize:
             principal.require(DIARIZE)
+        self._tenant_id = principal.tenant_id
         self._socket = socket
         self._said = said
         self._sound = sound_type(opening.media_type or "audio/wav", opening.sample_rate)
@@ -135,7 +136,7 @@ class _Transcribing:
             # Nobody is there to tell speakers apart: the words come without.
 
     async def _feed(self) -> None:
-        async with aclosing(samples_of(self._sound, self._frames())) as blocks:
+        async with aclosing(samples_of(self._sound, self._frames(), self._tenant_id)) as blocks:
             async for block in blocks:
                 if self._stream is not None:
                     await self._stream.send(block.astype("<f4").tobytes())

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from controlplane.intake import Clip
-from runtime.errors import BadAudio, InvalidRequest, Overloaded, UnsupportedMedia
+from controlplane.places import Places
+from runtime.errors import BadAudio, InvalidRequest, UnsupportedMedia
 from runtime.media import adecode_live
 from runtime.pcm import FloatArray, PcmDecoder, PcmEncoding
 from runtime.units import SAMPLE_RATE_HZ
@@ -29,7 +30,8 @@ CONTAINERS = frozenset(
 JUDGED_BYTES = 6_400
 """So much of it, from where it is not digital silence any more, tells in which order its bytes come."""
 
-_decoding = 0
+DECODERS = Places("recordings to be unpacked", DECODERS_MAX, retry_after_s=1.0)
+"""Of this process; one tenant's never take all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +66,21 @@ def sound_type(media_type: str, sample_rate_hz: int | None) -> SoundType:
     return SoundType(False, rate_hz, channels, order[said.get("endianness", "")])
 
 
-async def samples_of(sound: SoundType, frames: AsyncIterator[bytes]) -> AsyncGenerator[FloatArray, None]:
+async def samples_of(
+    sound: SoundType, frames: AsyncIterator[bytes], tenant_id: str
+) -> AsyncGenerator[FloatArray, None]:
     """The samples of a stream, as its frames come. Raises BadAudio, Overloaded, and what `frames` raises."""
-    async with aclosing(_unpacked(frames) if sound.is_container else _raw(sound, frames)) as blocks:
+    async with aclosing(_unpacked(frames, tenant_id) if sound.is_container else _raw(sound, frames)) as blocks:
         async for block in blocks:
             if len(block):
                 yield block
 
 
-async def _unpacked(frames: AsyncIterator[bytes]) -> AsyncGenerator[FloatArray, None]:
-    global _decoding  # noqa: PLW0603 - decoders are counted a process
-    if _decoding >= DECODERS_MAX:
-        raise Overloaded("too many recordings are being unpacked: send audio/L16, or try again", retry_after_s=1.0)
-    _decoding += 1
-    try:
+async def _unpacked(frames: AsyncIterator[bytes], tenant_id: str) -> AsyncGenerator[FloatArray, None]:
+    with DECODERS.taken(tenant_id):
         async with aclosing(adecode_live(frames)) as blocks:
             async for block in blocks:
                 yield block
-    finally:
-        _decoding -= 1
 
 
 async def _raw(sound: SoundType, frames: AsyncIterator[bytes]) -> AsyncGenerator[FloatArray, None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -11,19 +12,21 @@ import pytest
 from controlplane.transcribers import SpokenWord, Transcript
 from edge.scaiecho.stretches import Stretches
 from edge.scaiecho.transcript import Delta, Stretch, TurnDeltas, WordDeltas
+from edge.scaigrid.sound import DECODERS, DECODERS_MAX, sound_type, whole_recording
 from edge.scaigrid.sound import samples_of as decoded
-from edge.scaigrid.sound import sound_type, whole_recording
-from runtime.errors import BadAudio, InvalidRequest, UnsupportedMedia
+from runtime.errors import BadAudio, InvalidRequest, Overloaded, UnsupportedMedia
 from speakerd.v1 import common_pb2, node_pb2
 from tests.controlplane.conftest import speech, wav
 
 
-async def samples_of(media_type: str, data: bytes, size: int = 999, rate: int | None = None) -> np.ndarray:
+async def samples_of(
+    media_type: str, data: bytes, size: int = 999, rate: int | None = None, tenant_id: str = "default"
+) -> np.ndarray:
     async def frames() -> AsyncIterator[bytes]:
         for at in range(0, len(data), size):
             yield data[at : at + size]
 
-    return np.concatenate([block async for block in decoded(sound_type(media_type, rate), frames())])
+    return np.concatenate([block async for block in decoded(sound_type(media_type, rate), frames(), tenant_id)])
 
 
 @pytest.mark.parametrize("order", ["<i2", ">i2"])
@@ -55,6 +58,18 @@ async def test_what_a_media_type_says_is_kept_to_and_what_is_not_read_is_refused
             sound_type(wrong, None)
     with pytest.raises(BadAudio):
         await samples_of("audio/L16", b"\1\2\3")
+
+
+async def test_one_tenants_containers_leave_decoders_for_the_others() -> None:
+    recording = wav(speech(1, 1.0))
+    with ExitStack() as held:
+        for _ in range(DECODERS_MAX - DECODERS_MAX // 4):
+            held.enter_context(DECODERS.taken("busy"))
+        with pytest.raises(Overloaded):
+            await samples_of("audio/wav", recording, tenant_id="busy")
+        assert len(await samples_of("audio/L16", b"\1\2" * 10, tenant_id="busy")) == 10
+        assert len(await samples_of("audio/wav", recording, tenant_id="other")) == 16_000
+    assert DECODERS.num_taken == 0
 
 
 async def test_stretches_lose_nothing_and_are_cut_where_it_is_quiet() -> None:
