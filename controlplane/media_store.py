@@ -7,6 +7,7 @@ job keeps the recording that it was made with; no tenant sees another's, nor whe
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from controlplane.quotas import require_room
 from controlplane.tenant_keys import TenantKeys
 from controlplane.tenant_seals import MEDIA, TenantSeals, make_seals, require_seals
 from runtime.clock import Clock
-from runtime.errors import BadAudio, InvalidRequest, NotFound, Overloaded, TooLarge
+from runtime.errors import BadAudio, InvalidRequest, NotFound, Overloaded, SpeakerdError, TooLarge, Unavailable
 
 MEDIA_PATH = "/v1/media/objects/"
 """Where the edge serves signed urls: PUT and GET of this and the token."""
@@ -104,7 +105,7 @@ class MediaStore:
         require_media_key(key)
         expires_at_s = self._clock.wall_s() + URL_S
         if self._is_direct:
-            media_id, _ = await self._begin(principal, key, is_plain=True)
+            media_id, _ = await self._begin(principal, key, is_plain=True, more_bytes=1)
             return Presigned(await self._store.sign("PUT", _name(media_id), seconds=URL_S), expires_at_s)
         token = self._tokens.seal(PUT, principal, key, expires_at_s)
         return Presigned(f"{base_url.rstrip('/')}{MEDIA_PATH}{token}", expires_at_s)
@@ -184,7 +185,7 @@ class MediaStore:
         if content_length is not None and content_length > BYTES_MAX:
             raise _too_large()
         with self._uploads.taken(principal.tenant_id):
-            media_id, seals = await self._begin(principal, None, is_plain=False)
+            media_id, seals = await self._begin(principal, None, is_plain=False, more_bytes=content_length or 1)
             size_bytes = 0
 
             async def counted() -> AsyncIterator[bytes]:
@@ -198,14 +199,32 @@ class MediaStore:
                     raise InvalidRequest("the recording ended before its Content-Length: send it again")
 
             await self._store.put(_name(media_id), seal_frames(seals.derived(MEDIA, media_id), counted()))
-            return media_id, size_bytes, await self._commit(principal, key, media_id, size_bytes)
+            try:
+                return media_id, size_bytes, await self._commit(principal, key, media_id, size_bytes)
+            except SpeakerdError:
+                await self._take_back(media_id)
+                raise
 
-    async def _begin(self, principal: Principal, key: str | None, *, is_plain: bool) -> tuple[str, TenantSeals]:
+    async def _take_back(self, media_id: str) -> None:
+        """Free the room of what was not committed. An error may hide a commit that succeeded: that one stays."""
+        with contextlib.suppress(Unavailable):
+            async with self._database.write() as connection:
+                taken = await connection.execute(
+                    update(media).where(media.c.media_id == media_id, media.c.state == ARRIVING).values(state=GOING)
+                )
+            if taken.rowcount == 1:
+                # Where this fails, the chore deletes it.
+                await self.delete_blob(media_id)
+
+    async def _begin(
+        self, principal: Principal, key: str | None, *, is_plain: bool, more_bytes: int
+    ) -> tuple[str, TenantSeals]:
         """A row for a recording that is about to come, before any of it is stored: so that nothing is ever lost."""
         media_id, now_s = secrets.token_hex(16), self._clock.wall_s()
         async with self._database.write() as connection:
             await locked_head(connection)
             await require_open(connection, principal)
+            await require_room(connection, principal.tenant_id, more_voices=0, more_bytes=more_bytes)
             seals = await make_seals(connection, self._tenant_keys, principal.tenant_id)
             await connection.execute(
                 insert(media).values(

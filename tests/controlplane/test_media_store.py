@@ -221,9 +221,20 @@ async def test_recordings_count_towards_the_quota_of_storage(world: World) -> No
     async with plane.core.database.write() as connection:
         await connection.execute(update(tenants).where(tenants.c.tenant_id == "small").values(storage_bytes_max=1_000))
     small = Principal("small", "k", frozenset())
+    read_anyway: list[str] = []
+
+    async def unread() -> AsyncIterator[bytes]:
+        read_anyway.append("a recording for which there is no room")
+        yield b"x" * 300
+
     await plane.core.media.put(small, "a", chunks(b"x" * 800))
     with pytest.raises(Overloaded, match="quota"):
         await plane.core.media.put(small, "b", chunks(b"x" * 300))
+    # What does not fit is not kept until it expires: it counts towards no quota, and would fill the disk.
+    assert [path.stat().st_size // 100 for path in blobs(world)] == [8]
+    with pytest.raises(Overloaded, match="quota"):
+        await plane.core.media.put(small, "b", unread(), 300)
+    assert read_anyway == []
     assert len(await read(plane, "a", small)) == 800
 
 
