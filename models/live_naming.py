@@ -20,7 +20,8 @@ from runtime.units import SAMPLE_RATE_HZ
 
 SHOWN_MAX = 512
 """Numbers of which relabels may still be told. Of more, the oldest of those who are heard no more stay as they are."""
-PARTS_MAX = 16
+PARTS_MAX = 64
+"""Stretches of one number's turns that are of several people. Of more, the oldest stay as they are."""
 PATIENCE_SAMPLES = 2 * SAMPLE_RATE_HZ
 PATIENCE_DOUBLED_MAX = 6
 
@@ -132,6 +133,8 @@ class LiveNaming:
         for turn in outcome.turns:
             shown = self._shown[turn.speaker]
             shown.until_samples = max(shown.until_samples, turn.end_samples)
+            if turn.start_samples < shown.parts[0][0]:
+                _begin_earlier(shown, turn.start_samples)
         if len(self._shown) > SHOWN_MAX:
             self._forget({speaker.index for speaker in speakers})
         return NamingOutcome(relabels, [self._named(turn) for turn in outcome.turns])
@@ -289,6 +292,12 @@ class LiveNaming:
         number = self._shown[turn.speaker].number
         voice, probability, _ = self._now(turn.speaker, number)
         return NamedTurn(turn, number, voice, probability)
+
+
+def _begin_earlier(shown: _Shown, since_samples: int) -> None:
+    """A turn that was shown provisionally at first begins earlier after all: relabels have to reach it too."""
+    shown.parts[0] = (since_samples, shown.parts[0][1])
+    shown.told[0] = replace(shown.told[0], since_samples=since_samples)
 
 
 def _first_difference(told: Sequence[_Told], holds: Sequence[_Told]) -> int | None:

@@ -93,6 +93,14 @@ def test_an_evicted_voice_names_nobody_from_the_next_step_on() -> None:
     assert labels(told.turns) == [(0, None)]
 
 
+def test_a_name_is_taken_back_also_where_a_turn_began_earlier_than_it_was_first_shown() -> None:
+    naming = LiveNaming(NAMING)
+    shown = step(naming, {0: [0.8]}, ["ann"], turns=[(0, 4, 5)])  # provisional: what is final begins earlier
+    final = step(naming, {0: [0.8]}, ["ann"], turns=[(0, 2, 3)])
+    assert labels([*shown.turns, *final.turns]) == [(0, "ann"), (0, "ann")]
+    assert changes(step(naming, {0: []}, []).relabels) == [(0, 0, None, 2 * SECOND)]
+
+
 def test_a_voice_enrolled_in_mid_stream_is_recognised_in_the_next_step() -> None:
     naming = LiveNaming(NAMING)
     step(naming, {0: []}, [], turns=[(0, 1, 3)])
