@@ -8,7 +8,7 @@ voice that is erased, by whatever way, takes the profile with it.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import and_, delete, insert, select
@@ -74,11 +74,16 @@ class NoProfile(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A user's profile. created_at_s: when its sample came, Unix time; sample_s: its length, right after it came."""
+    """A user's profile.
+
+    created_at_s: when its sample came, Unix time. sample_s: its length, and voice_id: the voice that it became, both
+    right after it came.
+    """
 
     consent_version: str
     created_at_s: float
     sample_s: float | None = None
+    voice_id: str = ""
 
 
 class VoiceProfiles:
@@ -210,8 +215,11 @@ class VoiceProfiles:
             scope = VoiceScope.TENANT if user_id == ADMINISTRATOR else VoiceScope.USER
             place = VoiceFacts(principal.tenant_id, scope, user_id or None)
 
+        made: list[str] = []
+
         async def also(connection: AsyncConnection, voice: VoiceAddress, _key: DataKey) -> None:
             await _write(connection, voice, user_id, profile)
+            made.append(voice.voice_id)
 
         request = Request(
             voice_id="",
@@ -237,7 +245,7 @@ class VoiceProfiles:
             if (now is None) != (row is None) or (now is not None and row is not None and now != row):
                 raise _Raced from error
             raise
-        return profile
+        return replace(profile, voice_id=made[-1])
 
     async def _row(self, tenant_id: str, user_id: str) -> Any:
         query = (

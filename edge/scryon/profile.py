@@ -13,7 +13,7 @@ from controlplane.match_outcome import Outcome
 from controlplane.scopes import JOBS_WRITE, VOICES_ERASE, VOICES_READ, VOICES_WRITE
 from controlplane.voice_profile import Profile
 from edge.failures import FieldError, InvalidFields
-from edge.terms import Caller, TheEdge, terms
+from edge.terms import Caller, TheEdge, tells_of, terms
 from edge.uploads import UploadedFile, multipart
 from runtime.errors import UnsupportedMedia
 
@@ -79,6 +79,7 @@ def install(app: FastAPI) -> None:
                 raise InvalidFields(FieldError("consentAccepted", "without the user's consent there is no profile"))
             _require_kind(file)
             profile = await edge.core.profiles.replace(caller, file.data)
+        tells_of(request, caller.tenant_id, profile.voice_id)
         seconds = round(profile.sample_s or 0.0, 3)
         return MadeProfile(**_shown(profile), sample_duration_seconds=int(seconds) if seconds.is_integer() else seconds)
 

@@ -308,6 +308,9 @@ async def test_a_repeated_request_is_answered_as_the_first_was_for_a_day(shared:
     assert [voice.generation for voice in await http.voices()] == [1]
     other = await http.post(PROFILE, files=sample(seed=3), headers=key)
     assert error_of(other) == (409, "conflict")
+    # Once it is deleted, nobody is told that it is active.
+    assert (await http.delete(PROFILE)).status_code == 204
+    assert error_of(await http.post(PROFILE, files=sample(), headers=key)) == (409, "conflict")
 
 
 async def test_a_user_s_profile_is_nobody_else_s(shared: tuple[Served, FakeNode]) -> None:
