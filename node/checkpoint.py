@@ -29,6 +29,7 @@ RESUME_SAMPLES = 4 * SAMPLE_RATE_HZ
 RESUME_LEAD_SAMPLES = 4 * SAMPLE_RATE_HZ
 """Voice activity has a memory: after so much sound it has forgotten that it had to begin anew. After 1 s it had not
 quite, and a turn ended a frame earlier."""
+OTHER_VERSION = "the checkpoint is of another version: open a new stream without it"
 _HEADER = struct.Struct(">BQ12s")  # version, expiry (Unix seconds), nonce
 _VERSION = 1
 
@@ -68,12 +69,18 @@ class StreamState:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> tuple[StreamState, bytes]:
-        """What `to_bytes` made, snapshot second. Only for bytes that were sealed."""
+        """What `to_bytes` made, snapshot second. Only for bytes that were sealed.
+
+        Raises InvalidRequest where a node of another version made them: a fleet is upgraded one node at a time.
+        """
         length = 4 + int.from_bytes(data[:4], "big")
-        values = json.loads(data[4:length])
-        for name in ("speech", "shown_as", "numbers"):
-            values[name] = {int(key): value for key, value in values[name].items()}
-        return cls(**values), data[length:]
+        try:
+            values = json.loads(data[4:length])
+            for name in ("speech", "shown_as", "numbers"):
+                values[name] = {int(key): value for key, value in values[name].items()}
+            return cls(**values), data[length:]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InvalidRequest(OTHER_VERSION) from None
 
 
 class CheckpointSeal:
@@ -119,7 +126,7 @@ class CheckpointSeal:
                 "the checkpoint is not of this stream, tenant, fleet and model: open a new stream without it"
             )
         if version != _VERSION:
-            raise InvalidRequest("the checkpoint is of another version: open a new stream without it")
+            raise InvalidRequest(OTHER_VERSION)
         if self._clock.wall_s() >= expires_at_s:
             raise InvalidRequest("the checkpoint has expired: open a new stream without it")
         return state

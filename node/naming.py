@@ -18,6 +18,7 @@ from models.live_naming import LiveNaming, NamingOutcome
 from models.naming import Candidates, NamingParameters, Reason, Verdict, name_speakers
 from models.online import SessionSpeaker, StepOutcome
 from node.voice_store import Roster, Voice, VoiceStore
+from runtime.errors import InvalidRequest
 
 
 class NamingGuard(Protocol):
@@ -177,8 +178,11 @@ class SessionNaming:
         return self._live.state()
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state()` gave."""
-        self._live.load(state)
+        """Take over what `state()` gave. Raises InvalidRequest where a node of another version gave it."""
+        try:
+            self._live.load(state)
+        except (KeyError, ValueError, TypeError) as error:
+            raise InvalidRequest("the checkpoint is of another version: open a new stream without it") from error
 
     def _is_held(self, *voices: Voice | None) -> bool:
         return all(voice is None or self._store.find(voice.tenant_id, voice.voice_id) == voice for voice in voices)

@@ -77,4 +77,8 @@ class GivenOut:
         for turn in turns:
             if turn.end_ms > self._floor_ms:
                 turn.start_ms = max(turn.start_ms, self._floor_ms)
+                label, voice_id, _ = self._labels.get(turn.speaker, (turn.label, turn.voice_id, 0))
+                if (label, voice_id) != (turn.label, turn.voice_id):
+                    # A node that went on from before the relabel: when it says the same again, this turn needs it.
+                    del self._labels[turn.speaker]
                 yield turn

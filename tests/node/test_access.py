@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 import node.access
 from node.access import Access, Caller
 from node.checkpoint import CHECKPOINT_S, CheckpointSeal, StreamState
+from node.naming import Scope, SessionNaming
 from node.null_engine import GRID
 from runtime.clock import SteppedClock
 from runtime.errors import Denied, InvalidRequest, Overloaded, Stale, Unauthenticated
@@ -139,12 +140,23 @@ def test_with_certificates_the_role_decides_and_keys_say_nothing() -> None:
 
 
 def test_a_streams_state_comes_back_as_it_was_and_resumes_a_window_earlier() -> None:
-    state = StreamState(160_000, 7, {0: 5, 2: 9}, {2: 0}, {4: 0}, {"voices": []})
+    state = StreamState(240_000, 7, {0: 5, 2: 9}, {2: 0}, {4: 0}, {"voices": []})
     restored, snapshot = StreamState.from_bytes(state.to_bytes(b"\x00snapshot"))
     assert (restored, snapshot) == (state, b"\x00snapshot")
     assert state.resume_samples(GRID) == 64_000 and StreamState().resume_samples(GRID) == 0
     for analysed in range(0, 1_000_000, 8_000):
         resume = StreamState(analysed).resume_samples(GRID)
-        # There is a whole window before the next, and a second before that; engines begin where their grids do.
+        # There is a whole window before the next, and four seconds before that; engines begin where their grids do.
         assert resume % 8_000 == resume % 512 == resume % 1_600 == 0
-        assert resume == 0 or 96_000 <= analysed - resume < 160_000
+        assert resume == 0 or 144_000 <= analysed - resume < 208_000
+
+
+@pytest.mark.parametrize(
+    "state", [b'{"speech": {}}', b'{"speech": {}, "shown_as": {}, "numbers": {}, "later": 1}', b"[]"]
+)
+def test_the_state_of_another_version_is_refused_and_no_fault(state: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="another version"):
+        StreamState.from_bytes(len(state).to_bytes(4, "big") + state)
+    naming = SessionNaming(None, None, None, Scope("acme", frozenset()))  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="another version"):
+        naming.load({"voices": [], "merged": [], "shown": [[0, 1, 2]]})

@@ -416,6 +416,16 @@ def test_positions_of_kept_sound_are_whole_samples_at_any_rate() -> None:
         assert kept.checkpoint == b"c", "an older checkpoint took the place of a newer one"
 
 
+def test_a_relabel_comes_twice_only_where_turns_went_out_under_the_old_label_again() -> None:
+    given = GivenOut()
+    recognised = node_pb2.Relabel(speaker="spk_0", label="Ada", voice_id="ada")
+    assert given.pass_on(recognised) is not None
+    given.resumed()
+    assert given.pass_on(recognised) is None
+    given.pass_on(turns((0, 900)))  # from before the checkpoint's node knew her
+    assert given.pass_on(recognised) is not None and given.pass_on(recognised) is None
+
+
 def test_progress_never_goes_back() -> None:
     given = GivenOut()
     given.pass_on(node_pb2.Progress(received_ms=9_000, final_ms=7_000))
