@@ -40,13 +40,8 @@ class CaptureClock:
         return self._sent_bytes / self._frame_bytes / self._rate_hz
 
     def begin(self, sent_bytes: int) -> None:
-        """So much was sent before anybody said when it was captured."""
+        """So much has been sent until now, whether anybody said when it was captured or not."""
         self._sent_bytes = sent_bytes
-
-    def follows(self, sound: bytes) -> bytes:
-        """Sound whose time is not known: it follows what came before."""
-        self._sent_bytes += len(sound)
-        return sound
 
     def placed(self, sound: bytes, at_s: float) -> tuple[int, bytes]:
         """How many bytes of silence to send first, and then which of these bytes.

@@ -128,11 +128,12 @@ class LiveStream:
         samples only. None: it follows what was sent before.
         """
         if at_s is None:
-            await self._append(sound if self._clock is None else self._clock.follows(sound))
+            await self._append(sound)
             return
         if self._clock is None:
             self._clock = CaptureClock(self._options)
-            self._clock.begin(self._kept.end)
+        # Of an earlier piece less may have been sent than was meant to be: whoever sent it may have been cancelled.
+        self._clock.begin(self._kept.end)
         missing, sound = self._clock.placed(sound, at_s)
         while missing > 0:
             piece = self._clock.silence(min(missing, SILENCE_BYTES))

@@ -387,6 +387,41 @@ async def test_sound_that_was_lost_on_its_way_to_us_is_silence_in_the_stream(scr
     assert bytes(script.legs[0].audio) == SECOND * 2 + bytes(3 * len(SECOND)) + SECOND * 2 + SECOND[len(SECOND) // 2 :]
 
 
+async def test_a_gap_whose_sending_was_given_up_is_made_good_by_the_next_piece(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speakerd.kept_sound, "KEPT_S", 3)
+    is_full, given_up = asyncio.Event(), asyncio.Event()
+
+    async def confirms_late(leg: Leg) -> None:
+        await leg.hear(3)
+        is_full.set()
+        await given_up.wait()
+        while not leg.finished:
+            await leg.say(node_pb2.Checkpoint(data=b"c", position_ms=len(leg.audio) // 32_000 * 1_000))
+            await leg.hear(len(leg.audio) / 32_000 + 0.1)
+        await leg.end()
+
+    script.behaviours = [confirms_late]
+    async with asyncio.timeout(60), Client(script.address, "k") as client, await client.open_stream() as live:
+
+        async def send() -> None:
+            await live.send(SECOND)
+            gap = asyncio.create_task(live.send(SECOND, at_s=9.0))
+            await is_full.wait()
+            gap.cancel()
+            await asyncio.gather(gap, return_exceptions=True)
+            given_up.set()
+            await live.send(SECOND, at_s=10.0)
+            await live.finish()
+
+        sending = asyncio.create_task(send())
+        async for _ in live:
+            pass
+        await sending
+    assert len(script.legs[0].audio) == 11 * len(SECOND)
+
+
 async def test_a_closed_stream_ends_its_sender_and_its_reader(script: Script) -> None:
     script.behaviours = [ends_with()]
     async with Client(script.address, "k") as client:
