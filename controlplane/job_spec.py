@@ -173,6 +173,8 @@ def check(spec: JobSpec) -> None:
         raise InvalidRequest(f"webhook: at most {URL_CHARS_MAX} characters")
     if len(spec.voice_ids) > SPEAKERS_ASKED_MAX:
         raise InvalidRequest(f"voice_ids: at most {SPEAKERS_ASKED_MAX}; none means all")
+    if len(spec.matching.speakers) > SPEAKERS_ASKED_MAX:
+        raise InvalidRequest(f"matching.speakers: at most {SPEAKERS_ASKED_MAX}; * means all")
     if spec.kind is JobKind.IDENTIFY:
         _check_identification(spec)
     elif spec.voiceprints:
@@ -199,8 +201,6 @@ def _check_identification(spec: JobSpec) -> None:
         raise InvalidRequest("voiceprints: send at least 1, or say in matching.speakers whom to look for")
     if len(spec.voiceprints) > VOICEPRINTS_MAX:
         raise InvalidRequest(f"voiceprints: at most {VOICEPRINTS_MAX}")
-    if len(spec.matching.speakers) > SPEAKERS_ASKED_MAX:
-        raise InvalidRequest(f"matching.speakers: at most {SPEAKERS_ASKED_MAX}; * means all")
     if not 0 <= spec.matching.threshold <= SCORE_MAX:
         raise InvalidRequest(f"matching.threshold: 0 to {SCORE_MAX}")
     seen: set[str] = set()

@@ -7,7 +7,6 @@ route without terms does not come into being: none is open by an oversight.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import time
@@ -27,14 +26,13 @@ from controlplane.rate_limits import Standing
 from edge.dialect import Edge
 from edge.failures import CredentialsMissing
 from edge.uploads import BODY_BYTES_MAX, allow_body, body_size
-from runtime.errors import InvalidRequest, Overloaded, Unauthenticated
+from edge.whole_text import WholeTextRequest
+from runtime.errors import Overloaded, Unauthenticated
 
 IDEMPOTENCY_HEADER = "idempotency-key"
 REPLAYED_HEADER = "Idempotency-Replayed"
 _KEPT_HEADERS = ("content-type", "location")
 _BOUNDARY = re.compile(rb'boundary="?([^";]+)"?', re.IGNORECASE)
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
-"""JSON writes a character beyond the first 65,536 as two halves; one that stands alone is none, and no database's."""
 _Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -77,7 +75,7 @@ class Guarded(APIRoute):
         said = terms_of(self.endpoint)
 
         async def handle(request: Request) -> Response:
-            request = _Sent(request.scope, request.receive)
+            request = WholeTextRequest(request.scope, request.receive)
             edge = edge_of(request)
             if said.scope is not None:
                 request.state.principal = await authenticated(edge, request, said.scope)
@@ -92,20 +90,6 @@ class Guarded(APIRoute):
             return await inner(request)
 
         return handle
-
-
-class _Sent(Request):
-    """A request whose JSON holds whole characters alone."""
-
-    async def json(self) -> Any:
-        """The body as JSON. Raises InvalidRequest where a text of it could not be written down again."""
-        said = await super().json()
-        if _HALF.search(await self.body()):
-            try:
-                json.dumps(said, ensure_ascii=False).encode()
-            except UnicodeEncodeError:
-                raise InvalidRequest("a text of the body holds half a character: an unpaired surrogate") from None
-        return said
 
 
 def edge_of(connection: HTTPConnection) -> Edge:

@@ -555,6 +555,7 @@ async def test_there_is_a_bound_on_jobs_that_wait(world: World, monkeypatch: pyt
         ({"media_key": "talk", "webhook": jobs_pb2.JobWebhook(url="ftp://x")}, "https"),
         ({"media_key": "talk", "options": node_pb2.FileOpen(min_speakers=3, max_speakers=2)}, "min_speakers"),
         ({"media_key": "talk", "idempotency_key": "x" * 256}, "idempotency_key"),
+        ({"media_key": "talk", "matching": jobs_pb2.JobMatching(voice_ids=["v"] * 1_001)}, "matching.speakers"),
     ],
 )
 async def test_a_malformed_request_is_refused_in_words_that_name_the_field(

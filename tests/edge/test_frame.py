@@ -262,7 +262,8 @@ async def test_json_with_half_a_character_is_malformed_and_no_fault(served: Serv
         headers = {"content-type": "application/json"}
         answer = await http.post("/toy/wishes", content=f'{{"number": 1, "word": "{half}"}}', headers=headers)
         assert answer.status_code == 400, answer.text
-        assert "half a character" in answer.text
+        (wrong,) = answer.json()["errors"]
+        assert wrong["field"] == "word" and "half a character" in wrong["message"]
         whole = await http.post("/toy/wishes", content='{"number": 1, "word": "\\ud83d\\ude00"}', headers=headers)
         assert whole.status_code == 201, whole.text
 
