@@ -248,10 +248,10 @@ def diarize_blocks(
 
 
 def analyze_samples(
-    device: AnalysisDevice, samples: FloatArray, slot: int
+    device: AnalysisDevice, samples: FloatArray, slot: int, *, windows_a_batch: int = WINDOWS_A_BATCH
 ) -> Iterator[tuple[list[WindowAnalysis], int]]:
     """`analyze_blocks` of samples (N,) that are all there, as of a recording analysed with all care."""
-    return analyze_blocks(device, [samples], slot, SlotKind.FILE)
+    return analyze_blocks(device, [samples], slot, SlotKind.FILE, windows_a_batch=windows_a_batch)
 
 
 def analyze_blocks(

@@ -6,7 +6,7 @@ leaving each out in turn and asking whether it is the person of the others: thos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from models.seams import AnalysisDevice, VoiceSample
 from runtime.units import samples_from_seconds
 
 ENROLMENT_SLOT = -1
+WINDOWS_A_PART = 4
+"""Of a clip that is heard in parts, so that windows of live streams come in between soon."""
 # A second voice counts from this much clean speech, and from this share of the first one's: less is a cough or an echo.
 SECOND_SPEAKER_SAMPLES_MIN = samples_from_seconds(1.0)
 SECOND_SPEAKER_SHARE_MIN = 0.1
@@ -101,14 +103,32 @@ def _together(samples: Sequence[VoiceSample]) -> VoiceSample:
     )
 
 
+def heard_at_once(parts: Generator[None, None, VoiceSample]) -> VoiceSample:
+    """What is heard in a clip, where nobody waits."""
+    while (heard := next_part(parts)) is None:
+        pass
+    return heard
+
+
+def next_part(parts: Generator[None, None, VoiceSample]) -> VoiceSample | None:
+    """Hear one more part of a clip; what is heard in all of it, once there is none."""
+    try:
+        next(parts)
+    except StopIteration as end:
+        heard: VoiceSample = end.value
+        return heard
+    return None
+
+
 def hear_voice(
     device: AnalysisDevice,
     samples: FloatArray,
     file: FileCollector,
     as_voices: Callable[[FloatArray], FloatArray] = lambda vectors: vectors,
-) -> VoiceSample:
-    """What the engine hears in an enrolment clip (N,) float32 at 16 kHz, of which `file` is to make turns.
+) -> Generator[None, None, VoiceSample]:
+    """Hear an enrolment clip (N,) float32 at 16 kHz, of which `file` is to make turns: a part with each `next`.
 
+    One clip at a time. Close it if you do not hear it to its end: the device forgets the clip then, as it does there.
     as_voices: makes unit vectors of embeddings (S, D), where a recording's windows hold others.
 
     Without speech the embedding is zeros and everything else 0. Cohesion is taken over all parts of the clip, other
@@ -116,11 +136,14 @@ def hear_voice(
     """
     parts: list[FloatArray] = []
     weights: list[FloatArray] = []
-    for analyses, _ in analyze_samples(device, samples, ENROLMENT_SLOT):
-        file.add(analyses)
-        parts += [as_voices(window.embeddings) for window in analyses]
-        weights += [window.clean_frames * window.embeddings.any(axis=1) for window in analyses]
-    device.open(ENROLMENT_SLOT, device.grid.window_samples)  # forgets the clip
+    try:
+        for analyses, _ in analyze_samples(device, samples, ENROLMENT_SLOT, windows_a_batch=WINDOWS_A_PART):
+            file.add(analyses)
+            parts += [as_voices(window.embeddings) for window in analyses]
+            weights += [window.clean_frames * window.embeddings.any(axis=1) for window in analyses]
+            yield
+    finally:
+        device.open(ENROLMENT_SLOT, device.grid.window_samples)  # forgets the clip
     speakers = file.finish(len(samples)).speakers
     if not any(speaker.embedding.any() for speaker in speakers):
         return VoiceSample(np.zeros(device.grid.embedding_dim, np.float32), 0, 0, 0.0)

@@ -6,7 +6,7 @@ a slot; a live stream and a file are both slots, and differ in nothing but the l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -90,6 +90,10 @@ class AnalysisDevice(Protocol):
 
     def analyze_voice(self, samples: FloatArray) -> VoiceSample:
         """What an enrolment clip (N,) float32 at 16 kHz holds."""
+        ...
+
+    def voice_parts(self, samples: FloatArray) -> Generator[None, None, VoiceSample]:
+        """The same a part at a time (models.enrolment.next_part), for who has other work in between. One at a time."""
         ...
 
 

@@ -9,7 +9,7 @@ on nothing else: not on how they were cut into writes, nor on what else is in th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -25,7 +25,7 @@ from models import vad
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.bundle import Bundle
 from models.diarize import FileDiarization
-from models.enrolment import hear_voice
+from models.enrolment import hear_voice, heard_at_once
 from models.fixed_shapes import CPU_SIZES, GPU_SIZES, FixedShapes
 from models.local_speakers import LocalParameters, find_local_speakers
 from models.ring import Ring
@@ -145,6 +145,10 @@ class TorchDevice:
 
     def analyze_voice(self, samples: FloatArray) -> VoiceSample:
         """What an enrolment clip (N,) float32 at 16 kHz holds."""
+        return heard_at_once(self.voice_parts(samples))
+
+    def voice_parts(self, samples: FloatArray) -> Generator[None, None, VoiceSample]:
+        """The same a part at a time, for who has other work in between. One clip at a time."""
         return hear_voice(self, samples, FileDiarization(self.grid_of(SlotKind.FILE), self._bundle.clustering))
 
     def mel_frames(self, samples: Tensor) -> Tensor:

@@ -1,23 +1,24 @@
 """What the engine hears in a clip, and whether one person can be enrolled from it.
 
 In: a clip as it came. Out: a HeardVoice, or BadAudio that says what to record instead. What always holds: containers
-are decoded in the sandbox, and few clips are decoded at once; nothing of a clip is kept.
+are decoded in the sandbox, and few clips are decoded at once; live streams wait for a part of a clip at most; nothing
+of a clip is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from models.analysis import FloatArray
-from models.enrolment import CombinedVoice, combine_clips
+from models.enrolment import CombinedVoice, combine_clips, next_part
 from models.naming import NamingParameters
 from models.seams import VoiceSample
 from node.device_thread import DeviceThread
-from runtime.errors import BadAudio, Overloaded, TooLarge
+from runtime.errors import BadAudio, Overloaded, SpeakerdError, TooLarge
 from runtime.media import CLIP, adecode
 from runtime.pcm import PcmDecoder
 from runtime.units import SAMPLE_RATE_HZ, seconds_from_samples
@@ -30,7 +31,7 @@ SILENCE_PEAK = 10 ** (SILENCE_DBFS / 20)
 CLIPS_AT_ONCE = 2
 CLIPS_WAITING_MAX = 16
 CLIP_S_MAX = 120.0
-"""A clip is heard in one call of the device, while live streams wait; so it is bounded more tightly than files."""
+"""A clip lies in memory as long as it is heard; so it is bounded more tightly than files."""
 CLIPS_MAX = 10
 TOTAL_S_MAX = 240.0
 NET_SPEECH_MIN = SAMPLE_RATE_HZ
@@ -63,6 +64,7 @@ class ClipAnalysis:
     def __init__(self, device: DeviceThread) -> None:
         self._device = device
         self._places = asyncio.Semaphore(CLIPS_AT_ONCE)
+        self._hearing = asyncio.Lock()
         self._waiting = 0
 
     def __repr__(self) -> str:
@@ -107,8 +109,28 @@ class ClipAnalysis:
                 f"no sound above {SILENCE_DBFS} dBFS in {seconds_from_samples(len(samples)):.1f} s: the clip "
                 "is silent; check the microphone and its level, and the encoding"
             )
-        sample = await self._device.call(lambda engine: engine.device.analyze_voice(samples))
+        sample = await self._voice(samples)
         return HeardVoice(len(samples), sample, warnings_of(sample))
+
+    async def _voice(self, samples: FloatArray) -> VoiceSample:
+        """Part by part: windows of live streams come in between, which a clip of a minute would hold up for seconds."""
+        async with self._hearing:
+            parts = await self._device.call(lambda engine: engine.device.voice_parts(samples))
+            try:
+                while (heard := await self._device.call(lambda engine: next_part(parts))) is None:
+                    pass
+            except asyncio.CancelledError:
+                self._forget(parts)
+                raise
+            return heard
+
+    def _forget(self, parts: Generator[None, None, VoiceSample]) -> None:
+        """Have the device forget a clip that is not heard to its end, behind the part that it may be hearing."""
+        try:
+            forgotten = self._device.submit(lambda engine: parts.close())
+        except SpeakerdError:
+            return  # the device is going away, and the clip with it
+        forgotten.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def _decode(self, data: bytes, encoding: int, sample_rate_hz: int, channels: int) -> FloatArray:
         if encoding == CONTAINER:

@@ -7,7 +7,7 @@ shape. So a tone mix sounds like itself in every window and clip, and other mixe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
@@ -114,6 +114,11 @@ class NullDevice:
             num_speakers=int((lengths >= CLEAN_FRAMES_MIN).sum()),
             cohesion=float((spectra[groups == dominant] @ embedding).mean()),
         )
+
+    def voice_parts(self, samples: FloatArray) -> Generator[None, None, VoiceSample]:
+        """The same, in one part."""
+        yield
+        return self.analyze_voice(samples)
 
     def _analyze(self, window: DueWindow) -> WindowAnalysis:
         start = window.end_samples - GRID.window_samples

@@ -10,7 +10,7 @@ rounding); memory is bounded by the rings.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
-from models.enrolment import hear_voice
+from models.enrolment import hear_voice, heard_at_once
 from models.pyannote.bundle import PyannoteBundle
 from models.pyannote.embedding import MelFrames, Pooling, Trunk, centred
 from models.pyannote.file import PyannoteFile, frame_clock, voice_vectors
@@ -130,6 +130,10 @@ class PyannoteDevice:
 
     def analyze_voice(self, samples: FloatArray) -> VoiceSample:
         """What an enrolment clip (N,) float32 at 16 kHz holds."""
+        return heard_at_once(self.voice_parts(samples))
+
+    def voice_parts(self, samples: FloatArray) -> Generator[None, None, VoiceSample]:
+        """The same a part at a time, for who has other work in between. One clip at a time."""
         return hear_voice(
             self,
             samples,

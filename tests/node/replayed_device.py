@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
@@ -46,6 +46,9 @@ class ReplayedDevice:
 
     def analyze_voice(self, samples: FloatArray) -> VoiceSample:
         return self._device.analyze_voice(samples)
+
+    def voice_parts(self, samples: FloatArray) -> Generator[None, None, VoiceSample]:
+        return self._device.voice_parts(samples)
 
     def _analyze(self, window: DueWindow) -> WindowAnalysis:
         self._on_window(window.end_samples)
