@@ -103,6 +103,11 @@ class LiveNaming:
         """The voice of each session speaker who is recognised now: what the next step's clustering should know."""
         return {index: voice for index, (voice, _) in self._voices.items()}
 
+    def number(self, index: int) -> int | None:
+        """The number under which a session speaker is shown; None where he never was."""
+        shown = self._shown.get(index)
+        return None if shown is None else shown.number
+
     def step(
         self,
         outcome: StepOutcome,

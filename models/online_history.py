@@ -8,7 +8,7 @@ holds: the history is bounded; a stretch moves only if most of what is remembere
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -24,12 +24,16 @@ MOVED_SAMPLES_MIN = SAMPLE_RATE_HZ // 2
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What was said of `source` between two positions was said by `target`. Who speaks since then stays who he is."""
+    """What was said of `source` between two positions was said by `target`. Who speaks since then stays who he is.
+
+    speech_samples: how much that is.
+    """
 
     source: int
     target: int
     start_samples: int
     end_samples: int
+    speech_samples: int = field(default=0, compare=False)
 
 
 class SpokenHistory:
@@ -92,8 +96,9 @@ class SpokenHistory:
             run = at[first:end]
             if len(run) and targets[first] != source:
                 start, until = int(self.pieces[run, 1].min()), int(self.pieces[run, 2].max())
-                if (self.pieces[run, 2] - self.pieces[run, 1]).sum() >= self._frames_min:
+                spoken = int((self.pieces[run, 2] - self.pieces[run, 1]).sum())
+                if spoken >= self._frames_min:
                     self.pieces[run, 0] = targets[first]
                     step = self._step_samples
-                    found.append(Move(source, int(targets[first]), start * step, until * step))
+                    found.append(Move(source, int(targets[first]), start * step, until * step, spoken * step))
         return found

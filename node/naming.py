@@ -173,6 +173,10 @@ class SessionNaming:
         """The voice that each session speaker carries after the last step, and its probability."""
         return {int(k): (voice, probability) for k, voice, probability in self._live.state()["voices"]}
 
+    def number(self, index: int) -> int | None:
+        """The number under which a session speaker is shown; None where he never was."""
+        return self._live.number(index)
+
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return self._live.state()

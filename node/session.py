@@ -16,7 +16,7 @@ from typing import Protocol
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.live_naming import NamedTurn, NamingOutcome, Relabel
-from models.online import OnlineDiarization, SessionSpeaker, StepOutcome
+from models.online import Move, OnlineDiarization, SessionSpeaker, StepOutcome
 from node import events
 from node.checkpoint import CheckpointSeal, StreamState
 from node.intake import Intake
@@ -225,6 +225,7 @@ class LiveSession:
         for outcome, named in zip(outcomes, told, strict=True):
             turns = [self._numbered(turn) for turn in named.turns if turn.turn.final or self._request.provisional]
             self._note(named)
+            self._count_moved(outcome.moves)
             await self._put(Said(named.relabels, turns, outcome.final_samples))
 
     async def _put(self, item: Said | events.Event | End) -> None:
@@ -256,6 +257,14 @@ class LiveSession:
                 self._shown_as[relabel.speaker] = relabel.shown_as
             else:  # of several the last one counts: only some of his turns were another's
                 self._shown_as.pop(relabel.speaker, None)
+
+    def _count_moved(self, moves: Sequence[Move]) -> None:
+        """What was said of one and was another's counts for the other, also where he has no turns of his own."""
+        for move in moves:
+            for index, samples in ((move.source, -move.speech_samples), (move.target, move.speech_samples)):
+                if (number := self._naming.number(index)) is not None:
+                    self._numbers[index] = number
+                    self._speech[number] = self._speech.get(number, 0) + samples
 
     async def _checkpoint(self) -> events.Checkpoint:
         state = StreamState(
@@ -352,6 +361,7 @@ class LiveSession:
         speakers = tuple(
             events.SpeakerSummary(number, None, samples, min(samples, net_speech.get(number, 0)), None)
             for number, samples in sorted(speech.items())
+            if samples > 0
         )
         return events.Closed(self._end, speakers, self._sequence, self.skipped_windows)
 

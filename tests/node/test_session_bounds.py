@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 import node.intake
 import node.session
 import node.streams
-from models.online import OnlineParams
+from models.online import Move, OnlineParams
+from models.online_history import SpokenHistory
+from models.speaker_memory import SpeakerMemory
 from node import events
 from node.access import Access, Caller
 from node.batcher import Batcher
@@ -31,7 +34,7 @@ from node.voice_store import VoiceStore
 from runtime.clock import SteppedClock, SystemClock
 from runtime.errors import InvalidRequest, Overloaded, SpeakerdError, TimedOut, TooLarge, UnsupportedMedia
 from runtime.lease import Lease, Renewal
-from tests.node.conftest import ADA, pcm, tones
+from tests.node.conftest import ADA, BOB, pcm, tones
 
 REQUEST = events.StreamRequest(
     stream_id="s",
@@ -256,3 +259,36 @@ async def test_a_stream_goes_on_without_names_when_the_lease_lapses_and_is_told_
     assert [change.name for change in peer.of(events.Relabel)] == [None]  # type: ignore[attr-defined]
     closed = peer.told[-1]
     assert isinstance(closed, events.Closed) and [(s.name, s.match) for s in closed.speakers] == [(None, None)]
+
+
+async def test_what_was_moved_to_another_counts_for_him_in_the_summary(
+    alone: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_moved: list[Move] = []
+
+    def move_once(history: SpokenHistory, memory: SpeakerMemory, before: np.ndarray) -> list[Move]:
+        mine = np.flatnonzero(history.pieces[:, 0] == 0)
+        if not has_moved and len(mine) and (history.pieces[:, 0] == 1).any():
+            has_moved.extend(history._moved(0, mine[:4], np.ones(len(mine[:4]), np.int64)))
+            return has_moved
+        return []
+
+    monkeypatch.setattr(SpokenHistory, "moves", move_once)
+    sound = pcm(np.concatenate([tones(6, *ADA), tones(12, *BOB)]))
+    peer = ScriptedPeer(REQUEST, *(sound[at : at + 32_000] for at in range(0, len(sound), 32_000)), events.Finish())
+    await asyncio.wait_for(alone.streams.serve(peer, Caller()), 60)  # type: ignore[arg-type]
+    shown: list[tuple[int, events.TurnPiece]] = []
+    for event in peer.told:
+        if isinstance(event, events.Turns):
+            shown += [(piece.speaker, piece) for piece in event.pieces if piece.final]
+        elif isinstance(event, events.Relabel):
+            shown = [
+                (event.shown_as if p.speaker == event.speaker and p.end_samples > event.since_samples else number, p)
+                for number, p in shown
+            ]
+    spoken: dict[int, int] = {}
+    for number, piece in shown:
+        spoken[number] = spoken.get(number, 0) + piece.end_samples - piece.start_samples
+    (closed,) = peer.of(events.Closed)
+    assert isinstance(closed, events.Closed) and has_moved
+    assert {one.speaker: one.speech_samples for one in closed.speakers} == spoken
