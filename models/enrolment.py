@@ -125,6 +125,8 @@ def hear_voice(
     samples: FloatArray,
     file: FileCollector,
     as_voices: Callable[[FloatArray], FloatArray] = lambda vectors: vectors,
+    *,
+    windows_a_part: int = WINDOWS_A_PART,
 ) -> Generator[None, None, VoiceSample]:
     """Hear an enrolment clip (N,) float32 at 16 kHz, of which `file` is to make turns: a part with each `next`.
 
@@ -137,7 +139,7 @@ def hear_voice(
     parts: list[FloatArray] = []
     weights: list[FloatArray] = []
     try:
-        for analyses, _ in analyze_samples(device, samples, ENROLMENT_SLOT, windows_a_batch=WINDOWS_A_PART):
+        for analyses, _ in analyze_samples(device, samples, ENROLMENT_SLOT, windows_a_batch=windows_a_part):
             file.add(analyses)
             parts += [as_voices(window.embeddings) for window in analyses]
             weights += [window.clean_frames * window.embeddings.any(axis=1) for window in analyses]

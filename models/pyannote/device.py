@@ -139,6 +139,7 @@ class PyannoteDevice:
             samples,
             PyannoteFile(self._bundle),
             lambda vectors: voice_vectors(vectors, self._bundle.voice_mean),
+            windows_a_part=self._trunk_batch,
         )
 
     def _analyze_whole(self, windows: Sequence[DueWindow]) -> list[WindowAnalysis]:
