@@ -19,7 +19,8 @@ from models.online import Move, SessionSpeaker, StepOutcome, Turn
 from runtime.units import SAMPLE_RATE_HZ
 
 SHOWN_MAX = 512
-"""Numbers of which relabels may still be told. Of more, the oldest of those who are heard no more stay as they are."""
+"""Numbers of which relabels may still be told. Of more, the longest silent of those who are heard no more stay as they
+are."""
 PARTS_MAX = 64
 """Stretches of one number's turns that are of several people. Of more, the oldest stay as they are."""
 PATIENCE_SAMPLES = 2 * SAMPLE_RATE_HZ
@@ -108,6 +109,10 @@ class LiveNaming:
         shown = self._shown.get(index)
         return None if shown is None else shown.number
 
+    def numbers(self) -> set[int]:
+        """Numbers of which relabels may still be told."""
+        return {shown.number for shown in self._shown.values()}
+
     def step(
         self,
         outcome: StepOutcome,
@@ -140,7 +145,7 @@ class LiveNaming:
             shown.until_samples = max(shown.until_samples, turn.end_samples)
             if turn.start_samples < shown.parts[0][0]:
                 _begin_earlier(shown, turn.start_samples)
-        if len(self._shown) > SHOWN_MAX:
+        if max(len(self._shown), len(self._merged)) > SHOWN_MAX:
             self._forget({speaker.index for speaker in speakers})
         return NamingOutcome(relabels, [self._named(turn) for turn in outcome.turns])
 
@@ -284,9 +289,14 @@ class LiveNaming:
         self._shown[index].told = self._holding(self._shown[index])
 
     def _forget(self, present: set[int]) -> None:
-        """Make room: who was found to be another, or has left, is not told of any more, the oldest first."""
-        gone = [index for index in self._shown if index not in present][: len(self._shown) - SHOWN_MAX]
-        for index in gone:
+        """Make room: who was found to be another, or has left, is not told of any more, the longest silent first.
+
+        Whoever others are shown as stays longer than they, or they would be told to be somebody else.
+        """
+        meant = {k: {self._root(index) for _, index in shown.parts} - {k} for k, shown in self._shown.items()}
+        needed = set().union(*meant.values())
+        gone = sorted(self._shown.keys() - present, key=lambda k: (k in needed, self._shown[k].until_samples))
+        for index in gone[: max(0, len(self._shown) - SHOWN_MAX)]:
             del self._shown[index]
         known = present | {index for shown in self._shown.values() for _, index in shown.parts}
         self._merged = {index: self._root(index) for index in known if index in self._merged}

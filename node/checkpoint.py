@@ -40,7 +40,8 @@ class StreamState:
 
     analysed_samples: end of the last window that was analysed. sequence: of the last final turn. speech: final speech
     of each speaker shown, samples. shown_as: speakers found to be another. numbers: session speaker → number shown.
-    skipped: windows that were left out. named: numbers shown that carried a name at any time.
+    skipped: windows that were left out. named: numbers shown that carried a name at any time. left_out: speakers of
+    whom nothing is known any more.
     """
 
     analysed_samples: int = 0
@@ -51,6 +52,7 @@ class StreamState:
     naming: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
     named: list[int] = field(default_factory=list)
+    left_out: int = 0
 
     def resume_samples(self, grid: FrameGrid) -> int:
         """Where the sound has to begin on resumption: the next window needs what lies before it, the engine a start.

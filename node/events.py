@@ -160,12 +160,16 @@ class SpeakerSummary:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The stream has been told whole."""
+    """The stream has been told whole.
+
+    num_left_out: of very many speakers, how many of the longest silent are not listed.
+    """
 
     duration_samples: int
     speakers: tuple[SpeakerSummary, ...]
     num_final_turns: int
     skipped_windows: int
+    num_left_out: int = 0
 
 
 Event = Opened | Turns | Relabel | Progress | Checkpoint | Draining | Degraded | Closed

@@ -177,6 +177,10 @@ class SessionNaming:
         """The number under which a session speaker is shown; None where he never was."""
         return self._live.number(index)
 
+    def numbers(self) -> set[int]:
+        """Numbers of which relabels may still be told."""
+        return self._live.numbers()
+
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return self._live.state()

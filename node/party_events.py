@@ -196,6 +196,7 @@ class PartyEvents:
             tuple(speakers),
             self._sequence,
             sum(one.skipped_windows for one in closed),
+            sum(one.num_left_out for one in closed),
         )
 
     def _number(self, index: int, speaker: int) -> int:

@@ -15,10 +15,11 @@ from functools import partial
 from typing import Protocol
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
-from models.live_naming import NamedTurn, NamingOutcome, Relabel
-from models.online import Move, OnlineDiarization, SessionSpeaker, StepOutcome
+from models.live_naming import NamedTurn, Relabel
+from models.online import OnlineDiarization, SessionSpeaker, StepOutcome
 from node import events
 from node.checkpoint import CheckpointSeal, StreamState
+from node.heard_numbers import HeardNumbers
 from node.intake import Intake
 from node.metrics import NodeMetrics
 from node.naming import NamingGuard, SessionNaming
@@ -113,10 +114,7 @@ class LiveSession:
         )
         self._analysed = state.analysed_samples
         self._sequence = state.sequence
-        self._speech = dict(state.speech)  # final speech of each speaker shown, samples
-        self._shown_as = dict(state.shown_as)  # speakers found to be another → that one
-        self._numbers = dict(state.numbers)  # session speaker → the number under which it is shown
-        self._named = set(state.named)  # numbers that were shown under a name: no strangers, whatever they are now
+        self._heard = HeardNumbers(state)
         self._told = self._base  # final turns that begin before it have been written
         self._drain_deadline_s: float | None = None
         self._drain_told = False
@@ -224,8 +222,9 @@ class LiveSession:
         told = await self._naming.step(outcomes, speakers)
         for outcome, named in zip(outcomes, told, strict=True):
             turns = [self._numbered(turn) for turn in named.turns if turn.turn.final or self._request.provisional]
-            self._note(named)
-            self._count_moved(outcome.moves)
+            self._heard.note(named)
+            for move in outcome.moves:
+                self._heard.move(move, self._naming.number(move.source), self._naming.number(move.target))
             await self._put(Said(named.relabels, turns, outcome.final_samples))
 
     async def _put(self, item: Said | events.Event | End) -> None:
@@ -242,40 +241,17 @@ class LiveSession:
         if not named.turn.final:
             return named, 0
         self._sequence += 1
-        speech = named.turn.end_samples - named.turn.start_samples
-        self._speech[named.speaker] = self._speech.get(named.speaker, 0) + speech
+        self._heard.count(named.speaker, named.turn.end_samples - named.turn.start_samples)
         return named, self._sequence
 
-    def _note(self, named: NamingOutcome) -> None:
-        self._numbers |= {turn.turn.speaker: turn.speaker for turn in named.turns}
-        self._named |= {turn.speaker for turn in named.turns if turn.voice is not None}
-        self._named |= {
-            one for relabel in named.relabels if relabel.voice for one in (relabel.speaker, relabel.shown_as)
-        }
-        for relabel in named.relabels:
-            if relabel.shown_as != relabel.speaker:
-                self._shown_as[relabel.speaker] = relabel.shown_as
-            else:  # of several the last one counts: only some of his turns were another's
-                self._shown_as.pop(relabel.speaker, None)
-
-    def _count_moved(self, moves: Sequence[Move]) -> None:
-        """What was said of one and was another's counts for the other, also where he has no turns of his own."""
-        for move in moves:
-            for index, samples in ((move.source, -move.speech_samples), (move.target, move.speech_samples)):
-                if (number := self._naming.number(index)) is not None:
-                    self._numbers[index] = number
-                    self._speech[number] = self._speech.get(number, 0) + samples
-
     async def _checkpoint(self) -> events.Checkpoint:
+        self._heard.forget(self._naming.numbers())
         state = StreamState(
             analysed_samples=self._analysed,
             sequence=self._sequence,
-            speech=self._speech,
-            shown_as=self._shown_as,
-            numbers=self._numbers,
-            named=sorted(self._named),
             naming=self._naming.state(),
             skipped=self.skipped_windows,
+            **self._heard.state(),
         )
         sealed = await self._steps.run(partial(self._sealed, state), "checkpoint")
         return events.Checkpoint(sealed, state.resume_samples(self._grid))
@@ -317,9 +293,8 @@ class LiveSession:
         for relabel in said.relabels:
             # Asked for anew each time: while the one before was written, a voice may have been erased.
             reports = self._naming.reports()
-            by_number = {number: reports.get(index) for index, number in self._numbers.items()}
             name = self._naming.name(relabel.voice, relabel.probability)
-            match = by_number.get(relabel.shown_as)
+            match = reports.get(self._heard.index(relabel.shown_as))
             await self._send(events.Relabel(relabel.speaker, name, relabel.shown_as, relabel.since_samples, match))
         pieces = tuple(
             events.TurnPiece(
@@ -349,31 +324,21 @@ class LiveSession:
         return events.Progress(self._end, self._told, lag, self.skipped_windows)
 
     def _summary(self) -> events.Closed:
-        speech: dict[int, int] = {}
-        for number, samples in self._speech.items():
-            root = self._root(number)
-            speech[root] = speech.get(root, 0) + samples
-        net_speech = {
-            self._numbers[speaker.index]: speaker.clean_samples
-            for speaker in self._online.session_speakers()
-            if speaker.index in self._numbers
-        }
+        clean = {self._heard.number(one.index): one.clean_samples for one in self._online.session_speakers()}
         speakers = tuple(
-            events.SpeakerSummary(number, None, samples, min(samples, net_speech.get(number, 0)), None)
-            for number, samples in sorted(speech.items())
-            if samples > 0
+            events.SpeakerSummary(number, None, samples, min(samples, clean.get(number, 0)), None)
+            for number, samples in self._heard.speech().items()
         )
-        return events.Closed(self._end, speakers, self._sequence, self.skipped_windows)
+        return events.Closed(self._end, speakers, self._sequence, self.skipped_windows, self._heard.num_left_out)
 
     def _described(self, closed: events.Closed) -> events.Closed:
         """The summary with the names that may be said now."""
         reports = self._naming.reports()
         voices = self._naming.voices()
         centroids = {one.index: one.centroid for one in self._online.session_speakers()}
-        by_number = {number: index for index, number in self._numbers.items() if number not in self._shown_as}
         speakers = []
         for speaker in closed.speakers:
-            index = by_number.get(speaker.speaker, -1)
+            index = self._heard.index(speaker.speaker)
             voice, probability = voices.get(index, (None, 0.0))
             name = self._naming.name(voice, probability)
             token = self._token(speaker, centroids.get(index)) if voice is None else b""
@@ -382,16 +347,11 @@ class LiveSession:
 
     def _token(self, speaker: events.SpeakerSummary, centroid: FloatArray | None) -> bytes:
         """What a stranger may be enrolled from later. Who was named here is none, though erased by now."""
-        was_named = any(self._root(number) == speaker.speaker for number in self._named)
+        was_named = self._heard.was_named(speaker.speaker)
         if was_named or centroid is None or not speaker.net_speech_samples or not centroid.any():
             return b""
         net_speech_ms = ms_from_samples(speaker.net_speech_samples)
         return self._seal.stranger(centroid.astype("<f4").tobytes(), net_speech_ms, tenant_id=self._request.tenant_id)
-
-    def _root(self, number: int) -> int:
-        while number in self._shown_as:
-            number = self._shown_as[number]
-        return number
 
 
 def _step_all(

@@ -329,6 +329,7 @@ def response(event: events.Event) -> node_pb2.DiarizeResponse:
                     speakers=[speaker(summary) for summary in event.speakers],
                     num_final_turns=event.num_final_turns,
                     skipped_windows=event.skipped_windows,
+                    speakers_left_out=event.num_left_out,
                 )
             )
 

@@ -814,10 +814,13 @@ class StreamClosed(_message.Message):
     SPEAKERS_FIELD_NUMBER: _builtins.int
     NUM_FINAL_TURNS_FIELD_NUMBER: _builtins.int
     SKIPPED_WINDOWS_FIELD_NUMBER: _builtins.int
+    SPEAKERS_LEFT_OUT_FIELD_NUMBER: _builtins.int
     duration_ms: _builtins.int
     """Audio in all."""
     num_final_turns: _builtins.int
     skipped_windows: _builtins.int
+    speakers_left_out: _builtins.int
+    """Of a stream of very many speakers: how many who have long been silent `speakers` does not list."""
     @_builtins.property
     def speakers(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Speaker]: ...
     def __init__(
@@ -827,10 +830,11 @@ class StreamClosed(_message.Message):
         speakers: _abc.Iterable[_common_pb2.Speaker] | None = ...,
         num_final_turns: _builtins.int = ...,
         skipped_windows: _builtins.int = ...,
+        speakers_left_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "num_final_turns", b"num_final_turns", "skipped_windows", b"skipped_windows", "speakers", b"speakers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "num_final_turns", b"num_final_turns", "skipped_windows", b"skipped_windows", "speakers", b"speakers", "speakers_left_out", b"speakers_left_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -237,3 +237,16 @@ def test_state_goes_through_json_and_loses_nothing() -> None:
     later = [step(each, {0: [0.1]}, ["ann"], turns=[(0, 8, 9)]) for each in (naming, other)]
     assert later[0] == later[1]
     assert {relabel.speaker for relabel in later[0].relabels} == {0, 1}
+
+
+def test_numbers_that_are_forgotten_are_the_longest_silent_and_nobody_is_told_to_be_another_for_it() -> None:
+    naming = LiveNaming(NAMING)
+    step(naming, {0: [0.1], 1: [0.1]}, ["ann"], turns=[(0, 0, 1), (1, 1, 2)])
+    # 1 leaves without a word more; whoever was taken for somebody new and was he goes before him, if silent longest.
+    for index in range(2, 2 * SHOWN_MAX):
+        told = step(naming, {0: [0.1], index: [0.1]}, ["ann"], turns=[(index, index, index + 1)])
+        merged = step(naming, {0: [0.1]}, ["ann"], merges=[Merge(index, 1)])
+        assert changes(told.relabels) == []
+        assert changes(merged.relabels) == [(index, 1, None, index * SECOND)]
+    assert {0, 1, 2 * SHOWN_MAX - 1} <= naming.numbers()
+    assert 2 not in naming.numbers()

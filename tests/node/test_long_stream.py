@@ -184,7 +184,7 @@ def judge(found: Hours) -> None:
     for person, names in labels.items():
         assert names.count(kept[person]) >= 0.98 * len(names), (person, Counter(names))
     assert found.rss_mib[-1] < 1.05 * found.rss_mib[0] + 20, found.rss_mib
-    # Who was found to be another is remembered by number: some 2 kB an hour, and all else is bounded.
+    # Who was found to be another is remembered by number, 512 of them at most: some 2 kB an hour until then.
     quarter = len(found.checkpoint_bytes) // 4
     assert max(found.checkpoint_bytes[-100:]) < max(found.checkpoint_bytes[:quarter]) + 4_000 * HOURS
     # Half of what is sent ahead at most: how far behind analysis is depends on nothing that grows.

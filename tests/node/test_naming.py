@@ -13,6 +13,8 @@ from models.live_naming import Relabel
 from models.naming import Reason
 from models.online import SessionSpeaker
 from node import events
+from node.checkpoint import StreamState
+from node.heard_numbers import HeardNumbers
 from node.naming import NOBODY, Match, Scope, score
 from node.session import LiveSession, Said
 from node.voice_store import Roster, Voice, VoiceStore
@@ -66,8 +68,9 @@ async def test_a_voice_evicted_while_one_relabel_is_written_is_in_the_report_of_
         told.append(event)
         held.clear()  # the eviction comes while this is written
 
+    heard = HeardNumbers(StreamState(numbers={0: 0, 1: 1}))
     session = SimpleNamespace(
-        _naming=Naming(), _numbers={0: 0, 1: 1}, _send=send, _request=SimpleNamespace(provisional=False), _told=0
+        _naming=Naming(), _heard=heard, _send=send, _request=SimpleNamespace(provisional=False), _told=0
     )
     relabels: Sequence[Relabel] = [Relabel(0, 0, "ada", 0.9, 0), Relabel(1, 1, None, 0.0, 0)]
     await LiveSession._say(cast(LiveSession, session), Said(relabels, [], 0))
