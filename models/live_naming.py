@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from models.naming import Candidates, NamingParameters, match_probabilities, name_speakers
-from models.online import Move, SessionSpeaker, StepOutcome, Turn
+from models.online import Merge, Move, SessionSpeaker, StepOutcome, Turn
 from runtime.units import SAMPLE_RATE_HZ
 
 SHOWN_MAX = 512
@@ -128,7 +128,7 @@ class LiveNaming:
         assert candidates.cosines.shape == (len(speakers), len(voices))
         before = self.voices
         for merge in outcome.merges:
-            self._merged[merge.source] = merge.target
+            self._merge(merge)
         self._decide(speakers, voices, candidates)
         for move in outcome.moves:
             self._move(move)
@@ -217,6 +217,14 @@ class LiveNaming:
             if now == held or speaker.clean_samples - self._likely[index][1] >= self._patience(index):
                 self._voices[index] = found[index]
         self._doubts = {index: times for index, times in self._doubts.items() if index in present}
+
+    def _merge(self, merge: Merge) -> None:
+        """Two are one: so is what is known of them, and where a name went from one to the other it was in no doubt."""
+        self._merged[merge.source] = merge.target
+        if merge.source in self._voices:
+            self._voices.setdefault(merge.target, self._voices[merge.source])
+        if doubts := self._doubts.pop(merge.source, 0):
+            self._doubts[merge.target] = max(0, self._doubts.get(merge.target, 0) - doubts)
 
     def _patience(self, index: int) -> int:
         """For how much speech a name has to stand before it is told: the longer, the more often it was taken back."""

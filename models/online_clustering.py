@@ -23,6 +23,8 @@ from runtime.units import seconds_from_samples
 NOBODY = -1
 ACTIVE = 0.5
 """Activity from which a frame counts as somebody's speech."""
+LEFT_TO_OTHERS = 1e3
+"""Dearer than any assignment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,14 @@ class OnlineClusteringParams:
     """Cosines are between unit embeddings, odds are VoiceEvidence's; frames are those of the window's grid.
 
     join_odds: log odds, at even odds beforehand, from which a local speaker is a session speaker and not somebody new.
+    nobody_odds: log odds below which a local speaker of whom too little was heard to open one is nobody.
     odds_weight, odds_max: what these odds, cut at `odds_max`, count beside agreement in time with neighbouring windows.
     full_weight_frames: clean speech from which what a window says counts in full for its neighbours.
     same_cosine: a local speaker this close is the same person even if another local speaker is taken for that person.
     new_clean_frames: clean speech in one window from which a new session speaker may be opened.
     agreement_weight: what that agreement counts.
+    agreement_min: the share of a local speaker's speech that neighbouring windows have to give to a session speaker
+        where no embedding tells who he is.
     merge_cosine: two session speakers whose centroids are further apart are never merged.
     split_clean_frames: remembered clean speech (windows overlap: each second counts several times) that must stand
         apart before a session speaker is split in two.
@@ -47,12 +52,14 @@ class OnlineClusteringParams:
     """
 
     join_odds: float = -2.0
+    nobody_odds: float = -5.0
     odds_weight: float = 0.1
     odds_max: float = 30.0
     full_weight_frames: float = 150.0
     same_cosine: float = 0.75
     new_clean_frames: float = 80.0
     agreement_weight: float = 0.2
+    agreement_min: float = 0.02
     merge_cosine: float = 0.4
     split_clean_frames: float = 400.0
     memory_max: int = 128
@@ -143,7 +150,8 @@ class SessionClustering:
             others = overlaps[at, present].reshape(len(present), -1) @ votes.reshape(-1, len(indices))  # (S', K)
             agreement = others / heard.spoken[at, present, None]  # (S', K)
             costs = heard.costs[at, present] - self._params.agreement_weight * agreement
-            rows, taken = _one_to_one(costs)
+            nobody = self._left_out(window, present)
+            rows, taken = _one_to_one(costs, nobody)
             locals_now = present[rows]
             window.speakers[locals_now] = indices[taken]
             votes[at, locals_now, taken] = heard.trust[at, locals_now]
@@ -237,6 +245,18 @@ class SessionClustering:
                 window.speakers[local] = self._open_speaker()
                 has_opened = True
         return has_opened
+
+    def _left_out(self, window: LocalWindow, present: IntArray) -> Values:
+        """What it costs to take local speakers (S',) for nobody, as `assign` counts costs.
+
+        Whoever is most likely somebody new is nobody until enough is heard of him, and so is a fragment, most often of
+        overlap, that has neither an embedding nor a neighbour: it would be shown under somebody's name at random.
+        """
+        params = self._params
+        is_room = len(self.indices) < self._num_speakers_max  # else whoever is new has to be somebody
+        told = -params.odds_weight * params.nobody_odds if is_room else LEFT_TO_OTHERS
+        is_told = window.embeddings[present].any(axis=1)
+        return np.where(is_told, told, -params.agreement_weight * params.agreement_min)
 
     def _odds(self, windows: Sequence[LocalWindow]) -> Values:
         """Log odds (W, S, K) of local speakers being each session speaker, as the memory and the windows have them.
@@ -344,12 +364,17 @@ class _Heard:
         self.costs: Values = -params.odds_weight * np.clip(odds, -params.odds_max, params.odds_max)
 
 
-def _one_to_one(costs: Values) -> tuple[IntArray, IntArray]:
-    """Rows and columns of the cheapest assignment of (R, C)."""
-    if len(costs) == 1:
-        return np.zeros(1, np.int64), costs.argmin(axis=1)
-    rows, columns = linear_sum_assignment(costs)
-    return rows, columns
+def _one_to_one(costs: Values, nobody: Values) -> tuple[IntArray, IntArray]:
+    """Rows and columns of the cheapest assignment of (R, C), without the rows that are cheaper left out: (R,)."""
+    num_rows, num_columns = costs.shape
+    if num_rows == 1:
+        best = costs.argmin(axis=1)
+        return (np.zeros(1, np.int64), best) if costs[0, best[0]] <= nobody[0] else (best[:0], best[:0])
+    left_out = np.full((num_rows, num_rows), LEFT_TO_OTHERS)
+    np.fill_diagonal(left_out, nobody)
+    rows, columns = linear_sum_assignment(np.concatenate([costs, left_out], axis=1))
+    is_taken = columns < num_columns
+    return rows[is_taken], columns[is_taken]
 
 
 def _overlaps(windows: list[LocalWindow]) -> FloatArray:

@@ -250,3 +250,13 @@ def test_numbers_that_are_forgotten_are_the_longest_silent_and_nobody_is_told_to
         assert changes(merged.relabels) == [(index, 1, None, index * SECOND)]
     assert {0, 1, 2 * SHOWN_MAX - 1} <= naming.numbers()
     assert 2 not in naming.numbers()
+
+
+def test_a_name_that_went_to_one_who_proves_to_be_the_same_person_was_in_no_doubt() -> None:
+    naming = LiveNaming(NAMING)
+    step(naming, {0: [0.8]}, ["ann"], turns=[(0, 1, 9)])
+    told = step(naming, {0: [0.7], 1: [0.95]}, ["ann"], turns=[(1, 10, 12)])
+    assert changes(told.relabels) == [(0, 0, None, 1 * SECOND)]
+    step(naming, {0: [0.1], 1: [0.1]}, ["ann"])
+    told = step(naming, {0: [0.8]}, ["ann"], merges=[Merge(1, 0)])
+    assert changes(told.relabels) == [(0, 0, "ann", 1 * SECOND), (1, 0, "ann", 10 * SECOND)]

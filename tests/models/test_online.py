@@ -155,6 +155,12 @@ def test_two_people_at_once_are_two_turns_that_overlap() -> None:
     assert joined(final_turns(scene, 13.0)) == [(0, 0.0, 6.0), (1, 5.0, 11.0)]
 
 
+def test_who_is_heard_under_somebody_else_alone_is_not_taken_for_one_who_was_heard_long_ago() -> None:
+    scene = [Speech(0, 0.0, 6.0), Speech(1, 8.0, 14.0), Speech(2, 20.0, 28.0), Speech(3, 22.0, 24.0)]
+    turns = joined(final_turns(scene, 34.0))
+    assert turns == [(0, 0.0, 6.0), (1, 8.0, 14.0), (2, 20.0, 28.0)]
+
+
 def test_an_exclusive_stream_has_one_speaker_at_a_time() -> None:
     scene = [Speech(turn % 2, 3.0 * turn, 3.0 * turn + 4.0) for turn in range(8)]
     turns = sorted(final_turns(scene, 30.0, open_stream(exclusive=True)), key=lambda turn: turn.start_samples)
