@@ -56,7 +56,7 @@ class _Slot:
     samples: Ring  # (N,)
     mels: Ring  # (T, 40); frame t ends at sample 160 (t + 1)
     voice: Ring  # (C,) speech probability of each 512 samples
-    voice_state: vad.VadState
+    voice_state: vad.VadState  # live: the one in use, and the one that is in use from the next block on
     partials: Ring  # (P, D); partial p ends at sample (p + 1) * partial_hop
 
 
@@ -115,7 +115,7 @@ class TorchDevice:
             samples=Ring(ring_samples + ge2e.FRAME_SAMPLES, (), self._device),
             mels=Ring(ge2e.PARTIAL_FRAMES + ring_samples // ge2e.FRAME_STEP_SAMPLES, (ge2e.NUM_BANDS,), self._device),
             voice=Ring(2 + ring_samples // vad.CHUNK_SAMPLES, (), self._device),
-            voice_state=self._vad.initial_state(1, self._device),
+            voice_state=self._vad.initial_state(2 if care is self._live_care else 1, self._device),
             partials=Ring(
                 2 + ring_samples // care.local.partial_hop_samples, (self._grid.embedding_dim,), self._device
             ),
@@ -302,13 +302,21 @@ class TorchDevice:
         }
 
     def _advance_voice(self, held: _Slot, end: int) -> None:
-        done, count = held.voice.end, end // vad.CHUNK_SAMPLES - held.voice.end
-        if count > 0:
+        is_live = held.care is self._live_care
+        while held.voice.end < (last := end // vad.CHUNK_SAMPLES):
+            done = held.voice.end
+            block_end = (done // vad.MEMORY_CHUNKS + 1) * vad.MEMORY_CHUNKS
+            if is_live:
+                last = min(last, block_end)
             start = done * vad.CHUNK_SAMPLES - vad.CONTEXT_SAMPLES
-            sound = held.samples.read(start, (done + count) * vad.CHUNK_SAMPLES)
+            sound = held.samples.read(start, last * vad.CHUNK_SAMPLES)
             chunks = sound.unfold(0, vad.CHUNK_SAMPLES + vad.CONTEXT_SAMPLES, vad.CHUNK_SAMPLES)[None]
             probabilities, held.voice_state = self._vad(chunks, held.voice_state)
             held.voice.append(probabilities[0])
+            if is_live and last == block_end:
+                fresh = self._vad.initial_state(1, self._device)
+                hidden, cell = held.voice_state
+                held.voice_state = torch.cat((hidden[:, 1:], fresh[0]), 1), torch.cat((cell[:, 1:], fresh[1]), 1)
 
     def _advance_mels(self, held: _Slot, end: int) -> None:
         done, count = held.mels.end, end // ge2e.FRAME_STEP_SAMPLES - held.mels.end

@@ -16,6 +16,10 @@ from torch.nn import functional
 CHUNK_SAMPLES = 512
 CONTEXT_SAMPLES = 64
 STATE_DIM = 128
+MEMORY_CHUNKS = 125
+"""4 s. The LSTM never quite forgets: begun 26 s ago or a minute ago it differs by 0.02, which moves the end of a turn by
+a frame. Where a stream has to come out the same after it went on elsewhere, a state is used for so long, after it has
+heard as much before: whatever it says depends on the last 8 s alone."""
 
 VadState = tuple[Tensor, Tensor]
 
@@ -55,8 +59,9 @@ class SileroVad(nn.Module):
     def forward(self, chunks: Tensor, state: VadState) -> tuple[Tensor, VadState]:
         """Speech probabilities of successive chunks.
 
-        chunks: (B, C, 576) float32, each the 64 samples before a chunk and its 512 samples. Returns (B, C) in [0, 1]
-        and the state after the last chunk.
+        chunks: (B, C, 576) float32, each the 64 samples before a chunk and its 512 samples; with B = 1 the state may be
+        of several rows, all of which hear the same. Returns (B, C), or a row a state, in [0, 1] and the state after
+        the last chunk.
         """
         batch, count, _ = chunks.shape
         x = functional.pad(chunks.reshape(batch * count, 1, -1), (0, CONTEXT_SAMPLES), mode="reflect")
@@ -64,6 +69,7 @@ class SileroVad(nn.Module):
         x = (x[:, :129] ** 2 + x[:, 129:] ** 2).sqrt()
         for conv in self.convs:
             x = conv(x).relu()
-        x, state = self.lstm(x.reshape(batch, count, -1), state)  # (B, C, 128)
+        x = x.reshape(batch, count, -1)
+        x, state = self.lstm(x.expand(state[0].shape[1], -1, -1), state)  # (B, C, 128)
         x = self.final(x.relu().transpose(1, 2)).sigmoid()  # (B, 1, C)
         return x.squeeze(1), state
