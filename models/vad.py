@@ -17,9 +17,9 @@ CHUNK_SAMPLES = 512
 CONTEXT_SAMPLES = 64
 STATE_DIM = 128
 MEMORY_CHUNKS = 125
-"""4 s. The LSTM never quite forgets: begun 26 s ago or a minute ago it differs by 0.02, which moves the end of a turn by
-a frame. Where a stream has to come out the same after it went on elsewhere, a state is used for so long, after it has
-heard as much before: whatever it says depends on the last 8 s alone."""
+"""4 s. The LSTM never quite forgets: begun 26 s ago or a minute ago it differs by 0.02, which moves the end of a turn
+by a frame. Where a stream has to come out the same after it went on elsewhere, a state is used for so long, after it
+has heard as much before: whatever it says depends on the last 8 s alone."""
 
 VadState = tuple[Tensor, Tensor]
 

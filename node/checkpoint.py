@@ -27,8 +27,8 @@ CHECKPOINT_BYTES_MAX = 4 << 20
 RESUME_SAMPLES = 4 * SAMPLE_RATE_HZ
 """A common multiple of a hop (0.5 s), a chunk of voice activity (512 samples) and an embedding's hop (0.1 s)."""
 RESUME_LEAD_SAMPLES = 4 * SAMPLE_RATE_HZ
-"""Voice activity has a memory: after so much sound it has forgotten that it had to begin anew. After 1 s it had not
-quite, and a turn ended a frame earlier."""
+"""Of live streams, voice activity depends on a block of 4 s and the one before it (models.vad.MEMORY_CHUNKS): after so
+much sound it says what it would have said without the loss."""
 OTHER_VERSION = "the checkpoint is of another version: open a new stream without it"
 _HEADER = struct.Struct(">BQ12s")  # version, expiry (Unix seconds), nonce
 _VERSION = 1

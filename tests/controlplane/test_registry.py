@@ -311,6 +311,7 @@ def test_every_key_of_the_scripts_is_in_the_schema() -> None:
         for script in scripts
         for part in script.replace("prefix ..", "ARGV[1] ..").split("ARGV[1] .. '")[1:]
     }
-    assert named == {"epoch", "node", "nodes", "slots", "placed", "faults"}
+    of_jobs = {"jobs", "jobs:known", "jobs:turn", "jobs:turns", "jobs:served"}
+    assert named == {"epoch", "node", "nodes", "slots", "placed", "faults"} | of_jobs
     for key in named:
         assert f"\n    {key}" in (registry_schema.__doc__ or "")
