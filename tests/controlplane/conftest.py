@@ -213,12 +213,18 @@ async def any_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
         yield World(tmp_path / "data", stack, url)
 
 
-@pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[tuple[Path, str]]:
-    """A PostgreSQL on a unix socket in a folder of its own; its folder and superuser."""
+def require_postgresql() -> tuple[str, str]:
+    """PostgreSQL's initdb and server; skips where there are none, naming why."""
     initdb, server = shutil.which("initdb"), shutil.which("postgres")
     if initdb is None or server is None:
         pytest.skip("no PostgreSQL on this machine (initdb and postgres on PATH)")
+    return initdb, server
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[tuple[Path, str]]:
+    """A PostgreSQL on a unix socket in a folder of its own; its folder and superuser."""
+    initdb, server = require_postgresql()
     folder = Path(tempfile.mkdtemp(prefix="speakerd-pg-"))
     # PostgreSQL refuses to run as root.
     user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
 from contextlib import AsyncExitStack
 
 import pytest
@@ -15,13 +14,12 @@ from benchmarks import fleet as work
 from benchmarks.fleet_processes import running_fleet
 from speakerd.cli import app
 from speakerd.v1 import people_pb2, streams_pb2
-from tests.controlplane.conftest import until
+from tests.controlplane.conftest import require_postgresql, until
 
 
 @pytest.fixture
 def needs_postgresql() -> None:
-    if shutil.which("initdb") is None or shutil.which("postgres") is None:
-        pytest.skip("no PostgreSQL on this machine (initdb and postgres on PATH)")
+    require_postgresql()
 
 
 def options(*arguments: str) -> argparse.Namespace:
