@@ -43,6 +43,7 @@ case ",$extras," in
             "$venv/bin/python" -m pip install --quiet --no-deps --upgrade \
                 --target "$venv/pyannoteai-sdk/$version" "pyannoteai-sdk==$version"
         done
+        sh "$root/scripts/fetch_prometheus.sh" "$venv/opt/prometheus"
         ;;
 esac
 echo "$want" > "$stamp"
