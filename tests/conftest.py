@@ -1,4 +1,4 @@
-"""What every package's tests share: where the recordings are."""
+"""What every package's tests share: where the recordings are, and where figures of the fault matrix go."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ from typing import Any
 
 import pytest
 
+from tests import skip_list
 from tests.faults import network
+from tests.faults.figures import figures, pytest_runtest_makereport
+
+__all__ = ["figures", "pytest_runtest_makereport"]  # a fixture and a hook
 
 ROOT = Path(__file__).resolve().parent.parent
 
 REAL_TIME = ("controlplane", "docs", "edge", "faults", "interop", "node", "speakerd")
 """Tests of daemons under real clocks. `make test` gives these a second try, and prints which needed it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is skipped is listed, and fails the run unless tests/skips.toml names it."""
+    config.pluginmanager.register(skip_list.SkipList(skip_list.read()), "speakerd-skips")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

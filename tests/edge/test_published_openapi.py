@@ -27,15 +27,18 @@ async def schemathesis(served: Served, dialect: str, folder: Path, *options: str
         "--url", served.url, "--header", f"Authorization: Bearer {served.admin_key}", "--checks", CHECKS,
         "--no-color", "--warnings", "off", "--request-timeout", "60", "--suppress-health-check", "all", *options,
     ]  # fmt: skip
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=folder,
-        env={**environment(), "COLUMNS": "160", "PATH": os.environ["PATH"]},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    said, _ = await process.communicate()
-    assert process.returncode == 0, said.decode()
+    # To a file, so that a run of an hour can be looked at meanwhile.
+    said = folder / "said.txt"
+    with said.open("wb") as written:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            cwd=folder,
+            env={**environment(), "COLUMNS": "160", "PATH": os.environ["PATH"]},
+            stdout=written,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        status = await process.wait()
+    assert status == 0, said.read_text(errors="replace")
 
 
 @pytest.mark.parametrize("dialect", [dialect.name for dialect in DIALECTS])
