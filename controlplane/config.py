@@ -49,7 +49,7 @@ class ControlPlaneSettings(ScryonSettings):
         ROLES, description="What this process does: grpc (callers and nodes), http (the edge), worker (jobs)."
     )
     insecure: bool = Field(False, description="Allow plain text on addresses that are not loopback.")
-    drain_s: float = Field(10.0, ge=0.0, le=3600.0)
+    drain_s: float = Field(10.0, ge=0.0, le=3600.0, description="How long calls and jobs may go on after SIGTERM.")
 
     node_lease_s: float = Field(9.0, gt=0.0, description="How long a node may rely on a lease, from its sending.")
     lease_s: float = Field(

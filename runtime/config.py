@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from runtime.errors import InvalidRequest
@@ -23,12 +23,13 @@ class DaemonSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SPEAKERD_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    log_level: str = "info"
-    # Certificate chain, key and authority, PEM; `speakerd certs init` makes them. Exchanged files are taken by
-    # themselves. Absent: plain text, on loopback alone.
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_ca: Path | None = None
+    log_level: str = Field("info", description="debug, info, warning or error. Logs are JSON lines on stderr.")
+    # `speakerd certs init` makes them; exchanged files are taken by themselves.
+    tls_cert: Path | None = Field(
+        None, description="This daemon's certificate chain, PEM. Absent: plain text, on loopback alone."
+    )
+    tls_key: Path | None = Field(None, description="Its key, PEM.")
+    tls_ca: Path | None = Field(None, description="The fleet's authority, PEM.")
 
     @model_validator(mode="after")
     def _whole_identity(self) -> Self:
