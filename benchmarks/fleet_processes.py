@@ -63,8 +63,8 @@ async def running_fleet(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="speakerd-fleet-")))
         logs = folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        database_url = await stack.enter_async_context(_postgresql())
-        redis_url = await stack.enter_async_context(_redis(folder / "redis"))
+        database_url = await stack.enter_async_context(postgresql())
+        redis_url = await stack.enter_async_context(redis_server(folder / "redis"))
         data = folder / "data"
         controlplanes = []
         for number in range(planes):
@@ -116,11 +116,12 @@ async def _daemon(arguments: Sequence[str], log: Path) -> AsyncIterator[Daemon]:
             raise RuntimeError(f"{arguments[0]} did not start: {log.read_text()[-2000:]}")
         yield Daemon(process, dict(part.split("=", 1) for part in line[1:])["grpc"])
     finally:
-        await _end(process)
+        await end(process)
 
 
 @asynccontextmanager
-async def _redis(folder: Path) -> AsyncIterator[str]:
+async def redis_server(folder: Path) -> AsyncIterator[str]:
+    """An empty Redis in a folder that is made; its url."""
     folder.mkdir(parents=True)
     path = folder / "redis.sock"
     process = await asyncio.create_subprocess_exec(
@@ -133,11 +134,12 @@ async def _redis(folder: Path) -> AsyncIterator[str]:
                 await asyncio.sleep(0.02)
         yield f"unix://{path}"
     finally:
-        await _end(process)
+        await end(process)
 
 
 @asynccontextmanager
-async def _postgresql() -> AsyncIterator[str]:
+async def postgresql() -> AsyncIterator[str]:
+    """An empty PostgreSQL, as durable as in production; the url of its database."""
     initdb, server = shutil.which("initdb"), shutil.which("postgres")
     if initdb is None or server is None:
         raise RuntimeError("no PostgreSQL on this machine (initdb and postgres on PATH)")
@@ -184,11 +186,12 @@ async def _postgresql() -> AsyncIterator[str]:
         await connection.close()
         yield f"postgresql+asyncpg://speakerd@127.0.0.1:{port}/postgres"
     finally:
-        await _end(process, signal.SIGINT)
+        await end(process, signal.SIGINT)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _end(process: asyncio.subprocess.Process, number: signal.Signals = signal.SIGTERM) -> None:
+async def end(process: asyncio.subprocess.Process, number: signal.Signals = signal.SIGTERM) -> None:
+    """End a process with a signal, and by force where that does not end it."""
     if process.returncode is None:
         process.send_signal(number)
         try:
