@@ -205,7 +205,7 @@ class Batcher:
         if self._late_s is not None:
             for source in self._due:
                 if skipped := source.skip_late(self._late_s):
-                    self._metrics.skipped_windows.inc(skipped)
+                    self._metrics.windows_skipped.inc(skipped)
         is_live = any(source.is_paced for source in self._sources.values())
         due = [Due(source.slot, source.is_paced, source.num_due) for source in self._due]
         return take_batch(
@@ -240,21 +240,30 @@ class Batcher:
         cost_s = (ended_s - began_s) / num_windows
         self._window_s = self._window_s + COST_WEIGHT * (cost_s - self._window_s) if self._window_s else cost_s
         self._metrics.batch_size.observe(num_windows)
-        self._metrics.infer_seconds.observe(ended_s - began_s)
+        self._metrics.analyse_seconds.observe(ended_s - began_s)
+        heard_s = 0.0
         failed = False
         for slot, outcome in zip(works, outcomes, strict=True):
             source_now = self._sources.get(slot)
             if isinstance(outcome, DeviceFault):
                 failed = True
                 self._metrics.device_faults.inc()
+                self._metrics.windows_failed.inc(taken[slot])
+            else:
+                self._metrics.windows_analysed.inc(taken[slot])
             if source_now is None:
                 self._metrics.late_results.inc(taken[slot])
                 continue
             if slot in due_since_s:
-                self._metrics.queue_wait_seconds.observe(began_s - due_since_s[slot])
+                self._metrics.queue_seconds.observe(max(0.0, began_s - due_since_s[slot]))
+                self._metrics.live_window_seconds.observe(ended_s - due_since_s[slot])
                 self._lateness.append((ended_s, ended_s - due_since_s[slot]))
             source_now.complete(outcome)
-            self._metrics.audio_seconds.inc(seconds_from_samples(taken[slot] * source_now.grid.hop_samples))
+            new_s = seconds_from_samples(taken[slot] * source_now.grid.hop_samples)
+            self._metrics.audio_seconds.labels("live" if source_now.live else "file").inc(new_s)
+            heard_s += new_s
+        if heard_s:
+            self._metrics.real_time_factor.observe((ended_s - began_s) / heard_s)
         if failed:
             await self._check_device()
 

@@ -39,13 +39,22 @@ def free_host_bytes() -> int:
     return max(0, free)
 
 
+def total_host_bytes() -> int:
+    """Memory that there is in all: of the machine, or of this process's control group where that has less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (most := limit.read_text().strip()).isdigit():
+        total = min(total, int(most))
+    return total
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """A loaded engine.
 
     model: "<embedding id>@<revision>", to which voiceprints belong. collector: what makes turns of a recording's
     windows, given what kind of slot they are of. windows_a_batch: the largest batch. free_bytes: memory that is free
-    where the device has its rings.
+    where the device has its rings; total_bytes: all that there is of it.
     """
 
     device: AnalysisDevice
@@ -58,6 +67,7 @@ class Engine:
     collector: Callable[[SlotKind], FileCollector]
     windows_a_batch: int = 32
     free_bytes: Callable[[], int] = free_host_bytes
+    total_bytes: Callable[[], int] = total_host_bytes
 
 
 def engine_loader(bundle: str, device: str, calibration: Path | None = None) -> Callable[[], Engine]:
@@ -120,4 +130,5 @@ def _load_torch(bundle_name: str, device_name: str, calibration: Path | None) ->
         collector=collecting(bundle, device),
         windows_a_batch=256 if on_gpu else 32,
         free_bytes=(lambda: int(torch.cuda.mem_get_info(device_name)[0])) if on_gpu else free_host_bytes,
+        total_bytes=(lambda: int(torch.cuda.mem_get_info(device_name)[1])) if on_gpu else total_host_bytes,
     )

@@ -77,6 +77,7 @@ class FileRuns:
         self._clock = clock
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
+        metrics.files_limit.set(slots.count)
 
     def __repr__(self) -> str:
         return f"FileRuns({self._slots!r})"
@@ -185,6 +186,7 @@ class FileRuns:
             for index, heard in enumerate(found.speakers)
         ]
         decided = await self._naming.decide(speakers, request)
+        self._metrics.matched(decided.matches.values())
         names = decided.names
         speech: dict[int, int] = {}
         for turn in found.turns:

@@ -16,7 +16,6 @@ from node.checkpoint import CheckpointSeal
 from node.fleet_log import FleetLog
 from node.fleet_wire import Answer
 from node.load import Load, LoadGauge
-from node.metrics import NodeMetrics
 from node.standing import NodeState, Standing
 from node.voice_store import VoiceStore
 from runtime.clock import Clock
@@ -58,7 +57,6 @@ class FleetMembership:
         store: VoiceStore,
         access: Access,
         load: LoadGauge,
-        metrics: NodeMetrics,
         clock: Clock,
         on_change: Callable[[], Awaitable[None]],
         seal: CheckpointSeal | None = None,
@@ -71,9 +69,9 @@ class FleetMembership:
         self._access = access
         self._seal = seal
         self._load = load
-        self._metrics = metrics
         self._on_change = on_change
         self._was = NodeState.JOINING
+        self._head = 0
         self._keeper = LeaseKeeper[Answer](name="fleet", link=control_plane, lease=lease, holder=self, clock=clock)
         self._beating: asyncio.Task[None] | None = None
 
@@ -95,6 +93,11 @@ class FleetMembership:
         finally:
             await self._control_plane.close()
 
+    @property
+    def head(self) -> int:
+        """The head of the fleet's log, as far as this node has heard."""
+        return max(self._head, self._lease.cursor)
+
     def report(self) -> Report:
         """What the node says of itself."""
         return Report(
@@ -112,18 +115,17 @@ class FleetMembership:
 
     async def wipe(self, reason: str) -> None:
         """Forget every voice."""
-        wiped = await self._log.wipe()
-        self._metrics.evict.labels(reason).inc(wiped)
+        await self._log.wipe(reason)
 
     def answered(self, answer: Answer) -> None:
         """Take what comes with a lease."""
+        self._head = answer.renewal.head
         self._access.trust_tickets_of(answer.ticket_keys)
         if self._seal is not None:
             self._seal.use(answer.checkpoint_keys)
 
     async def looked(self, told: HolderState | None) -> None:
         """Say that the node serves, or that it no longer does."""
-        self._measure()
         now = self._standing.state
         if now is self._was or (now is NodeState.SERVING and told is not now):
             return  # a node serves when the control plane knows it, so that streams find it at once
@@ -143,11 +145,6 @@ class FleetMembership:
             head = await self._control_plane.heartbeat(self.report(), self._load.now())
         except SpeakerdError:
             return  # soft state: the next one says it again
+        self._head = max(self._head, head)
         if head > self._lease.cursor:
             self._keeper.want(Next.SYNC)
-
-    def _measure(self) -> None:
-        self._metrics.lease_remaining_seconds.set(self._lease.remaining_s())
-        self._metrics.applied_revision.set(self._lease.cursor)
-        self._metrics.incarnation.set(self._lease.incarnation)
-        self._metrics.voices_warm.set(len(self._store))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from models.analysis import FloatArray
+from node.fault_points import reach
 from node.voice_store import Voice, VoiceStore
 from runtime.errors import InvalidRequest, SpeakerdError, Stale, Unavailable
 from runtime.lease import Judgement, Lease, Next
@@ -100,10 +101,18 @@ class LogReader(Protocol):
 class FleetLog:
     """Applies changes to the store. lease and reader: None on a standalone node."""
 
-    def __init__(self, store: VoiceStore, lease: Lease | None, reader: LogReader | None) -> None:
+    def __init__(
+        self,
+        store: VoiceStore,
+        lease: Lease | None,
+        reader: LogReader | None,
+        evicted: Callable[[str, int], None] = lambda _reason, _voices: None,
+    ) -> None:
+        """evicted: told why voices were forgotten, and how many."""
         self._store = store
         self._lease = lease
         self._reader = reader
+        self._evicted = evicted
         self._order = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -136,7 +145,7 @@ class FleetLog:
         was_held = self._store.find(change.tenant_id, change.voice_id) is not None
 
         async def apply() -> bool:
-            return await self._store.evict(change.tenant_id, change.voice_id, change.generation)
+            return await self._evict(change)
 
         applied = await self._command(position, apply)
         return was_held if applied is None else applied
@@ -150,12 +159,21 @@ class FleetLog:
                 if self._lease is not None:
                     # First: a push may have brought the node to serve since the wipe was asked for.
                     self._lease.restart()
-                await self._store.wipe()
+                await self._wipe("resync")
             await self._read_on()
 
-    async def wipe(self) -> int:
-        """The lease is gone: forget every voice at once, whatever is being applied; how many were held."""
-        return await self._store.wipe()
+    async def wipe(self, reason: str) -> None:
+        """The lease is gone: forget every voice at once, whatever is being applied."""
+        await self._wipe(reason)
+
+    async def _wipe(self, reason: str) -> None:
+        self._evicted(reason, await self._store.wipe())
+
+    async def _evict(self, change: Eviction) -> bool:
+        was_held = await self._store.evict(change.tenant_id, change.voice_id, change.generation)
+        reach("evict.zeroed")
+        self._evicted("erase", int(was_held))
+        return was_held
 
     async def _command(self, position: Position | None, apply: Callable[[], Awaitable[T]]) -> T | None:
         """Apply a command in its place; None when it was applied already, here or by reading the log."""
@@ -189,7 +207,7 @@ class FleetLog:
                     case SnapshotBegin():
                         in_snapshot = True
                         lease.restart()  # one that breaks off leaves a store that stands for no revision
-                        await self._store.wipe()
+                        await self._wipe("resync")
                     case SnapshotEnd():
                         in_snapshot = False
                         lease.applied(incarnation, message.revision)
@@ -223,7 +241,7 @@ class FleetLog:
             if isinstance(change, Enrolment):
                 await self._enroll(change)
             else:
-                await self._store.evict(change.tenant_id, change.voice_id, change.generation)
+                await self._evict(change)
         except Stale:
             pass  # the store has seen something newer, pushed to it out of the log's order
         except SpeakerdError as error:
@@ -247,4 +265,5 @@ class FleetLog:
             net_speech_samples=change.net_speech_samples,
             audience=change.audience,
         )
+        reach("enroll.held")
         return voice.generation

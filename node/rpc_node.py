@@ -14,6 +14,7 @@ from node.access import Access
 from node.collisions import nearest_voice
 from node.engine import Engine
 from node.enrolment import ClipAnalysis, HeardVoice, SentClip, combined, require_enrollable
+from node.fault_points import reach
 from node.files import FileRuns
 from node.fleet_log import Enrolment, Eviction, FleetLog, Position
 from node.load import LoadGauge
@@ -71,13 +72,14 @@ class NodeService(node_pb2_grpc.NodeServicer):
         """Hold a voice."""
         self._access.require_fleet(self._access.caller(context))
         try:
+            reach("enroll.received")
             change, heard = await self._enrolment(request)
             generation = await self._log.enroll(change, _position(request))
+            reach("enroll.applied")
         except SpeakerdError as error:
             self._metrics.enroll.labels(error.cause.value).inc()
             raise
         self._metrics.enroll.labels("ok").inc()
-        self._metrics.voices_warm.set(len(self._store))
         return node_pb2.EnrollResponse(
             generation=generation,
             cursor=self._log.cursor,
@@ -88,20 +90,22 @@ class NodeService(node_pb2_grpc.NodeServicer):
     async def Evict(self, request: node_pb2.EvictRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
         """Forget a voice."""
         self._access.require_fleet(self._access.caller(context))
+        reach("evict.received")
         tenant_id, voice_id = _voice(request.voice)
         was_held = await self._log.evict(Eviction(tenant_id, voice_id, request.voice.generation), _position(request))
-        self._metrics.evict.labels("erase").inc(int(was_held))
-        self._metrics.voices_warm.set(len(self._store))
+        reach("evict.applied")
         return node_pb2.EvictResponse(was_held=was_held, cursor=self._log.cursor, incarnation=self._log.incarnation)
 
     async def Analyze(self, request: node_pb2.AnalyzeRequest, context: aio.ServicerContext[Any, Any]) -> Any:  # noqa: N802
         """What clips of one person hold, whether the consent is theirs, and whom they are too close to."""
         self._access.require_fleet(self._access.caller(context))
+        reach("analyze.received")
         against = self._known(request.against)
         sent = [_clip(clip) for clip in (request.clip, *request.more_clips)]
         if request.HasField("consent"):
             sent.append(_clip(request.consent))
         heard = await self._clips.hear_all(sent)
+        reach("analyze.heard")
         consent = heard.pop() if request.HasField("consent") else None
         naming = self._engine.naming
         whole, together = combined(heard, naming)

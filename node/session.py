@@ -335,6 +335,7 @@ class LiveSession:
         """The summary with the names that may be said now."""
         reports = self._naming.reports()
         voices = self._naming.voices()
+        self._metrics.matched(reports.get(self._heard.index(speaker.speaker)) for speaker in closed.speakers)
         centroids = {one.index: one.centroid for one in self._online.session_speakers()}
         speakers = []
         for speaker in closed.speakers:

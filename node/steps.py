@@ -27,8 +27,10 @@ COST_WEIGHT = 0.1  # of the newest work in what one of its kind is expected to t
 class Steps:
     """Works on an executor of one thread, which the caller closes."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, timed: Callable[[float], None] = lambda _: None) -> None:
+        """timed: told what each work took of a processor's time, in seconds."""
         self._executor = executor
+        self._tell_time = timed
         self._waiting: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._is_running = False
         self._costs_s: dict[str, float] = {}
@@ -56,6 +58,7 @@ class Steps:
             return work()
         finally:
             took_s = thread_time() - began_s
+            self._tell_time(took_s)
             known_s = self._costs_s.get(kind, took_s)
             self._costs_s[kind] = known_s + COST_WEIGHT * (took_s - known_s)
 

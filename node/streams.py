@@ -64,7 +64,7 @@ class LiveStreams:
         self._seal = seal
         self._slots = slots
         self._decoders = decoders
-        self._steps = Steps(steps)
+        self._steps = Steps(steps, metrics.step_seconds.observe)
         self._metrics = metrics
         self._clock = clock
         self._sessions: set[LiveSession] = set()
@@ -206,6 +206,7 @@ class LiveStreams:
         source = await self._batcher.open(
             slot, first_end=heard + grid.hop_samples, heard=heard, is_resumed=resumed is not None
         )
+        self._metrics.streams_opened.labels("new" if resumed is None else "resumed").inc()
         get_logger().info(
             "stream.opened",
             stream_id=request.stream_id,

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from models.naming import same_voice
 from node.audiences import is_own_audience, require_own_audience
 from node.device_thread import DeviceThread
 from node.engine import Engine
+from node.fault_points import reach
 from runtime.errors import InvalidRequest, SpeakerdError, Stale
 from runtime.voice_digest import VoiceDigest
 
@@ -89,8 +91,12 @@ class Roster:
 class VoiceStore:
     """Voices by tenant, and rows of the gallery. Changes are made one after another."""
 
-    def __init__(self, device: DeviceThread, *, embedding_dim: int) -> None:
+    def __init__(
+        self, device: DeviceThread, *, embedding_dim: int, timed: Callable[[float], None] = lambda _: None
+    ) -> None:
+        """timed: told what each look took, in seconds."""
         self._device = device
+        self._tell_time = timed
         self._embedding_dim = embedding_dim
         self._tenants: dict[str, dict[str, Voice]] = {}
         self._free_rows: list[int] = []
@@ -194,6 +200,7 @@ class VoiceStore:
         # Unnamed before anything is awaited: whatever the device is doing, nothing says the name from here on.
         if held is not None:
             self._unname(held)
+            reach("evict.unnamed")
         self._bury(tenant_id, voice_id, max(generation, held.generation if held else 0))
         # Also when it is not held: an earlier attempt may have failed on its way to the device.
         await self._act(self._zero())
@@ -217,9 +224,11 @@ class VoiceStore:
         A row may have changed hands while the call waited; a column of which that is so is left out. Of a large roster
         the columns are the NEAREST voices to each query, and the `carried` ones, whom speakers are called by already.
         """
+        began_s = perf_counter()
         if len(roster) > WHOLE_ROSTER_MAX and len(queries):
             roster = await self._nearest(queries, roster, carried)
         found = await self._device.call(lambda engine: engine.gallery.scores(queries, roster.rows))
+        self._tell_time(perf_counter() - began_s)
         if roster.revision == self._revision(roster.audiences):
             return found, roster
         kept = [
@@ -285,6 +294,7 @@ class VoiceStore:
             except Exception:
                 self._doomed_rows.add(row)
                 raise
+            reach("enroll.written")
             try:
                 # Again: an eviction, or the loss of the lease, may have come while the row was written.
                 self._refuse_old(generation, self._newest(tenant_id, voice_id), epoch)

@@ -91,6 +91,11 @@ class Tls:
         return self._read.name
 
     @property
+    def expires_at_s(self) -> float:
+        """When our certificate expires, Unix time."""
+        return self._refresh().expires_at_s
+
+    @property
     def version(self) -> int:
         """Grows each time other files are found: what was made of the former ones is to be made anew."""
         self._refresh()
@@ -178,6 +183,7 @@ class _Read:
     chain: bytes
     key: bytes
     authority: bytes
+    expires_at_s: float
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
@@ -210,7 +216,7 @@ def _read(files: TlsFiles, *, expected: PeerName | None = None) -> _Read:
     name = name_of(leaf)
     if expected is not None and name != expected:
         raise InvalidRequest(f"{files.cert.name} is for {name.uri} now: start again to be somebody else")
-    return _Read(name, chain, key, authority)
+    return _Read(name, chain, key, authority, leaf.not_valid_after_utc.timestamp())
 
 
 def name_of(certificate: x509.Certificate) -> PeerName:

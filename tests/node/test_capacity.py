@@ -101,6 +101,6 @@ async def test_a_node_takes_what_it_measured_and_an_operator_may_say_otherwise(t
     flags = ("--standalone", "--device", "null", "--capacity-file", str(file))
     async with running_node(*flags, log=tmp_path / "node.log") as node:
         (found,) = (Capacity(**values) for values in json.loads(file.read_text()).values())
-        assert await node.metric("node_streams_limit") == found.streams
+        assert await node.metric("speakerd_node_streams_limit") == found.streams
     async with running_node(*flags, "--streams-max", "3", log=tmp_path / "node.log") as node:
-        assert await node.metric("node_streams_limit") == 3
+        assert await node.metric("speakerd_node_streams_limit") == 3

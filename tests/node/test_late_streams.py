@@ -115,7 +115,7 @@ async def test_a_late_stream_jumps_to_its_newest_window_counts_what_it_left_out_
         (closed,) = peer.of(events.Closed)
         assert isinstance(closed, events.Closed) and closed.skipped_windows == skipped
         assert {told.skipped_windows for told in peer.of(events.Progress)} <= {0, skipped}  # type: ignore[attr-defined]
-        assert made.metrics.skipped_windows._value.get() == skipped
+        assert made.metrics.windows_skipped._value.get() == skipped
         final = [piece for turns in peer.of(events.Turns) for piece in turns.pieces if piece.final]  # type: ignore[attr-defined]
         assert [piece.sequence for piece in final] == list(range(1, len(final) + 1))
         speech = dict.fromkeys((0, 1), 0)

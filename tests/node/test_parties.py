@@ -63,7 +63,7 @@ async def test_each_party_is_heard_on_its_own_channel_and_told_in_one_stream(nul
         name: sum(t.end_ms - t.start_ms for t in heard.turns if t.speaker == name) for name in ("spk_0", "spk_1")
     }
     assert abs(by_speaker["spk_0"] - 8_000) < 1_500 and abs(by_speaker["spk_1"] - 6_000) < 1_500
-    assert alone.closed is not None and await null_node.metric("node_streams_active") == 0
+    assert alone.closed is not None and await null_node.metric("speakerd_node_streams_active") == 0
     relabelled = {relabel.speaker for relabel in heard.relabels}
     assert relabelled <= {"spk_0"}
 
@@ -105,7 +105,7 @@ async def test_a_call_goes_on_from_a_checkpoint_as_if_nothing_had_happened(null_
             checkpoint = response.checkpoint
     stream.cancel()
     async with asyncio.timeout(60):
-        while await null_node.metric("node_streams_active"):
+        while await null_node.metric("speakerd_node_streams_active"):
             await asyncio.sleep(0.05)
     rest = data[checkpoint.position_ms * 64 :]
     after = await heard_of(null_node, rest, format=CALL, latency_ms=500, stream_id="c", checkpoint=checkpoint.data)

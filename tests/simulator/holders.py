@@ -7,7 +7,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import cache
 from random import Random
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,20 +30,17 @@ from node.fleet_log import (
 )
 from node.fleet_wire import HEARTBEAT_BOUND_S, RENEW_BOUND_S, Answer
 from node.load import Load
-from node.metrics import NodeMetrics
 from node.standing import Standing
 from node.voice_store import VoiceStore
 from runtime.lease import Lease, Renewal
 from runtime.membership import Report
 from tests.simulator.loop import Process
 from tests.simulator.network import Network
-from tests.simulator.quiet import Unmeasured
 
 if TYPE_CHECKING:
     from tests.simulator.planes import Plane
 
 IDLE = Load(0, 4, 0, 1, 0, 0, 0.0)
-METRICS = cast(NodeMetrics, Unmeasured())
 
 
 @cache
@@ -220,7 +217,6 @@ class SimulatedNode:
                 access=_TrustsAll(),  # type: ignore[arg-type]
                 seal=_TrustsAll(),  # type: ignore[arg-type]
                 load=_Idle(),  # type: ignore[arg-type]
-                metrics=METRICS,
                 clock=self.process,
                 on_change=_nothing,
             )
