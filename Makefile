@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test check check-deep proto bench clean
+.PHONY: setup demo test check check-deep proto reference docs bench clean
 
 setup: ## the environment in .venv
 	@scripts/setup_environment.sh $(VENV)
@@ -28,6 +28,12 @@ check-deep: setup ## long runs: accuracy on simulated conversations, soaks
 
 proto: setup ## generate the stubs from proto/
 	@$(BIN)/python scripts/generate_stubs.py
+
+reference: setup ## the generated pages of the documentation, from the contract, the settings, the commands, the errors
+	@$(BIN)/python -m scripts.reference
+
+docs: setup ## the documentation as a site, in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site/index.html; to look at it: mkdocs serve"
 
 bench: setup ## measurements; each script tells its options with --help
 	@ls benchmarks/*.py
