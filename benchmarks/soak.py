@@ -35,7 +35,7 @@ from speakerd.v1 import node_pb2, node_pb2_grpc
 SAMPLE_S = 5.0
 STORED_EVERY = 12
 QUIET_S = 12.0
-LONG_S = 20 * 60.0
+LONG_S = 10 * 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +275,14 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
     given.out.mkdir(parents=True, exist_ok=True)
     async with hooks() as (port, told), soak_fleet(given.out / "fleet", webhook_port=port) as fleet:
         record = Record()
-        churn = Churn(fleet, record, given.seed, f"http://127.0.0.1:{port}/hook", told)
+        churn = Churn(
+            fleet,
+            record,
+            seed=given.seed,
+            enrolled_max=given.enrolled,
+            hook_url=f"http://127.0.0.1:{port}/hook",
+            told=told,
+        )
         soak = Soak(fleet, churn, given)
         try:
             await soak.run()
@@ -299,6 +306,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--streams", type=int, default=5)
+    parser.add_argument("--enrolled", type=int, default=14, help="people beyond so many are erased")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--chart", type=Path)

@@ -41,7 +41,6 @@ GRACE_S = 1.0
 """What was sent before an erasure was proven may still be on its way to us for so long."""
 SETTLED_S = 4.0
 """A voice that was enrolled so long ago is expected to be named on every node."""
-ENROLLED_MAX = 14
 TRIES = 60
 REFUSALS = ("overloaded",)
 
@@ -120,8 +119,17 @@ def wav(sound: bytes) -> bytes:
 class Churn:
     """Everybody who uses the fleet."""
 
-    def __init__(self, fleet: SoakFleet, record: Record, seed: int, hook_url: str, told: dict[str, str]) -> None:
-        """told: job -> status, as the receiver of webhooks has heard."""
+    def __init__(
+        self,
+        fleet: SoakFleet,
+        record: Record,
+        *,
+        seed: int,
+        enrolled_max: int,
+        hook_url: str,
+        told: dict[str, str],
+    ) -> None:
+        """enrolled_max: people beyond so many are erased. told: job -> status, as the receiver of webhooks heard it."""
         self.fleet = fleet
         self.record = record
         self.over = asyncio.Event()
@@ -129,6 +137,7 @@ class Churn:
         self.erased_s: dict[str, float] = {}
         self.jobs: dict[str, float] = {}
         self._random = random.Random(seed)
+        self._enrolled_max = enrolled_max
         self._hook_url = hook_url
         self._told = told
         self._person = 0
@@ -137,11 +146,6 @@ class Churn:
 
     def __repr__(self) -> str:
         return f"Churn({self.record.done!r})"
-
-    async def close(self) -> None:
-        """Nothing is kept open between calls."""
-
-    # -- calls ---------------------------------------------------------------------------------------------------
 
     async def ask(self, what: str, call: Callable[[Client], Awaitable[T]]) -> T:
         """Make a call of one control plane or the other, until it is answered. Raises GivenUp."""
@@ -204,8 +208,6 @@ class Churn:
             with contextlib.suppress(GivenUp):
                 await work()
             await self.pause(self._random.uniform(*every_s))
-
-    # -- live streams --------------------------------------------------------------------------------------------
 
     async def talk(self) -> None:
         """One live stream: most end well, some vanish, some stop sending and are cut."""
@@ -286,8 +288,6 @@ class Churn:
         stream.finishing = True
         await live.finish()
 
-    # -- people --------------------------------------------------------------------------------------------------
-
     async def enrol(self) -> None:
         """Enrol somebody; when there are many, erase the one who was enrolled first, and wait for the proof."""
         self._person += 1
@@ -302,7 +302,7 @@ class Churn:
         self.record.enrolled_s.append(time.monotonic() - began_s)
         self.enrolled[person] = Enrolled(person, label, answer.voice.voice_id, time.monotonic())
         self.record.done["enrolled"] += 1
-        if len(self.enrolled) > ENROLLED_MAX:
+        if len(self.enrolled) > self._enrolled_max:
             await self.erase(next(iter(self.enrolled.values())))
 
     async def erase(self, one: Enrolled) -> None:
@@ -320,8 +320,6 @@ class Churn:
         self.record.proven_s.append(time.monotonic() - began_s)
         del self.enrolled[one.person]
         self.record.done["erased"] += 1
-
-    # -- over HTTP -----------------------------------------------------------------------------------------------
 
     async def over_http(
         self, what: str, call: Callable[[httpx.AsyncClient], Awaitable[T]], plane: Member | None = None
@@ -448,6 +446,7 @@ class _Heard:
         self._timeline = SpeechTimeline()
         self._sequence = 0
         self.began_s = time.monotonic()
+        self._was_nameless = False
         self.finishing = False
         self.closed: node_pb2.StreamClosed | None = None
 
@@ -477,6 +476,8 @@ class _Heard:
                 record.away_s.append(event.away_s)
                 record.done["resumed"] += 1
             case node_pb2.Degraded():
+                # A node whose lease ran out names nobody until it holds one: its control plane was away for too long.
+                self._was_nameless = True
                 record.done["degraded" if event.active else "degraded no more"] += 1
             case node_pb2.StreamClosed():
                 self.closed = event
@@ -501,6 +502,8 @@ class _Heard:
         if self.closed.skipped_windows:
             record.done["skipped windows"] += self.closed.skipped_windows
             return  # the machine stalled, and what it left out was counted
+        if self._was_nameless:
+            return
         labels: dict[int, set[str]] = {}
         for turn in self._timeline.turns():
             for segment in self._segments:

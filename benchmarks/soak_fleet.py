@@ -175,7 +175,7 @@ def taken_by(pid: int) -> dict[str, float] | None:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        fds = len(os.listdir(f"/proc/{pid}/fd"))
+        fds = len(list(Path(f"/proc/{pid}/fd").iterdir()))
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
@@ -241,7 +241,7 @@ async def soak_fleet(folder: Path, *, webhook_port: int, streams_max: int = 64) 
                 [
                     *("controlplane", "--config", str(config), "--data", str(data)),
                     *("--grpc", f"127.0.0.1:{grpc}", "--http", f"127.0.0.1:{http}"),
-                    *("--database-url", database_url, "--redis-url", redis_url, "--drain-s", "5"),
+                    *("--database-url", database_url, "--redis-url", redis_url, "--drain-s", "2"),
                 ],
                 folder / f"controlplane-{letter}.log",
             )
