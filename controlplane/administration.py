@@ -32,9 +32,11 @@ from controlplane.accounts import (
 )
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import api_keys, samples, tenants, users, voices
+from controlplane.decisions import Decisions
 from controlplane.erasure import Erasures
 from controlplane.erasure_rows import Asking
 from controlplane.identity import add_key, new_key
+from controlplane.journal_records import Closed, KeyEnded
 from controlplane.keys import VoiceAddress
 from controlplane.policy import GLOBAL_TENANT, Principal, VoiceScope, may_grant
 from controlplane.quotas import GONE, Quotas, Used
@@ -52,11 +54,20 @@ _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 class Administration:
     """The use cases."""
 
-    def __init__(self, *, database: Database, tenant_keys: TenantKeys, erasures: Erasures, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        database: Database,
+        tenant_keys: TenantKeys,
+        erasures: Erasures,
+        clock: Clock,
+        decisions: Decisions,
+    ) -> None:
         self._database = database
         self._tenant_keys = tenant_keys
         self._erasures = erasures
         self._clock = clock
+        self._decisions = decisions
 
     def __repr__(self) -> str:
         return "Administration()"
@@ -111,12 +122,13 @@ class Administration:
             row = await tenant_row(connection, tenant_id)
             if row is None:
                 raise NotFound(NO_SUCH_TENANT)
+            closed_at_s = self._clock.wall_s() if row.closed_at_s is None else float(row.closed_at_s)
             if row.closed_at_s is None:
-                now_s = self._clock.wall_s()
                 await connection.execute(
-                    update(tenants).where(tenants.c.tenant_id == tenant_id).values(closed_at_s=now_s)
+                    update(tenants).where(tenants.c.tenant_id == tenant_id).values(closed_at_s=closed_at_s)
                 )
                 await self._note(connection, principal, "tenant.closed", tenant_id)
+        await self._decisions.write([Closed(tenant_id, "", closed_at_s)])
         found = await self._erase_where(principal, voices.c.tenant_id == tenant_id)
         async with self._database.write() as connection:
             await self._tenant_keys.forget(connection, tenant_id)
@@ -164,13 +176,15 @@ class Administration:
             row = await user_row(connection, tenant_id, user_id)
             if row is None:
                 raise NotFound(NO_SUCH_USER)
+            closed_at_s = self._clock.wall_s() if row.closed_at_s is None else float(row.closed_at_s)
             if row.closed_at_s is None:
                 await connection.execute(
                     update(users)
                     .where(users.c.tenant_id == tenant_id, users.c.user_id == user_id)
-                    .values(closed_at_s=self._clock.wall_s())
+                    .values(closed_at_s=closed_at_s)
                 )
                 await self._note(connection, principal, "user.closed", tenant_id, user_id=user_id)
+        await self._decisions.write([Closed(tenant_id, user_id, closed_at_s)])
         return await self._erase_where(
             principal,
             (voices.c.tenant_id == tenant_id)
@@ -220,15 +234,13 @@ class Administration:
                 raise Denied("scopes: platform:admin is given by administrators of the platform")
             same = NewKey(frozenset(old.scopes), old.user_id, old.purpose, old.expires_at_s)
             made, secret = await self._added(connection, principal, old.tenant_id, same)
-            until_s = now_s + overlap_s
+            until_s = now_s + overlap_s if old.expires_at_s is None else min(now_s + overlap_s, old.expires_at_s)
             await connection.execute(
                 update(api_keys)
                 .where(api_keys.c.key_id == key_id)
-                .values(
-                    replaced_by=made.key_id,
-                    expires_at_s=until_s if old.expires_at_s is None else min(until_s, old.expires_at_s),
-                )
+                .values(replaced_by=made.key_id, expires_at_s=until_s)
             )
+        await self._decisions.write([KeyEnded(old.tenant_id, key_id, until_s, is_revoked=False)])
         return made, secret
 
     async def revoke_key(self, principal: Principal, key_id: str) -> Key:
@@ -243,7 +255,9 @@ class Administration:
                     update(api_keys).where(api_keys.c.key_id == key_id).values(revoked_at_s=self._clock.wall_s())
                 )
                 await self._note(connection, principal, "key.revoked", old.tenant_id, of_key_id=key_id)
-            return await reachable_key(connection, principal, key_id)
+            ended = await reachable_key(connection, principal, key_id)
+        await self._decisions.write([KeyEnded(old.tenant_id, key_id, ended.revoked_at_s or 0.0, is_revoked=True)])
+        return ended
 
     async def _added(
         self, connection: AsyncConnection, principal: Principal, tenant_id: str, wanted: NewKey

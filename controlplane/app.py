@@ -23,6 +23,7 @@ from controlplane.completion import Completion
 from controlplane.config import ControlPlaneSettings
 from controlplane.daily_keys import CheckpointKeys, TicketSigner
 from controlplane.database.engine import Database, open_database
+from controlplane.decisions import Decisions
 from controlplane.doors import Doors, NodeDoor
 from controlplane.embedded_redis import EmbeddedRedis
 from controlplane.enrolment import Enrolment
@@ -479,6 +480,7 @@ class ControlPlane:
                 library=library,
                 enrolment=enrolment,
                 erasures=erasures,
+                decisions=Decisions(journal, metrics),
                 relay=relay,
                 completion=completion,
                 more_chores=(spaces.chore,),

@@ -1,4 +1,7 @@
-"""What the erasure journal holds, and how a record is written: one line of canonical JSON. No names, no voice ids."""
+"""What the erasure journal holds, and how a record is written: one line of canonical JSON. No names, no voice ids.
+
+Beside erasures: decisions by which something may be used no more, and which a restored database has to learn again.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,57 @@ class Mark:
     at_s: float
 
 
-Record = Erased | Proven | Mark
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """Consent to a voice was taken back. subject: as in Erased; key_id: the API key of whoever said so."""
 
-_KINDS: dict[str, type[Record]] = {"erased": Erased, "proven": Proven, "mark": Mark}
+    tenant_id: str
+    subject: str
+    at_s: float
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OptedOut:
+    """A person is not to be enrolled. person: what the tenant's own key makes of what the caller calls them, hex."""
+
+    tenant_id: str
+    person: str
+    at_s: float
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEnded:
+    """An API key was revoked, or given a successor and a date. ends_at_s: Unix time from which it is refused."""
+
+    tenant_id: str
+    ended_key_id: str
+    ends_at_s: float
+    is_revoked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A tenant was closed, or one of its users. user_id: empty for the tenant."""
+
+    tenant_id: str
+    user_id: str
+    at_s: float
+
+
+Decision = Withdrawn | OptedOut | KeyEnded | Closed
+Record = Erased | Proven | Mark | Decision
+
+_KINDS: dict[str, type[Record]] = {
+    "erased": Erased,
+    "proven": Proven,
+    "mark": Mark,
+    "withdrawn": Withdrawn,
+    "opted_out": OptedOut,
+    "key_ended": KeyEnded,
+    "closed": Closed,
+}
 
 
 def encoded(record: Record) -> bytes:

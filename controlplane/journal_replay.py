@@ -1,15 +1,17 @@
 """Database and erasure journal brought together before any port is open.
 
 In: a database, which may have been restored from a backup, and the journal, which never is. Out: a database that knows
-every erasure that the journal knows, and a journal that knows every one that the database knows. What always holds: a
-voice whose erasure was answered is erased again when a backup brings it back (key, tombstone, eviction, audit), before
-anybody can ask for it; a database that went back in time gets another epoch, so that nodes forget what they hold of
-the time that was lost; and a journal that is missing, damaged or another database's stops the start.
+every erasure and decision that the journal knows, and a journal that knows every one that the database knows. What
+always holds: a voice whose erasure was answered is erased again when a backup brings it back (key, tombstone, eviction,
+audit), and what was ended is ended again, before anybody can ask for it; a database that went back in time gets another
+epoch, so that nodes forget what they hold of the time that was lost; and a journal that is missing, damaged or another
+database's stops the start.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -22,12 +24,16 @@ from controlplane.audit_checkpoints import Checkpoint
 from controlplane.database import schema
 from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import erasures, fleet_head, node_leases, voices
+from controlplane.decision_replay import Enrolled, decide_again, forgotten
+from controlplane.decisions import known_decisions
 from controlplane.derived_keys import journal_key
 from controlplane.erasure_journal import Erased, FileJournal, Journal, Mark, Proven, Record, open_journal, set_aside
 from controlplane.erasure_rows import GONE, JOURNAL, Asking
+from controlplane.journal_records import Decision, Withdrawn
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.outside import is_url
 from controlplane.space_tombstones import ensure_voice, voiceless_identities
+from controlplane.voice_generation import At
 from runtime.clock import Clock
 from runtime.errors import InvalidRequest
 from runtime.logs import get_logger
@@ -56,9 +62,13 @@ LastSigned = Callable[[str], Awaitable[Checkpoint | None]]
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What was found. again: erasures that the database had forgotten; is_new_epoch: it went back in time."""
+    """What was found. again, decisions: erasures and other decisions that the database had forgotten.
+
+    is_new_epoch: it went back in time.
+    """
 
     again: int
+    decisions: int
     is_new_epoch: bool
 
 
@@ -106,9 +116,16 @@ async def open_and_replay(
         await _forget_what_is_missing(connection, known)
         # While the head is held, so that marks have the order of the transactions. One whose transaction fails after
         # all looks like time that was lost: nodes begin anew once, and that is all.
-        await journal.append([await mark_of(connection, now_s)])
+        written = set(records)
+        untold = [one for one in await known_decisions(connection, keys) if one not in written]
+        await journal.append([*untold, await mark_of(connection, now_s)])
     if replayed.again or replayed.is_new_epoch:
-        get_logger().warning("journal.replayed", erasures=replayed.again, new_epoch=replayed.is_new_epoch)
+        get_logger().warning(
+            "journal.replayed",
+            erasures=replayed.again,
+            decisions=replayed.decisions,
+            new_epoch=replayed.is_new_epoch,
+        )
     return journal, replayed
 
 
@@ -170,6 +187,7 @@ class _Found:
     voice: VoiceAddress
     state: str
     generation: int
+    created_at_s: float
 
 
 class _Replay:
@@ -182,6 +200,7 @@ class _Replay:
         self._keys = keys
         self._erased = {record.audit_id: record for record in records if isinstance(record, Erased)}
         self._proven = {record.audit_id: record for record in records if isinstance(record, Proven)}
+        self._decided = [record for record in records if isinstance(record, Decision)]
         self._marks = [record for record in records if isinstance(record, Mark)]
         self._now_s = now_s
         self._now_lease_s = now_lease_s
@@ -189,28 +208,39 @@ class _Replay:
     async def run(self, signed: Checkpoint | None, *, is_restored: bool) -> Replayed:
         rows = await self._connection.execute(select(erasures.c.audit_id))
         known = {row.audit_id for row in rows}
-        forgotten = [record for audit_id, record in self._erased.items() if audit_id not in known]
-        why = "its operator says so" if is_restored else "the erasure journal" if forgotten else ""
+        lost = [record for audit_id, record in self._erased.items() if audit_id not in known]
+        withdrawn = [record for record in self._decided if isinstance(record, Withdrawn)]
+        tenant_ids = {record.tenant_id for record in lost} | {record.tenant_id for record in withdrawn}
+        found = await self._subjects(tenant_ids) if tenant_ids else {}
+        there = {subject: Enrolled(one.voice, one.created_at_s) for subject, one in found.items()}
+        undecided = await forgotten(self._connection, self._decided, there)
+        why = "its operator says so" if is_restored else "the erasure journal" if lost or undecided else ""
         why = why or await self._went_back(signed)
         if not why:
-            return Replayed(0, is_new_epoch=False)
+            return Replayed(0, 0, is_new_epoch=False)
         last = max(
             [mark.revision for mark in self._marks] + [record.revision for record in self._erased.values()], default=0
         )
-        is_open = any(record.audit_id not in self._proven for record in forgotten)
+        is_open = any(record.audit_id not in self._proven for record in lost)
         await begin_epoch(
             self._connection,
             why=why,
             now_s=self._now_s,
             now_lease_s=self._now_lease_s,
             may_hold=is_open,
-            facts={"known_revision": last, "forgotten_erasures": len(forgotten)},
+            facts={
+                "known_revision": last,
+                "forgotten_erasures": len(lost),
+                "forgotten_decisions": len(undecided),
+            },
         )
-        await self._name_residual(forgotten)
-        voices_by_subject = await self._subjects({record.tenant_id for record in forgotten})
-        for record in sorted(forgotten, key=lambda record: (record.requested_at_s, record.revision)):
-            await self._again(record, voices_by_subject.get(record.subject))
-        return Replayed(len(forgotten), is_new_epoch=True)
+        await self._name_residual(lost)
+        for record in sorted(lost, key=lambda record: (record.requested_at_s, record.revision)):
+            await self._again(record, found.get(record.subject))
+        at = At(self._now_s, self._now_lease_s)
+        for decision in undecided:
+            await decide_again(self._connection, self._keys, decision, there, at)
+        return Replayed(len(lost), len(undecided), is_new_epoch=True)
 
     async def _went_back(self, signed: Checkpoint | None) -> str:
         """Why this database is a copy of an earlier time; empty when it is not."""
@@ -232,19 +262,19 @@ class _Replay:
         return ""
 
     async def _subjects(self, tenant_ids: set[str]) -> dict[str, _Found]:
-        query = select(voices.c.tenant_id, voices.c.voice_id, voices.c.state, voices.c.generation).where(
-            voices.c.tenant_id.in_(tenant_ids)
-        )
+        query = select(
+            voices.c.tenant_id, voices.c.voice_id, voices.c.state, voices.c.generation, voices.c.created_at_s
+        ).where(voices.c.tenant_id.in_(tenant_ids))
         rows = await self._connection.execute(query)
         found = {
             self._keys.subject(row.tenant_id, row.voice_id): _Found(
-                VoiceAddress(row.tenant_id, row.voice_id), row.state, int(row.generation)
+                VoiceAddress(row.tenant_id, row.voice_id), row.state, int(row.generation), row.created_at_s
             )
             for row in rows
         }
         # Identities in spaces of which nothing was computed when the backup was made: persons all the same.
         for voice in await voiceless_identities(self._connection, tenant_ids):
-            found[self._keys.subject(voice.tenant_id, voice.voice_id)] = _Found(voice, VOICELESS, 0)
+            found[self._keys.subject(voice.tenant_id, voice.voice_id)] = _Found(voice, VOICELESS, 0, math.inf)
         return found
 
     async def _again(self, record: Erased, found: _Found | None) -> None:

@@ -13,6 +13,7 @@ from controlplane.completion import Completion
 from controlplane.config import ControlPlaneSettings
 from controlplane.daily_keys import CheckpointKeys
 from controlplane.database.engine import Database
+from controlplane.decisions import Decisions
 from controlplane.enrolment import Enrolment
 from controlplane.erasure import Erasures
 from controlplane.export import Export
@@ -30,6 +31,9 @@ from controlplane.voice_changes import VoiceChanges
 from controlplane.voices import Voices
 from runtime.clock import Clock
 from runtime.speaker_token import SpeakerSeal
+
+UNWRITTEN_S = 5.0
+"""How soon a decision that the erasure journal could not take is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ def build_people(
     library: Voices,
     enrolment: Enrolment,
     erasures: Erasures,
+    decisions: Decisions,
     relay: Relay,
     completion: Completion,
     more_chores: Sequence[Chore] = (),
@@ -90,7 +95,12 @@ def build_people(
         library=library,
         enrolment=enrolment,
         changes=VoiceChanges(
-            database=database, keys=keys, tenant_keys=ground.tenant_keys, library=library, clock=clock
+            database=database,
+            keys=keys,
+            tenant_keys=ground.tenant_keys,
+            library=library,
+            clock=clock,
+            decisions=decisions,
         ),
         repromotion=Repromotion(database=database, keys=keys, library=library, completion=completion, clock=clock),
         agreements=AgreementReading(database, keys),
@@ -103,8 +113,16 @@ def build_people(
         erasures=erasures,
         relay=relay,
         administration=Administration(
-            database=database, tenant_keys=ground.tenant_keys, erasures=erasures, clock=clock
+            database=database, tenant_keys=ground.tenant_keys, erasures=erasures, clock=clock, decisions=decisions
         ),
         rotation=KekRotation(database=database, keys=keys, source=ground.kek, clock=clock),
-        chores=Chores(database, clock, (*upkeep.chores(ground.identity), *more_chores)),
+        chores=Chores(
+            database,
+            clock,
+            (
+                *upkeep.chores(ground.identity),
+                Chore("journal.decisions", UNWRITTEN_S, decisions.catch_up, by_all=True),
+                *more_chores,
+            ),
+        ),
     )

@@ -14,7 +14,7 @@ from controlplane.database.engine import Database, locked_head
 from controlplane.database.schema import samples, voices
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.policy import Principal, Right
-from controlplane.voice_changes import FROZEN
+from controlplane.voice_generation import FROZEN
 from controlplane.voice_lookup import NO_SUCH_VOICE, find_voice
 from controlplane.voice_rows import NOT_HEARD
 from controlplane.voices import Voice, Voices

@@ -38,7 +38,7 @@ class TenantKeys:
 
     async def find(self, connection: AsyncConnection, tenant_id: str) -> bytes | None:
         """A tenant's key, or None while there is nothing to be found under it."""
-        name = _name(tenant_id)
+        name = labels_key(tenant_id)
         query = select(wrapped_secrets.c.wrapped).where(wrapped_secrets.c.name == name)
         wrapped = (await connection.execute(query)).scalar_one_or_none()
         if wrapped is None:
@@ -55,13 +55,13 @@ class TenantKeys:
         known = await self.find(connection, tenant_id)
         if known is None:
             known = os.urandom(KEY_BYTES)
-            await _store(connection, self._keys, _name(tenant_id), known, self._clock.wall_s())
+            await _store(connection, self._keys, labels_key(tenant_id), known, self._clock.wall_s())
         return known
 
     async def forget(self, connection: AsyncConnection, tenant_id: str) -> None:
         """Destroy a tenant's key: what was indexed under it is found by nobody."""
         self._known.pop(tenant_id, None)
-        await connection.execute(delete(wrapped_secrets).where(wrapped_secrets.c.name == _name(tenant_id)))
+        await connection.execute(delete(wrapped_secrets).where(wrapped_secrets.c.name == labels_key(tenant_id)))
 
     async def label_index(self, connection: AsyncConnection, tenant_id: str, label: str) -> bytes:
         """What a label is found by; the tenant's key is made if need be, so only where the head is held."""
@@ -122,5 +122,6 @@ async def _store(connection: AsyncConnection, keys: KeyRing, name: str, secret: 
     )
 
 
-def _name(tenant_id: str) -> str:
+def labels_key(tenant_id: str) -> str:
+    """What a tenant's key is called among the wrapped secrets."""
     return f"labels:{tenant_id}"

@@ -9,56 +9,44 @@ waited for as with an erasure.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from controlplane import audit, fleet_log
 from controlplane.agreements import Consent, Dated, Event, Signed, keep_consent, note, require_not_opted_out, subject_of
 from controlplane.database.engine import Database, locked_head
-from controlplane.database.schema import data_keys, voiceprints, voices
+from controlplane.decisions import Decisions, withdrawn_of
 from controlplane.enrolment_request import Details, details_text, require_consent, require_details, require_label
-from controlplane.failures import CONSENT_WITHDRAWN
-from controlplane.fleet_log import Change
-from controlplane.holdings import LIVE_STATES
-from controlplane.keys import DataKey, KeyRing, VoiceAddress
+from controlplane.journal_records import Decision, OptedOut, Withdrawn
+from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.policy import Principal, Right, VoiceScope, decide
 from controlplane.tenant_keys import TenantKeys
+from controlplane.voice_generation import FREEZES, FROZEN, At, Held, advance, held
 from controlplane.voice_lookup import NO_SUCH_VOICE, facts_of, find_voice, require
 from controlplane.voices import Voice, Voices
 from runtime.clock import Clock
 from runtime.errors import Conflict, NotFound
-
-FROZEN = "frozen"
-WITHDRAWN = "consent was withdrawn"
-
-
-@dataclass(frozen=True, slots=True)
-class _Now:
-    """A voice as it is, locked."""
-
-    voice: VoiceAddress
-    row: Row[Any]
-    key: DataKey
-
-    @property
-    def generation(self) -> int:
-        return int(self.row.generation)
 
 
 class VoiceChanges:
     """The use cases."""
 
     def __init__(
-        self, *, database: Database, keys: KeyRing, tenant_keys: TenantKeys, library: Voices, clock: Clock
+        self,
+        *,
+        database: Database,
+        keys: KeyRing,
+        tenant_keys: TenantKeys,
+        library: Voices,
+        clock: Clock,
+        decisions: Decisions,
     ) -> None:
         self._database = database
         self._keys = keys
         self._tenant_keys = tenant_keys
         self._library = library
         self._clock = clock
+        self._decisions = decisions
 
     def __repr__(self) -> str:
         return "VoiceChanges()"
@@ -97,6 +85,7 @@ class VoiceChanges:
 
         Raises NotFound, Denied, Conflict when the person was never named (`subject`) and opts out.
         """
+        decided: list[Decision] = []
         async with self._database.write() as connection:
             voice, now = await self._locked(connection, principal, voice_id, Right.CHANGE)
             signed = Signed(principal.key_id, self._clock.wall_s())
@@ -105,18 +94,21 @@ class VoiceChanges:
                 if subject is None:
                     raise Conflict("the voice was enrolled without `subject`, so that the person cannot be told again")
                 await note(connection, Event.OPTED_OUT, voice, now.generation, signed=signed, subject_index=subject)
+                decided.append(OptedOut(voice.tenant_id, subject.hex(), signed.at_s, signed.key_id))
             if now.row.state == FROZEN:
-                return await self._library.get(voice)
-            await note(connection, Event.CONSENT_WITHDRAWN, voice, now.generation, signed=signed, subject_index=subject)
-            await self._advance(
-                connection,
-                principal,
-                now,
-                "consent.withdrawn",
-                {"state": FROZEN, "state_reason": WITHDRAWN, "state_code": CONSENT_WITHDRAWN},
-                opted_out=int(opt_out),
-            )
-        return await self._told(voice)
+                # Said again, because the answer of before may have been that it could not be written.
+                decided += await withdrawn_of(connection, self._keys, voice)
+            else:
+                await note(
+                    connection, Event.CONSENT_WITHDRAWN, voice, now.generation, signed=signed, subject_index=subject
+                )
+                await self._advance(connection, principal, now, "consent.withdrawn", FREEZES, opted_out=int(opt_out))
+                name = self._keys.subject(voice.tenant_id, voice.voice_id)
+                decided.append(Withdrawn(voice.tenant_id, name, signed.at_s, signed.key_id))
+        # Nodes first: whoever is named no more is not named while the journal is away.
+        told = await self._told(voice)
+        await self._decisions.write(decided)
+        return told
 
     async def give_consent(self, principal: Principal, voice_id: str, consent: Consent) -> Voice:
         """Keep a new consent; a frozen voice is used again. Raises NotFound, Denied, Conflict, InvalidRequest."""
@@ -144,68 +136,29 @@ class VoiceChanges:
 
     async def _locked(
         self, connection: AsyncConnection, principal: Principal, voice_id: str, right: Right
-    ) -> tuple[VoiceAddress, _Now]:
+    ) -> tuple[VoiceAddress, Held]:
         # Who writes takes the head first, everywhere, so that no two wait for each other.
         await locked_head(connection)
         voice = await find_voice(connection, principal, voice_id, right)
-        query = (
-            select(voices, data_keys.c.wrapped)
-            .join(
-                data_keys,
-                (data_keys.c.tenant_id == voices.c.tenant_id) & (data_keys.c.voice_id == voices.c.voice_id),
-            )
-            .where(voices.c.tenant_id == voice.tenant_id, voices.c.voice_id == voice.voice_id)
-        )
-        row = (await connection.execute(query)).one_or_none()
-        if row is None:
+        now = await held(connection, self._keys, voice)
+        if now is None:
             raise NotFound(NO_SUCH_VOICE)  # erased, or being so
-        require(decide(principal, facts_of(row), right))
-        if row.state == "failed":
+        require(decide(principal, facts_of(now.row), right))
+        if now.row.state == "failed":
             raise Conflict("the voice's enrolment failed: enrol it anew")
-        return voice, _Now(voice, row, self._keys.open(voice, bytes(row.wrapped)))
+        return voice, now
 
     async def _advance(
         self,
         connection: AsyncConnection,
         principal: Principal,
-        now: _Now,
+        now: Held,
         action: str,
         values: Mapping[str, Any],
         **facts: str | int,
-    ) -> None:
-        """The next generation of a voice, with the same voiceprints, and its place in the log if it ever had one."""
-        voice, generation = now.voice, now.generation + 1
-        of_voice = (voiceprints.c.tenant_id == voice.tenant_id, voiceprints.c.voice_id == voice.voice_id)
-        prints = (await connection.execute(select(voiceprints).where(*of_voice))).all()
-        for row in prints:
-            embedding = now.key.decrypt(bytes(row.ciphertext), "voiceprint", int(row.generation), row.model)
-            await connection.execute(
-                update(voiceprints)
-                .where(*of_voice, voiceprints.c.model == row.model)
-                .values(
-                    generation=generation, ciphertext=now.key.encrypt(embedding, "voiceprint", generation, row.model)
-                )
-            )
-        revision = int(now.row.revision)
-        state = str(values.get("state", now.row.state))
-        if prints:
-            change = Change.ENROLL if state in LIVE_STATES else Change.EVICT
-            revision = await fleet_log.append(
-                connection, change, voice, generation, now_lease_s=await self._database.lease_now_s(connection)
-            )
-        await connection.execute(
-            update(voices)
-            .where(voices.c.tenant_id == voice.tenant_id, voices.c.voice_id == voice.voice_id)
-            .values(**{**values, "generation": generation, "revision": revision, "updated_at_s": self._clock.wall_s()})
-        )
-        said: dict[str, str | int] = {
-            "subject": self._keys.subject(voice.tenant_id, voice.voice_id),
-            "tenant_id": voice.tenant_id,
-            "generation": generation,
-            "key_id": principal.key_id,
-            **facts,
-        }
-        await audit.append(connection, action, at_s=self._clock.wall_s(), facts=said)
+    ) -> int:
+        at = At(self._clock.wall_s(), await self._database.lease_now_s(connection))
+        return await advance(connection, self._keys, now, action, values, at=at, key_id=principal.key_id, facts=facts)
 
     async def _told(self, voice: VoiceAddress) -> Voice:
         await self._library.spread(voice)

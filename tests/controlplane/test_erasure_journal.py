@@ -138,6 +138,7 @@ async def proven(client: Client, audit_id: str) -> bool:
     return (await erasure_of(client, audit_id)).state == ERASED
 
 
+@pytest.mark.fault("F13", "P1", "P3")
 async def test_a_database_from_before_an_erasure_erases_again_before_anybody_can_ask(world: World) -> None:
     async with world.running() as plane:
         client = await world.client(plane)

@@ -1,0 +1,176 @@
+"""What was ended stays ended: withdrawals, opt-outs, keys and tenants of after a backup that is restored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from controlplane.app import ControlPlane
+from controlplane.erasure_journal import open_journal
+from controlplane.journal_records import Closed, Decision, KeyEnded, OptedOut, Withdrawn
+from runtime.errors import Conflict, Unauthenticated, Unavailable
+from speakerd.administration import Administration
+from speakerd.errors import SpeakerdError
+from speakerd.v1 import admin_pb2, people_pb2
+from tests.controlplane.conftest import World, until
+from tests.controlplane.people import Library, make_key, make_tenant
+from tests.controlplane.test_agreements import CONSENT, admin_of
+from tests.controlplane.test_audit import rows_of, verdict
+from tests.controlplane.test_erasure_journal import Backup, epoch
+
+FROZEN = people_pb2.Voice.STATE_FROZEN
+KEY = bytes(range(32))
+READER = admin_pb2.CreateKeyRequest(scopes=["voices:read"])
+
+
+async def is_refused(library: Library, key: str) -> bool:
+    try:
+        await library.ListVoices(key)
+    except Unauthenticated:
+        return True
+    return False
+
+
+@pytest.mark.fault("F13", "P1", "P13")
+async def test_a_restored_backup_brings_back_nothing_that_was_ended_after_it(world: World) -> None:
+    async with world.running() as plane:
+        library, root = Library(plane), await admin_of(world)
+        node = await world.node(plane)
+        ada = (await library.enrol(root, label="Ada", consent=CONSENT, subject="emp-1")).voice.voice_id
+        bob = (await library.enrol(root, label="Bob", seed=1)).voice.voice_id
+        await make_tenant(plane, "acme")
+        acme = await make_key(plane, "acme", "admin")
+        async with Administration(plane.grpc_address, root) as admin:
+            await admin.create_user("ursula")
+            keys = {name: await admin.create_key(READER) for name in ("revoked", "rotated", "kept")}
+        backup = Backup(world.data)
+        await library.WithdrawConsent(root, voice_id=ada, opt_out=True)
+        # Decided of a voice that the backup does not know: the person is remembered, the voice is not there.
+        eve = (await library.enrol(root, label="Eve", seed=2, subject="emp-2")).voice.voice_id
+        await library.WithdrawConsent(root, voice_id=eve, opt_out=True)
+        async with Administration(plane.grpc_address, root) as admin:
+            await admin.revoke_key(keys["revoked"].key.key_id)
+            await admin.rotate_key(keys["rotated"].key.key_id, overlap_s=0)
+            await admin.delete_user("ursula")
+            await admin.delete_tenant("acme")
+        await node.stop()
+        before = await epoch(plane)
+    backup.restore()
+    async with world.running() as plane:
+        library = Library(plane)
+        assert await epoch(plane) != before
+        frozen = await library.GetVoice(root, voice_id=ada)
+        assert (frozen.state, frozen.label) == (FROZEN, "Ada")
+        assert (await library.GetVoice(root, voice_id=bob)).state != FROZEN
+        for subject in ("emp-1", "emp-2"):
+            with pytest.raises(Conflict, match="opted out"):
+                await library.enrol(root, label="X", seed=3, consent=CONSENT, subject=subject)
+        assert await is_refused(library, keys["revoked"].secret)
+        assert await is_refused(library, keys["rotated"].secret)
+        assert not await is_refused(library, keys["kept"].secret)
+        assert await is_refused(library, acme)
+        async with Administration(plane.grpc_address, root) as admin:
+            assert [user.closed_at.seconds > 0 for user in await admin.users()] == [True]
+            assert [one.closed_at.seconds > 0 for one in await admin.tenants() if one.tenant_id == "acme"] == [True]
+        node = await world.node(plane)
+        await until(lambda: set(node.voices) == {("default", bob)})
+        replayed = [row["action"] for row in await rows_of(plane) if row.get("source") == "journal"]
+        assert sorted(replayed) == [
+            "consent.withdrawn", "key.ends", "key.revoked", "person.opted_out", "person.opted_out", "tenant.closed",
+            "user.closed",
+        ]  # fmt: skip
+        assert list((await verdict(await world.client(plane))).problems) == []
+        # And once is enough: a consent that is given anew is not taken back by the next start.
+        later = people_pb2.Consent()
+        later.CopyFrom(CONSENT)
+        later.given_at.GetCurrentTime()
+        await library.GiveConsent(root, voice_id=ada, consent=later)
+        after = await epoch(plane)
+    async with world.running() as plane:
+        assert await epoch(plane) == after
+        assert (await Library(plane).GetVoice(root, voice_id=ada)).state != FROZEN
+
+
+async def test_a_tenant_of_the_same_id_that_came_after_the_restore_is_another(world: World) -> None:
+    async with world.running() as plane:
+        root = await admin_of(world)
+        backup = Backup(world.data)
+        async with Administration(plane.grpc_address, root) as admin:
+            await admin.create_tenant("acme")
+            await admin.delete_tenant("acme")
+    backup.restore()
+    async with world.running() as plane, Administration(plane.grpc_address, root) as admin:
+        await admin.create_tenant("acme")
+    async with world.running() as plane, Administration(plane.grpc_address, root) as admin:
+        assert [one.closed_at.seconds for one in await admin.tenants() if one.tenant_id == "acme"] == [0]
+
+
+async def decisions(plane: ControlPlane) -> set[type[Decision]]:
+    journal = plane.core.erasures._work._journal
+    return {type(record) for record in await journal.read() if isinstance(record, Decision)}
+
+
+async def test_what_was_ended_is_answered_when_it_is_in_the_journal_and_asked_for_again_until_then(
+    world: World,
+) -> None:
+    plane = await world.plane()
+    library, root = Library(plane), await admin_of(world)
+    voice_id = (await library.enrol(root, label="Ada", consent=CONSENT)).voice.voice_id
+    path, aside = world.data / "erasure-journal", world.data / "aside"
+    async with Administration(plane.grpc_address, root) as admin:
+        made = await admin.create_key(READER)
+        path.rename(aside)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="in effect"):
+                await library.WithdrawConsent(root, voice_id=voice_id)
+            with pytest.raises(SpeakerdError, match="in effect"):
+                await admin.revoke_key(made.key.key_id)
+        # Unanswered, and in effect.
+        assert (await library.GetVoice(root, voice_id=voice_id)).state == FROZEN
+        assert await is_refused(library, made.secret)
+        aside.rename(path)
+        await admin.revoke_key(made.key.key_id)
+    assert await decisions(plane) == {Withdrawn, KeyEnded}
+
+
+async def test_a_journal_of_before_decisions_were_kept_learns_them_at_the_next_start(world: World) -> None:
+    async with world.running() as plane:
+        library, root = Library(plane), await admin_of(world)
+        voice_id = (await library.enrol(root, label="Ada", consent=CONSENT, subject="emp-1")).voice.voice_id
+        without = (world.data / "erasure-journal").read_bytes()
+        await library.WithdrawConsent(root, voice_id=voice_id, opt_out=True)
+    (world.data / "erasure-journal").write_bytes(without)
+    async with world.running() as plane:
+        assert await decisions(plane) == {Withdrawn, OptedOut}
+        held = await plane.core.erasures._work._journal.read()
+    async with world.running() as plane:
+        again = await plane.core.erasures._work._journal.read()
+        # Each of them once, however often it starts.
+        assert [one for one in again if isinstance(one, Decision)] == [one for one in held if isinstance(one, Decision)]
+
+
+@pytest.mark.parametrize("kind", ["file", "objects"])
+async def test_decisions_are_read_as_they_were_written(kind: str, tmp_path: Path) -> None:
+    place = str(tmp_path / "journal") if kind == "file" else f"file://{tmp_path}"
+    journal = await open_journal(place, KEY, make=True)
+    assert journal is not None
+    written = [
+        Withdrawn("default", "ab" * 32, 1.25, "key"),
+        OptedOut("default", "cd" * 32, 1e9 + 1 / 3, ""),
+        KeyEnded("default", "abc", 5.5, is_revoked=True),
+        Closed("default", "ursula", 6.5),
+    ]
+    await journal.append(written)
+    assert await journal.read() == written
+
+
+async def test_the_journal_names_nobody_who_withdrew_or_opted_out(world: World) -> None:
+    plane = await world.plane()
+    library, root = Library(plane), await admin_of(world)
+    voice_id = (await library.enrol(root, label="Zaphod", consent=CONSENT, subject="emp-canary")).voice.voice_id
+    await library.WithdrawConsent(root, voice_id=voice_id, opt_out=True)
+    journal = (world.data / "erasure-journal").read_bytes()
+    assert b"opted_out" in journal
+    for secret in (voice_id, "Zaphod", "emp-canary", "Lovelace"):
+        assert secret.encode() not in journal
