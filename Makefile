@@ -11,7 +11,7 @@ setup: ## the environment in .venv
 	@scripts/setup_environment.sh $(VENV)
 
 demo: setup ## two people enrolled by voice are named in a live stream, through the real daemons
-	@$(BIN)/speakerd demo
+	@$(BIN)/speakerd demo --out demo-out
 
 test: setup ## static checks and all tests but the deep ones
 	@$(MAKE) --no-print-directory check

@@ -32,7 +32,10 @@ Try next:
 
 
 def demo(
-    out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write the turns there as RTTM.")] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Keep the recordings there, and the turns as RTTM."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cpu.")] = None,
     realtime: Annotated[
         bool | None,
@@ -43,12 +46,12 @@ def demo(
     """See it work: two people are enrolled by voice, and a live stream tells which of them is speaking.
 
     The conversation is the one that pyannote.audio installs with itself. Everything runs in a temporary folder and is
-    gone afterwards.
+    gone afterwards, but for what --out keeps.
     """
     out = Output(as_json=as_json)
     realtime = sys.stdout.isatty() if realtime is None else realtime
     with tempfile.TemporaryDirectory(prefix="speakerd-demo-") as folder:
-        sample = cut_sample(Path(folder))
+        sample = cut_sample(Path(folder) if out_dir is None else out_dir)
         streamed = run_until_signal(_demo(out, sample, device, realtime=realtime))
     heard = streamed.timeline.rttm_turns()
     error = error_rate(sample.reference, heard)

@@ -31,9 +31,13 @@ class SampleConversation:
 
 
 def cut_sample(folder: Path) -> SampleConversation:
-    """Cut the conversation into wav files in a folder. Raises SpeakerdError when pyannote.audio is not installed."""
+    """Cut the conversation into wav files in a folder, made if need be.
+
+    Raises SpeakerdError when pyannote.audio is not installed.
+    """
     recording, turns = _sample()
     sound = _Sound.read(recording)
+    folder.mkdir(parents=True, exist_ok=True)
     names = dict(zip(dict.fromkeys(turn.label for turn in turns), NAMES, strict=True))
     turns = [RttmTurn(turn.start_ms, turn.end_ms, names[turn.label]) for turn in turns]
     middle_ms = _pause_nearest_the_middle(turns)
@@ -41,7 +45,7 @@ def cut_sample(folder: Path) -> SampleConversation:
     for name in NAMES:
         enrolment[name] = folder / f"{name}.wav"
         sound.write(enrolment[name], _alone(turns, name, middle_ms))
-    rest = folder / "second-half.wav"
+    rest = folder / "conversation.wav"
     sound.write(rest, [(middle_ms, sound.duration_ms)])
     reference = [
         RttmTurn(max(turn.start_ms, middle_ms) - middle_ms, turn.end_ms - middle_ms, turn.label)
