@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ import psutil
 import pytest
 import structlog
 import typer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from typer.testing import CliRunner
 
 from controlplane.commands import register
@@ -210,6 +212,7 @@ async def test_with_a_real_node_a_voice_is_enrolled_placed_kept_over_a_kill_and_
             await daemon.end(signal.SIGKILL)
             async with running(*plane_arguments(data, address), log=log) as again, admin(again, data) as client:
                 await until(placed, 15)
+                await until(functools.partial(is_ready, again.grpc_address), 30)
                 erasure = await client.erase(voice_id, wait_ms=WAIT_MS)
                 assert erasure.state == people_pb2.Erasure.STATE_ERASED
                 assert [(outcome.node_id, outcome.ok) for outcome in erasure.nodes] == [("n1", True)]
@@ -217,6 +220,13 @@ async def test_with_a_real_node_a_voice_is_enrolled_placed_kept_over_a_kill_and_
                 assert await labels(stream, tones(6, *ADA)) == {"spk_0"}
                 assert await node.end(signal.SIGTERM) == 0
                 assert await again.end(signal.SIGTERM) == 0
+
+
+async def is_ready(address: str) -> bool:
+    """Whether a daemon's health says so: a control plane that has just started has heard of no node yet."""
+    async with open_channel(address) as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="ready"))
+    return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def labels(stream: streams_pb2.PlaceStreamResponse, sound: bytes) -> set[str]:
