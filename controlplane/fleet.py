@@ -297,7 +297,7 @@ class Fleet:
             await asyncio.sleep(self._reconcile_s)
 
     async def _reconcile_once(self) -> None:
-        head, found, _ = await self.look()
+        head, found, now_s = await self.look()
         if any(self.watch.is_silent(lease) for lease in found):
             await self._fence_silent()
         await self._keep_only({lease.address for lease in found})
@@ -305,6 +305,12 @@ class Fleet:
         nodes = [lease for lease in found if lease.kind == NODE]
         for state in ("joining", "serving", "draining"):
             self._metrics.nodes.labels(state).set(sum(lease.state == state for lease in nodes))
+        serving = [lease for lease in nodes if lease.serves(now_s)]
+        behind = [head - max(lease.cursor, lease.joined_revision) for lease in serving]
+        self._metrics.cursor_lag.set(max([0, *behind]))
+        # Each renewal sets a deadline of a lease from its coming.
+        ages_s = [now_s - (lease.deadline_s - self._rules.times.lease_s) for lease in nodes]
+        self._metrics.lease_age_seconds.set(max([0.0, *ages_s]))
 
     async def _fence_silent(self) -> None:
         async with self._tables.write() as rows:
@@ -312,6 +318,7 @@ class Fleet:
             for lease in silent:
                 await rows.put(replace(lease, fenced=True))
         if silent:
+            self._metrics.nodes_fenced.inc(len(silent))
             get_logger().warning("fleet.fenced", node_ids=[lease.node_id for lease in silent])
             self.changed.beat()
 

@@ -15,16 +15,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from prometheus_client import CollectorRegistry
 
 from controlplane.fleet import Fleet
 from controlplane.holdings import Print
 from controlplane.media_sources import DriveReference, MediaSources, Source, Url
+from controlplane.metrics import Metrics, declare
 from controlplane.nodes import Analysis, CollisionScope, Nodes
-from controlplane.speaker_checks import SpeakerLimits, judge
+from controlplane.speaker_checks import SpeakerChecksFailed, SpeakerLimits, judge
 from runtime.errors import BadAudio, InvalidRequest, Overloaded, SpeakerdError, TimedOut, TooLarge, Unavailable
 from runtime.media import (
     CLIP,
     Finding,
+    PreflightFailed,
     PreflightLimits,
     SignalPreflight,
     SourceFormat,
@@ -83,6 +86,7 @@ class Intake:
         sources: MediaSources | None = None,
         preflight_limits: PreflightLimits | None = None,
         speaker_limits: SpeakerLimits | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._fleet = fleet
         self._nodes = nodes
@@ -91,6 +95,7 @@ class Intake:
         self._speaker_limits = speaker_limits or SpeakerLimits()
         self._cores = asyncio.Semaphore(max(1, os.cpu_count() or 1))
         self._inside = 0
+        self._metrics = metrics or declare(CollectorRegistry())
 
     def __repr__(self) -> str:
         return f"Intake(inside={self._inside})"
@@ -123,6 +128,17 @@ class Intake:
         Raises PreflightFailed with all that was measured; BadAudio, UnsupportedMedia, TooLarge, InvalidRequest,
         Overloaded.
         """
+        try:
+            sound = await self._listened(clips, limits)
+        except SpeakerdError as error:
+            reasons = error.preflight.fail_reasons if isinstance(error, PreflightFailed) else ()
+            outcome = reasons[0].code if reasons else error.cause.value
+            self._metrics.preflights.labels(outcome).inc()
+            raise
+        self._metrics.preflights.labels("warned" if sound.preflight.warnings else "passed").inc()
+        return sound
+
+    async def _listened(self, clips: Sequence[Clip], limits: PreflightLimits | None) -> Sound:
         spoken = [clip for clip in clips if not clip.is_consent]
         if not spoken:
             raise BadAudio("no recording came with the request: send at least one clip of the person speaking")
@@ -166,11 +182,18 @@ class Intake:
                 )
             except (Unavailable, TimedOut, Overloaded):
                 continue
+        self._metrics.speaker_checks.labels("no_node").inc()
         return None
 
     def judge(self, analysis: Analysis) -> tuple[Finding, ...]:
         """What to know of what a node heard. Raises SpeakerChecksFailed where nobody can be enrolled from it."""
-        return judge(analysis, self._speaker_limits)
+        try:
+            findings = judge(analysis, self._speaker_limits)
+        except SpeakerChecksFailed as error:
+            self._metrics.speaker_checks.labels(error.findings[0].code).inc()
+            raise
+        self._metrics.speaker_checks.labels("warned" if findings else "passed").inc()
+        return findings
 
     @asynccontextmanager
     async def _admission(self) -> AsyncIterator[None]:

@@ -13,10 +13,11 @@ from controlplane import job_rows
 from controlplane.chores import Chore
 from controlplane.database.engine import Database
 from controlplane.database.schema import job_results, jobs, media, tenants
-from controlplane.job_spec import JobState
+from controlplane.job_spec import JobKind, JobState
 from controlplane.jobs import Jobs
 from controlplane.media_store import GOING, MediaStore
 from runtime.clock import Clock
+from runtime.logs import get_logger
 
 WAIT_S_MAX = 24 * 3600.0
 ROW_S = 7 * 24 * 3600.0
@@ -48,14 +49,15 @@ class JobChores:
 
     async def end_overdue(self) -> int:
         """Fail what waited for too long; cancel what is of closed tenants."""
-        now_s, done = self._clock.wall_s(), 0
+        now_s = self._clock.wall_s()
         closed = exists().where(tenants.c.tenant_id == jobs.c.tenant_id, tenants.c.closed_at_s.is_not(None))
         overdue = and_(jobs.c.state.in_(job_rows.WAITING), jobs.c.created_at_s < now_s - WAIT_S_MAX)
         query = (
-            select(jobs.c.job_id, closed.label("is_closed"))
+            select(jobs.c.job_id, jobs.c.kind, closed.label("is_closed"))
             .where(or_(overdue, and_(jobs.c.state.in_(job_rows.LIVE), closed)))
             .limit(PAGE_ROWS)
         )
+        written: list[tuple[str, JobKind, JobState]] = []
         async with self._database.write() as connection:
             for row in (await connection.execute(query)).all():
                 state = JobState.CANCELED if row.is_closed else JobState.FAILED
@@ -65,8 +67,11 @@ class JobChores:
                 )
                 if ended:
                     await self._jobs.ended(connection, row.job_id, state, now_s)
-                    done += 1
-        return done
+                    written.append((row.job_id, JobKind(row.kind), state))
+        for job_id, kind, state in written:
+            self._jobs.count_ended(kind, state)
+            get_logger().info("job.ended", job_id=job_id, state=state.value)
+        return len(written)
 
     async def forget_expired(self) -> int:
         """Delete requests and results whose time is up, and after a week that there was a job."""

@@ -88,6 +88,7 @@ class JobPart:
             clock=clock,
             limits=JobLimits(result_s=settings.result_s),
         )
+        self.jobs.count_ended = lambda kind, state: ground.metrics.jobs_ended.labels(kind.value, state.value).inc()
         self.worker = JobWorker(
             database=ground.database,
             tenant_keys=ground.tenant_keys,

@@ -163,6 +163,14 @@ class JobWorker:
 
     async def _serve(self, claimed: Claim) -> None:
         """Run a job under its lease, and write down how it ended."""
+        began_s = self._clock.monotonic_s()
+        get_logger().info(
+            "job.begun",
+            job_id=claimed.job_id,
+            tenant_id=claimed.tenant_id,
+            kind=claimed.kind.value,
+            attempt=claimed.attempt,
+        )
         progress = Progress(media_id=claimed.media_id)
         await self._tell(f"changed {claimed.job_id}")
         work = asyncio.create_task(self._work(claimed, progress), name="job.work")
@@ -180,7 +188,7 @@ class JobWorker:
             return
         # Not before it is written down how it ended: until then the lease has to hold.
         try:
-            await self._conclude(claimed, work)
+            await self._conclude(claimed, work, began_s)
         finally:
             await _stopped(beating)
         await self._tell(f"changed {claimed.job_id}")
@@ -225,12 +233,12 @@ class JobWorker:
                         return
                 await wait_s(news, BEAT_S)
 
-    async def _conclude(self, claimed: Claim, work: asyncio.Task[tuple[Done, bytes]]) -> None:
+    async def _conclude(self, claimed: Claim, work: asyncio.Task[tuple[Done, bytes]], began_s: float) -> None:
         error = work.exception()
         for _ in range(int(LEASE_S)):
             try:
                 if error is None:
-                    await self._succeeded(claimed, *work.result())
+                    await self._succeeded(claimed, *work.result(), took_s=self._clock.monotonic_s() - began_s)
                 else:
                     await self._failed(claimed, error)
             except Unavailable:
@@ -238,7 +246,7 @@ class JobWorker:
             else:
                 return
 
-    async def _succeeded(self, claimed: Claim, done: Done, sealed: bytes) -> None:
+    async def _succeeded(self, claimed: Claim, done: Done, sealed: bytes, *, took_s: float) -> None:
         now_s = self._clock.wall_s()
         async with self._database.write() as connection:
             is_ours = await job_rows.succeed(
@@ -254,6 +262,8 @@ class JobWorker:
                 await self._jobs.ended(connection, claimed.job_id, JobState.SUCCEEDED, now_s)
         if is_ours:
             self._metrics.jobs_ended.labels(claimed.kind.value, "succeeded").inc()
+            self._metrics.job_seconds.labels(claimed.kind.value).observe(took_s)
+            get_logger().info("job.ended", job_id=claimed.job_id, state="succeeded")
 
     async def _failed(self, claimed: Claim, error: BaseException) -> None:
         cause = error.cause if isinstance(error, SpeakerdError) else Cause.INTERNAL
@@ -272,6 +282,8 @@ class JobWorker:
                     not_before_lease_s=now_lease_s + delay_s,
                     now_s=now_s,
                 )
+                self._metrics.jobs_put_back.labels(cause.value).inc()
+                get_logger().info("job.put_back", job_id=claimed.job_id, cause=cause.value)
                 return
             text = OURS if cause is Cause.INTERNAL else str(error)
             is_ours = await job_rows.fail(
@@ -281,6 +293,7 @@ class JobWorker:
                 await self._jobs.ended(connection, claimed.job_id, JobState.FAILED, now_s)
         if is_ours:
             self._metrics.jobs_ended.labels(claimed.kind.value, "failed").inc()
+            get_logger().info("job.ended", job_id=claimed.job_id, state="failed", cause=cause.value)
 
     async def _let_go(self, claimed: Claim) -> None:
         """This process stops: the job waits for another, at no cost to it."""

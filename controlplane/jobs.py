@@ -28,7 +28,7 @@ from controlplane.job_news import JobNews
 from controlplane.job_queue import JobQueue
 from controlplane.job_reading import as_cursor, job_of, read_cursor, spec_of
 from controlplane.job_rows import EndedJob, EndHook, Waiting
-from controlplane.job_spec import JobSpec, JobState, MediaKey, MediaUrl, check, place_of
+from controlplane.job_spec import JobKind, JobSpec, JobState, MediaKey, MediaUrl, check, place_of
 from controlplane.job_view import Job, JobPage
 from controlplane.media_store import KEPT, NO_SUCH_MEDIA, MediaStore
 from controlplane.policy import Principal
@@ -41,6 +41,7 @@ from controlplane.voice_lookup import NO_SUCH_VOICE, usable_by
 from controlplane.voiceprint_blobs import open_print
 from runtime.clock import Clock
 from runtime.errors import Conflict, InvalidRequest, NotFound, Overloaded
+from runtime.logs import get_logger
 from speakerd.v1 import node_pb2
 
 LIVE_MAX = 10_000
@@ -93,6 +94,8 @@ class Jobs:
         self._clock = clock
         self._limits = limits
         self.on_end: list[EndHook] = []
+        # Told of ends that are written down, other than by a worker.
+        self.count_ended: Callable[[JobKind, JobState], None] = lambda _kind, _state: None
 
     def __repr__(self) -> str:
         return f"Jobs({self._queue!r})"
@@ -220,6 +223,8 @@ class Jobs:
             if is_canceled:
                 await self._ended(connection, row, spec_of(row, seals), JobState.CANCELED, now_s)
         if is_canceled:
+            self.count_ended(JobKind(row.kind), JobState.CANCELED)
+            get_logger().info("job.ended", job_id=job_id, state="canceled")
             await self._tell(f"canceled {job_id}")
         return await self.get(principal, job_id)
 

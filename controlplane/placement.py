@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from controlplane.config import ControlPlaneSettings
@@ -13,7 +13,7 @@ from controlplane.daily_keys import TicketSigner
 from controlplane.metrics import Metrics
 from controlplane.node_view import Health, NodeView
 from controlplane.policy import Principal, audiences_of
-from controlplane.registry import Registry, Reserved, Wish
+from controlplane.registry import QuotaUsedUp, Registry, Reserved, Wish
 from controlplane.voice_lookup import usable_by
 from controlplane.wanted import Scope, Wanted, Wanting
 from runtime.clock import Clock
@@ -21,6 +21,7 @@ from runtime.errors import Overloaded, SpeakerdError, Unavailable
 from runtime.tickets import Ticket, sign_ticket
 
 RETRY_AFTER_S = 1.0
+QUOTA_RETRY_AFTER_S = 2.0
 CANDIDATES_MAX = 32
 RANKED_MAX = 64
 """Of so many nodes all are looked at; of more, as many at random, unless none of those will do."""
@@ -115,7 +116,7 @@ def two_choices(
 
 
 class Placing:
-    """PlaceStream. head: the fleet log as far as this process knows it."""
+    """PlaceStream. head: the fleet log as far as this process knows it. streams_max: of a tenant; None: no limit."""
 
     def __init__(
         self,
@@ -124,6 +125,7 @@ class Placing:
         wanting: Wanting,
         registry: Registry,
         head: Callable[[], int],
+        streams_max: Callable[[str], Awaitable[int | None]],
         tickets: TicketSigner,
         clock: Clock,
         metrics: Metrics,
@@ -132,6 +134,7 @@ class Placing:
         self._wanting = wanting
         self._registry = registry
         self._head = head
+        self._streams_max = streams_max
         self._tickets = tickets
         self._clock = clock
         self._metrics = metrics
@@ -141,25 +144,47 @@ class Placing:
         return f"Placing({self._wanting!r})"
 
     async def place(
-        self, principal: Principal, *, stream_id: str, voice_ids: Sequence[str], avoid: Collection[str], zone: str = ""
+        self,
+        principal: Principal,
+        *,
+        stream_id: str,
+        voice_ids: Sequence[str],
+        avoid: Collection[str],
+        zone: str = "",
+        slots: int = 1,
     ) -> Placement:
-        """Reserve a slot. Raises Unavailable when no node serves, Overloaded when all are full, NotFound for voices."""
+        """Reserve slots on one node: one, or as many as a call has channels that are heard apart.
+
+        Raises Unavailable when no node serves, Overloaded when all are full or the tenant has as many streams as it
+        may, NotFound for voices.
+        """
         began_s = time.monotonic()
+        stream_id = stream_id or f"s_{secrets.token_hex(10)}"
         try:
-            placement = await self._place(principal, stream_id or f"s_{secrets.token_hex(10)}", voice_ids, avoid, zone)
+            placement = await self._place(principal, stream_id, voice_ids, avoid, zone=zone, slots=slots)
         except SpeakerdError:
             self._metrics.route.labels("reject").inc()
             raise
         self._metrics.route.labels("warm" if placement.warm else "cold").inc()
+        if avoid:
+            self._metrics.route_again.inc()
         self._metrics.route_seconds.observe(time.monotonic() - began_s)
         return placement
 
     async def _place(
-        self, principal: Principal, stream_id: str, voice_ids: Sequence[str], avoid: Collection[str], zone: str
+        self,
+        principal: Principal,
+        stream_id: str,
+        voice_ids: Sequence[str],
+        avoid: Collection[str],
+        *,
+        zone: str,
+        slots: int,
     ) -> Placement:
         tenant_id, audiences = principal.tenant_id, audiences_of(principal)
         scope = Scope(audiences, usable_by(principal))
         wanted = await self._wanting.of(scope, frozenset(voice_ids), self._head())
+        tenant_max = await self._streams_max(tenant_id)
         best_first: list[NodeView] = []
         # The first look may be a moment old; what fails on it is decided on a look of now.
         for fresh in (False, True):
@@ -174,7 +199,9 @@ class Placing:
             others = [node for node in best_first if node.node_id not in avoid]
             # Who is to be avoided is asked only once nobody else takes the stream, on a look of now.
             for some in (others, best_first) if fresh and len(others) < len(best_first) else (others,):
-                reserved = await self._reserve(f"{tenant_id}/{stream_id}", some, wanted, avoid, zone)
+                reserved = await self._reserve(
+                    f"{tenant_id}/{stream_id}", some, wanted, avoid, zone, slots=slots, tenant_max=tenant_max
+                )
                 if reserved is not None:
                     chosen = next((node for node in nodes if node.node_id == reserved.node_id), None)
                     warm = chosen is not None and is_warm(chosen, wanted)
@@ -184,22 +211,37 @@ class Placing:
         raise Overloaded("every node is full; try again", retry_after_s=RETRY_AFTER_S)
 
     async def _reserve(
-        self, stream: str, best_first: Sequence[NodeView], wanted: Wanted, avoid: Collection[str], zone: str
+        self,
+        stream: str,
+        best_first: Sequence[NodeView],
+        wanted: Wanted,
+        avoid: Collection[str],
+        zone: str,
+        *,
+        slots: int,
+        tenant_max: int | None,
     ) -> Reserved | None:
-        """A slot on one of these nodes; None when none of them takes the stream."""
+        """Slots on one of these nodes; None when none of them takes the stream."""
         if not best_first:
             return None
         order = two_choices(best_first, wanted, zone, lambda alike: self._random.sample(alike, 2))
-        return await self._registry.reserve(
-            Wish(
-                stream=stream,
-                candidates=order,
-                avoid=frozenset(avoid),
-                revision=wanted.revision if any(is_warm(node, wanted) for node in best_first) else None,
-                models=wanted.models,
-                hold_s=self._settings.slot_s,
-            )
+        wish = Wish(
+            stream=stream,
+            candidates=order,
+            avoid=frozenset(avoid),
+            revision=wanted.revision if any(is_warm(node, wanted) for node in best_first) else None,
+            models=wanted.models,
+            hold_s=self._settings.slot_s,
+            slots=slots,
+            tenant_max=tenant_max,
         )
+        try:
+            return await self._registry.reserve(wish)
+        except QuotaUsedUp:
+            raise Overloaded(
+                f"the tenant's quota of {tenant_max} streams at once is used up; try again",
+                retry_after_s=QUOTA_RETRY_AFTER_S,
+            ) from None
 
     def _ticketed(self, principal: Principal, stream_id: str, slot: Reserved, *, warm: bool) -> Placement:
         expires_at_s = round(self._clock.wall_s() + self._settings.ticket_s)

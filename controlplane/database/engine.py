@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ UNSTORABLE = ("22001", "22021", "22P05")
 _MIGRATION_LOCK = 7_310_221
 
 
+class DatabaseAway(Unavailable):
+    """The database is away, full or locked."""
+
+
 class Database:
     """The engine, and the one lock of SQLite's writers."""
 
@@ -45,6 +50,9 @@ class Database:
         self._clock = clock
         self._lock_file = lock_file
         self._writer = asyncio.Lock()
+        # Told of each transaction that failed over the database, and of each what kind it was and what it took.
+        self.failed: Callable[[], None] = lambda: None
+        self.took: Callable[[str, float], None] = lambda _kind, _seconds: None
 
     def __repr__(self) -> str:
         return f"Database({self.engine.dialect.name})"
@@ -57,7 +65,7 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that reads one consistent state."""
-        with _availability():
+        with self._measured("read"):
             async with self.engine.connect() as connection:
                 if not self.is_sqlite:
                     await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -67,7 +75,7 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits when the block ends, and rolls back when it raises."""
-        with _availability():
+        with self._measured("write"):
             if not self.is_sqlite:
                 async with self.engine.begin() as connection:
                     yield connection
@@ -76,6 +84,19 @@ class Database:
                 await connection.execution_options(writes=True)
                 async with connection.begin():
                     yield connection
+
+    @contextmanager
+    def _measured(self, kind: str) -> Iterator[None]:
+        began_s = time.monotonic()
+        try:
+            with _availability():
+                yield
+        except Unavailable as error:
+            if isinstance(error, DatabaseAway):
+                self.failed()
+            raise
+        finally:
+            self.took(kind, time.monotonic() - began_s)
 
     async def lease_now_s(self, connection: AsyncConnection) -> float:
         """Now, on the clock that leases are counted on.
@@ -215,10 +236,10 @@ def _availability() -> Iterator[None]:
             raise InvalidRequest("a field is too long, or holds a character (NUL) that cannot be stored") from None
         if not _is_outage(error):
             raise
-        raise Unavailable("the database is away or full; try again", retry_after_s=1.0) from error
+        raise DatabaseAway("the database is away or full; try again", retry_after_s=1.0) from error
     except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
         # A server that is away refuses before SQLAlchemy has anything to wrap.
-        raise Unavailable("the database is away; try again", retry_after_s=1.0) from error
+        raise DatabaseAway("the database is away; try again", retry_after_s=1.0) from error
 
 
 def _is_outage(error: DBAPIError) -> bool:
