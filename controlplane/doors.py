@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from grpc import aio
-from grpc_health.v1 import health
 
 from controlplane.config import ControlPlaneSettings
 from controlplane.identity import Identity
 from runtime.errors import Denied
-from runtime.grpc_server import add_health, add_health_and_reflection, bearer, bind, new_server, set_ready
+from runtime.grpc_server import GrpcHealth, StartGate, bearer, bind, new_server
+from runtime.health import Health
 from runtime.tls import NODE, Tls, dns_name, named_address
 
 
@@ -26,35 +26,45 @@ class Doors:
     def __init__(self, settings: ControlPlaneSettings, tls: Tls | None, *, services: Sequence[str]) -> None:
         self._settings = settings
         self._tls = tls
-        self._services = tuple(services)
-        self._health: health.aio.HealthServicer | None = None
+        self._is_whole = "grpc" in settings.roles
+        self._services = tuple(services) if self._is_whole else ()
         self._fleet_listen = settings.fleet_grpc or (f"{_host(settings.grpc)}:0" if tls else None)
-        self.clients = new_server()
-        self.nodes = self.clients if self._fleet_listen is None else new_server()
+        self._gate = StartGate()
+        self.clients = new_server([self._gate])
+        is_one = self._fleet_listen is None or not self._is_whole
+        self.nodes = self.clients if is_one else new_server([self._gate])
         self.address = self.fleet_address = ""
 
     def __repr__(self) -> str:
         return f"Doors(clients {self.address!r}, nodes {self.fleet_address!r})"
 
-    async def open(self) -> None:
-        """Listen. Raises InvalidRequest or Unavailable for an address that cannot be listened on."""
+    async def open(self, health: Health) -> GrpcHealth:
+        """Listen, and answer for health alone. A process without the role `grpc` answers for nothing else, ever.
+
+        Raises InvalidRequest or Unavailable for an address that cannot be listened on.
+        """
         settings = self._settings
-        self._health = add_health_and_reflection(self.clients, self._services)
+        listen = settings.grpc if self._is_whole else settings.health
+        told = GrpcHealth(health, self._services)
+        told.serve_on(self.clients, with_reflection=self._is_whole)
         # The one port for all takes clients without certificates: it is then plain text, on loopback.
-        port = bind(self.clients, settings.grpc, insecure=settings.insecure, tls=self._tls, is_public=True)
-        self.address = self.fleet_address = f"{_host(settings.grpc)}:{port}"
-        if self._fleet_listen is not None:
-            add_health(self.nodes, self._health)
+        port = bind(self.clients, listen, insecure=settings.insecure, tls=self._tls, is_public=True)
+        self.address = self.fleet_address = f"{_host(listen)}:{port}"
+        if self.nodes is not self.clients:
+            assert self._fleet_listen is not None
+            told.serve_on(self.nodes)
             port = bind(self.nodes, self._fleet_listen, insecure=settings.insecure, tls=self._tls)
             self.fleet_address = f"{_host(self._fleet_listen)}:{port}"
             await self.nodes.start()
         await self.clients.start()
-        await set_ready(self._health, self._services, ready=True)
+        return told
+
+    def serve(self) -> None:
+        """Let calls through to what was added to the servers."""
+        self._gate.open()
 
     async def drain(self, deadline_s: float) -> None:
         """Refuse new calls and let those that run end."""
-        if self._health is not None:
-            await set_ready(self._health, self._services, ready=False)
         await self.close(deadline_s)
 
     async def close(self, grace_s: float) -> None:

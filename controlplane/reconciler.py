@@ -82,6 +82,7 @@ class Reconciler:
         self._reconcile_s = reconcile_s
         self._entries_kept = entries_kept
         self._desired = Desired()
+        self.read = asyncio.Event()
         self._suspects: dict[str, _Suspect] = {}
         self._trusting: set[asyncio.Task[None]] = set()
         # By node id: when it may be made to start over again, and how long the pause after that is.
@@ -89,6 +90,11 @@ class Reconciler:
 
     def __repr__(self) -> str:
         return f"Reconciler({self._desired!r}, suspects={sorted(self._suspects)})"
+
+    @property
+    def is_reconciled(self) -> bool:
+        """Whether it has read what nodes should hold, once."""
+        return self.read.is_set()
 
     def must_resync(self, report: NodeReport) -> bool:
         """Judge a renewal. True: the node has to forget everything and read all anew."""
@@ -161,6 +167,7 @@ class Reconciler:
                 await asyncio.to_thread(fresh.include, page)
         fresh.begin(head)
         self._desired = fresh
+        self.read.set()
 
     async def _trim(self) -> None:
         holders, _ = await self._fleet.holders()

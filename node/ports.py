@@ -12,7 +12,8 @@ from grpc import aio
 
 from node.config import NodeSettings
 from node.rpc_node import NodeService, PublicStreams
-from runtime.grpc_server import MIB, add_health, add_health_and_reflection, bind, new_server, set_ready
+from runtime.grpc_server import MIB, GrpcHealth, StartGate, bind, new_server
+from runtime.health import Health
 from runtime.tls import Tls
 from speakerd.v1 import node_pb2, node_pb2_grpc
 
@@ -26,7 +27,8 @@ class Ports:
 
     def __init__(self, settings: NodeSettings, tls: Tls | None) -> None:
         """Bind. Raises InvalidRequest or Unavailable for an address that cannot be listened on."""
-        self._fleet = new_server()
+        self._gate = StartGate()
+        self._fleet = new_server([self._gate])
         # A standalone node has no fleet that could show certificates: its one port is for everybody.
         port = bind(self._fleet, settings.listen, insecure=settings.insecure, tls=tls, is_public=settings.standalone)
         self.bound = f"{_host(settings.listen)}:{port}"
@@ -34,7 +36,7 @@ class Ports:
         self._streams: aio.Server | None = None
         self.streams_bound, self.stream_address = "", self.address
         if settings.stream_listen is not None:
-            self._streams = new_server(message_bytes_max=STREAM_MESSAGE_BYTES_MAX)
+            self._streams = new_server([self._gate], message_bytes_max=STREAM_MESSAGE_BYTES_MAX)
             port = bind(self._streams, settings.stream_listen, insecure=settings.insecure, tls=tls, is_public=True)
             self.streams_bound = f"{_host(settings.stream_listen)}:{port}"
             self.stream_address = settings.advertise_streams or self.streams_bound
@@ -42,11 +44,19 @@ class Ports:
     def __repr__(self) -> str:
         return f"Ports(fleet {self.bound}, streams {self.streams_bound or 'there too'})"
 
-    async def serve(self, service: NodeService) -> None:
+    async def open(self, health: Health) -> GrpcHealth:
+        """Listen, and answer for health alone."""
+        told = GrpcHealth(health, [SERVICE])
+        told.serve_on(self._fleet, with_reflection=True)
+        await self._fleet.start()
+        if self._streams is not None:
+            told.serve_on(self._streams)
+            await self._streams.start()
+        return told
+
+    def serve(self, service: NodeService) -> None:
         """Begin to serve."""
         node_pb2_grpc.add_NodeServicer_to_server(service, self._fleet)
-        self._health = add_health_and_reflection(self._fleet, [SERVICE])
-        await self._fleet.start()
         if self._streams is not None:
             # By its one method, so that gRPC itself knows nothing of the others here.
             diarize = grpc.stream_stream_rpc_method_handler(
@@ -57,12 +67,7 @@ class Ports:
             self._streams.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(SERVICE, {"Diarize": diarize}),)
             )
-            add_health(self._streams, self._health)
-            await self._streams.start()
-
-    async def set_ready(self, *, ready: bool) -> None:
-        """Tell health."""
-        await set_ready(self._health, [SERVICE], ready=ready)
+        self._gate.open()
 
     async def stop(self, grace_s: float) -> None:
         """Close both."""

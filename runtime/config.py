@@ -24,6 +24,12 @@ class DaemonSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SPEAKERD_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
     log_level: str = Field("info", description="debug, info, warning or error. Logs are JSON lines on stderr.")
+    stall_s: float = Field(
+        30.0,
+        ge=0.0,
+        description="Seconds for which the event loop or the device may hang before the process ends itself (exit code "
+        "70), for its supervisor to start another; 0: never.",
+    )
     # `speakerd certs init` makes them; exchanged files are taken by themselves.
     tls_cert: Path | None = Field(
         None, description="This daemon's certificate chain, PEM. Absent: plain text, on loopback alone."

@@ -11,15 +11,18 @@ import asyncio
 import functools
 import inspect
 import ipaddress
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from runtime.errors import GRPC_STATUS, InvalidRequest, SpeakerdError, Unavailable
+from runtime.health import Health
 from runtime.logs import get_logger
 from runtime.tls import Tls
 from speakerd.v1 import common_pb2
@@ -53,6 +56,12 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 ERROR_TRAILER = "speakerd-error-bin"
+TIME_METADATA = "speakerd-time-ms"
+"""Initial metadata of every answer of health: milliseconds since 1970, for whoever compares clocks."""
+
+HEALTH_LOOK_S = 0.5
+STARTING_RETRY_S = 1.0
+OPEN_BEFORE_START = ("/grpc.health.v1.", "/grpc.reflection.")
 
 
 def new_server(interceptors: Sequence[aio.ServerInterceptor] = (), *, message_bytes_max: int = 40 * MIB) -> aio.Server:
@@ -108,27 +117,82 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def add_health(server: aio.Server, servicer: health.aio.HealthServicer) -> None:
-    """Serve a daemon's health on one more server."""
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+class GrpcHealth:
+    """grpc.health.v1 of one daemon, on each of its servers.
+
+    "" and "live", "started", "ready", and each service by its name, which is as ready as the whole. Check looks as it
+    is asked, and tells the time of this machine with it; Watch hears of a change from `run` within half a second.
+    """
+
+    def __init__(self, health: Health, service_names: Sequence[str]) -> None:
+        self._health = health
+        self._names = tuple(service_names)
+        self._told: dict[str, health_pb2.HealthCheckResponse.ServingStatus.ValueType] = {}
+        self._servicer = _HealthServicer(self.tell)
+
+    def __repr__(self) -> str:
+        return f"GrpcHealth({self._health!r})"
+
+    def serve_on(self, server: aio.Server, *, with_reflection: bool = False) -> None:
+        """Answer there, and, with reflection, name the services."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        if with_reflection:
+            names = [*self._names, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, server)
+
+    async def tell(self) -> None:
+        """Look, and tell what has changed."""
+        health = self._health
+        is_ready = health.is_ready()
+        said = {"": health.is_live(), "live": health.is_live(), "started": health.is_started(), "ready": is_ready}
+        for name, holds in {**said, **dict.fromkeys(self._names, is_ready)}.items():
+            status = health_pb2.HealthCheckResponse.SERVING if holds else health_pb2.HealthCheckResponse.NOT_SERVING
+            if self._told.get(name) != status:
+                self._told[name] = status
+                await self._servicer.set(name, status)
+
+    async def run(self) -> None:
+        """Tell of changes for ever."""
+        while True:
+            await self.tell()
+            await asyncio.sleep(HEALTH_LOOK_S)
 
 
-def add_health_and_reflection(server: aio.Server, service_names: Sequence[str]) -> health.aio.HealthServicer:
-    """Serve grpc.health.v1 and reflection. "" is liveness; "ready" begins as NOT_SERVING."""
-    servicer = health.aio.HealthServicer()
-    add_health(server, servicer)
-    names = [*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, server)
-    return servicer
+class _HealthServicer(grpc_health.aio.HealthServicer):
+    def __init__(self, look: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self._look = look
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name is the contract's
+        """How a service is at this moment."""
+        await self._look()
+        await context.send_initial_metadata(((TIME_METADATA, str(round(time.time() * 1000))),))
+        return await super().Check(request, context)
 
 
-async def set_ready(servicer: health.aio.HealthServicer, service_names: Sequence[str], *, ready: bool) -> None:
-    """Set the readiness of "ready" and of each named service; liveness ("") stays SERVING."""
-    serving = health_pb2.HealthCheckResponse.SERVING
-    status = serving if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-    await servicer.set("", serving)
-    for name in ("ready", *service_names):
-        await servicer.set(name, status)
+class StartGate(aio.ServerInterceptor):
+    """Refuses every call but those for health and reflection until the daemon has started: ports open before that."""
+
+    def __init__(self) -> None:
+        self._is_open = False
+
+    def open(self) -> None:
+        """Let calls through from now on."""
+        self._is_open = True
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Let a call through, or not."""
+        if self._is_open or str(handler_call_details.method).startswith(OPEN_BEFORE_START):
+            return await continuation(handler_call_details)
+        return grpc.stream_stream_rpc_method_handler(_refuse_before_start)
+
+
+async def _refuse_before_start(_requests: Any, context: aio.ServicerContext[Any, Any]) -> None:
+    await abort(context, Unavailable("this daemon is starting: try again in a moment", retry_after_s=STARTING_RETRY_S))
 
 
 def bearer(context: aio.ServicerContext[Any, Any]) -> str | None:

@@ -1,13 +1,13 @@
 """Metrics and health over plain HTTP: one registry a daemon, served as Prometheus text from a thread of its own.
 
 Each daemon declares its metrics in one place, as a frozen class over `registry()`. The event loop never renders them.
-Beside /metrics stand /health/live and /health/ready, for probes: they need no certificate, and whoever reaches them
-learns nothing but the two words.
+Beside /metrics stand /health/live, /health/started and /health/ready, for probes: they need no certificate, and whoever
+reaches them learns nothing but the three words.
 """
 
 from __future__ import annotations
 
-import asyncio
+import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -17,8 +17,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, make_wsgi_app
 
-LIVE_BOUND_S = 2.0
-"""An event loop that has not turned for so long is not alive."""
+from runtime.errors import InvalidRequest, Unavailable
+from runtime.health import Health
 
 
 def registry() -> CollectorRegistry:
@@ -30,17 +30,28 @@ def registry() -> CollectorRegistry:
     return made
 
 
-@contextmanager
-def serve_metrics(
-    metrics: CollectorRegistry, *, host: str, port: int, is_ready: Callable[[], bool] = lambda: True
-) -> Iterator[int]:
-    """Serve http://host:port/metrics, /health/live and /health/ready while the context lasts.
+def listening_at(address: str) -> tuple[str, int]:
+    """Host and port of "HOST:PORT". Raises InvalidRequest.
 
-    Entered on the event loop, whose turning is what "live" says. Port 0 takes a free one. Yields the port. is_ready:
-    asked on the thread of each probe.
+    Any address will do, with TLS or without: what is told there are numbers of the whole daemon, and nobody's.
     """
-    application = _Application(metrics, asyncio.get_running_loop(), is_ready)
-    server = make_server(host, port, application, _Server, handler_class=_Quiet)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise InvalidRequest(f"metrics address {address!r}: write HOST:PORT, for example 127.0.0.1:9464")
+    return host.strip("[]"), int(port)
+
+
+@contextmanager
+def serve_metrics(metrics: CollectorRegistry, *, host: str, port: int, health: Health) -> Iterator[int]:
+    """Serve http://host:port/metrics and /health/live|started|ready while the context lasts.
+
+    Port 0 takes a free one. Yields the port. health: asked on the thread of each probe.
+    """
+    application = _Application(metrics, health)
+    try:
+        server = make_server(host, port, application, _Server6 if ":" in host else _Server, handler_class=_Quiet)
+    except OSError as error:
+        raise Unavailable(f"cannot listen on {host}:{port} for metrics: {error.strerror}") from None
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     try:
@@ -52,33 +63,22 @@ def serve_metrics(
 
 
 class _Application:
-    """The three pages."""
+    """The pages."""
 
-    def __init__(
-        self, metrics: CollectorRegistry, loop: asyncio.AbstractEventLoop, is_ready: Callable[[], bool]
-    ) -> None:
+    def __init__(self, metrics: CollectorRegistry, health: Health) -> None:
         self._metrics: Callable[[dict[str, Any], Any], Iterable[bytes]] = make_wsgi_app(metrics)
-        self._loop = loop
-        self._is_ready = is_ready
+        self._health = health
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         match environ.get("PATH_INFO"):
             case "/health/live":
-                return _answer(start_response, "live", holds=self._turns())
+                return _answer(start_response, "live", holds=self._health.is_alive())
+            case "/health/started":
+                return _answer(start_response, "started", holds=self._health.is_started())
             case "/health/ready":
-                return _answer(start_response, "ready", holds=self._is_ready())
+                return _answer(start_response, "ready", holds=self._health.is_ready())
             case _:
                 return self._metrics(environ, start_response)
-
-    def _turns(self) -> bool:
-        """Whether the event loop still turns."""
-        asked = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop)
-        try:
-            asked.result(LIVE_BOUND_S)
-        except TimeoutError:
-            asked.cancel()
-            return False
-        return True
 
 
 def _answer(start_response: Any, word: str, *, holds: bool) -> Iterable[bytes]:
@@ -90,6 +90,12 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     """A thread for each request: a slow scrape keeps no probe waiting."""
 
     daemon_threads = True
+
+
+class _Server6(_Server):
+    """The same on an address of IPv6."""
+
+    address_family = socket.AF_INET6
 
 
 class _Quiet(WSGIRequestHandler):

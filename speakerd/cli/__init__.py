@@ -20,6 +20,7 @@ from speakerd.cli.diarize import diarize
 from speakerd.cli.doctor import doctor
 from speakerd.cli.erase import erase
 from speakerd.cli.group import TLS_CA_FLAG, SpeakerdGroup
+from speakerd.cli.health import health
 from speakerd.cli.jobs import jobs_commands
 from speakerd.cli.people import enroll
 from speakerd.cli.stream import stream
@@ -60,7 +61,7 @@ def _options(
     trust_servers_of(tls_ca)
 
 
-for command in (up, enroll, erase, stream, diarize, demo, doctor):
+for command in (up, enroll, erase, stream, diarize, demo, doctor, health):
     app.command()(command)
 app.add_typer(voices_commands, name="voices")
 app.add_typer(jobs_commands, name="jobs")

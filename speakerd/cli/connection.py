@@ -82,6 +82,11 @@ def trust_servers_of(authority: Path | None) -> None:
     _TRUST.set(TlsTrust.from_file(authority) if authority is not None else None)
 
 
+def trusted() -> TlsTrust | None:
+    """Whose certificates servers have to show; None: plain text is spoken."""
+    return _TRUST.get()
+
+
 def data_folder(data: Path | None) -> Path:
     """The data folder that was named, by flag or variable, or the default one."""
     named = data or os.environ.get("SPEAKERD_DATA")

@@ -17,11 +17,12 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-import runtime.metrics
+import runtime.health
 from node.config import NodeSettings
 from runtime.config import load
 from runtime.errors import InvalidRequest
 from runtime.grpc_server import ERROR_TRAILER, open_channel
+from runtime.health import Health
 from runtime.metrics import registry, serve_metrics
 from speakerd.v1 import common_pb2, node_pb2
 from tests.node.conftest import ADA, BOB, CHUNK_BYTES, ROOT, Heard, RunningNode, pcm, requests, rest, tones
@@ -208,7 +209,7 @@ async def test_bad_audio_at_every_door_gets_a_clear_error_and_the_node_lives_on(
         assert code in BAD_INPUT, (what, code, text)
     assert await null_node.is_alive()
     assert (await null_node.diarize(tones(3, *ADA))).closed is not None
-    assert await null_node.metric("node_streams_active") == 0
+    assert await null_node.metric("speakerd_node_streams_active") == 0
 
 
 async def test_a_stream_of_room_noise_is_no_error_and_has_no_speakers(null_node: RunningNode) -> None:
@@ -254,7 +255,7 @@ async def test_a_voiceprint_of_another_model_or_dimension_is_refused(null_node: 
 
 
 async def test_a_full_node_refuses_with_a_retry_hint_and_serves_those_it_admitted(null_node: RunningNode) -> None:
-    rejected = await null_node.metric("node_rejected_total")
+    rejected = await null_node.metric("speakerd_node_rejected_total")
     held = [null_node.stub.Diarize(requests(pcm(tones(3, *ADA)), pace_s=0.05)) for _ in range(2)]
     for call in held:
         assert (await call.read()).HasField("opened")
@@ -265,7 +266,7 @@ async def test_a_full_node_refuses_with_a_retry_hint_and_serves_those_it_admitte
     assert info.cause == "overloaded" and info.retry_after_ms > 0
     for call in held:
         assert [answer async for answer in rest(call)][-1].HasField("closed")
-    assert await null_node.metric("node_rejected_total") == rejected + 1
+    assert await null_node.metric("speakerd_node_rejected_total") == rejected + 1
 
 
 async def test_a_client_killed_in_mid_stream_frees_its_slot(null_node: RunningNode) -> None:
@@ -285,12 +286,12 @@ async def test_a_client_killed_in_mid_stream_frees_its_slot(null_node: RunningNo
     )
     try:
         assert client.stdout is not None and await asyncio.to_thread(client.stdout.readline) == "open\n"
-        assert await null_node.metric("node_streams_active") == 1
+        assert await null_node.metric("speakerd_node_streams_active") == 1
     finally:
         client.kill()
         client.communicate()
     async with asyncio.timeout(10):
-        while await null_node.metric("node_streams_active"):
+        while await null_node.metric("speakerd_node_streams_active"):
             await asyncio.sleep(0.05)
     assert (await null_node.diarize(tones(2, *ADA))).closed is not None
 
@@ -386,8 +387,8 @@ async def test_probes_are_answered_beside_the_metrics(own_node: RunningNode) -> 
 
 
 async def test_a_loop_that_does_not_turn_is_told_from_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.metrics, "LIVE_BOUND_S", 0.2)
-    with serve_metrics(registry(), host="127.0.0.1", port=0, is_ready=lambda: False) as port:
+    monkeypatch.setattr(runtime.health, "LOOP_BOUND_S", 0.2)
+    with serve_metrics(registry(), host="127.0.0.1", port=0, health=Health()) as port:
 
         def probe(page: str) -> int:
             with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
