@@ -42,6 +42,24 @@ class Network:
         """Put it back."""
         _ip("-n", self._switches, "link", "set", self._port(host, switch), "master", switch)
 
+    @contextlib.contextmanager
+    def dropping(self, host: str, way: str, switch: str = "access") -> Iterator[None]:
+        """Lose, without a word, all that comes to a host over a switch ("in") or leaves it ("out"), or "both"."""
+        if way == "both":
+            self.cut(host, switch)
+            try:
+                yield
+            finally:
+                self.heal(host, switch)
+            return
+        chain = ["INPUT", "-i", switch] if way == "in" else ["OUTPUT", "-o", switch]
+        inside = ["netns", "exec", self.netns()[host], "iptables"]
+        _ip(*inside, "-I", *chain, "-j", "DROP")
+        try:
+            yield
+        finally:
+            _ip(*inside, "-D", *chain, "-j", "DROP")
+
     def build(self) -> None:
         switches = self._switches
         _ip("netns", "add", switches)

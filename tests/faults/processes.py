@@ -70,8 +70,8 @@ class Processes:
     netns: dict[str, str] = field(default_factory=dict)
     daemons: list[Daemon] = field(default_factory=list)
 
-    async def start(self, name: str, *arguments: str) -> Daemon:
-        """Run `speakerd ARGUMENTS…` until it says that it is ready."""
+    async def start(self, name: str, *arguments: str, fault_point: str = "") -> Daemon:
+        """Run `speakerd ARGUMENTS…` until it says that it is ready. fault_point: where it is to be killed, if it is."""
         inside = ["ip", "netns", "exec", self.netns[name]] if name in self.netns else []
         log = self.folder / f"{name}.log"
         with log.open("ab") as errors:
@@ -85,7 +85,7 @@ class Processes:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 cwd=ROOT,
-                env=environment(),
+                env={**environment(), "SPEAKERD_FAULT_POINT": fault_point},
             )
         assert process.stdout is not None
         daemon = Daemon(process, {}, log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ class Told:
 
     turns: list[common_pb2.Turn] = field(default_factory=list)
     resumed: list[Resumed] = field(default_factory=list)
+    resumed_s: list[float] = field(default_factory=list)
     degraded: list[bool] = field(default_factory=list)
     drains: int = 0
     final_ms: int = 0
@@ -35,6 +37,7 @@ class Told:
             self.final_ms = event.final_ms
         elif isinstance(event, Resumed):
             self.resumed.append(event)
+            self.resumed_s.append(time.monotonic())
             self.nodes.append(event.node_id)
         elif isinstance(event, node_pb2.Degraded):
             self.degraded.append(event.active)
@@ -49,6 +52,18 @@ class Told:
     def whole(self) -> list[Piece]:
         """The turns as a transcript has them, pieces joined and late names applied."""
         return [(turn.start_ms, turn.end_ms, turn.speaker, turn.label) for turn in self.timeline.turns()]
+
+    def loss(self, at_s: float) -> tuple[float, float]:
+        """How long after a fault the first loss after it was noticed, and how long after it the stream went on."""
+        for event, resumed_s in zip(self.resumed, self.resumed_s, strict=True):
+            if resumed_s > at_s:
+                return max(0.0, resumed_s - event.away_s - at_s), resumed_s - at_s
+        raise AssertionError("the stream was not resumed")
+
+    def require_all_heard(self) -> None:
+        """Every sample that was sent was analysed, of a stream of one channel of 16-bit samples."""
+        assert self.closed is not None
+        assert (self.closed.duration_ms, self.closed.skipped_windows) == (self.sent // 32, 0)
 
     def require_in_order(self) -> None:
         """No final turn doubled, none left out, and the summary agrees."""

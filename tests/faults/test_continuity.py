@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import signal
+import time
 import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ import soundfile
 import speakerd.live_stream
 from speakerd.client import Client, Event, StreamOptions
 from speakerd.v1 import common_pb2, people_pb2
+from tests.faults.figures import Figures
 from tests.faults.processes import Daemon, Processes, node_arguments, pcm, plane_arguments, tones, until, voice
 from tests.faults.streaming import Told, outside, stream
 
@@ -94,6 +96,7 @@ async def require_same(client: Client, sounds: list[bytes], told: list[Told], op
     )
     for undisturbed, one in zip(references, told, strict=True):
         one.require_in_order()
+        one.require_all_heard()
         undisturbed.require_in_order()
         assert one.whole() == undisturbed.whole()
         assert not undisturbed.resumed and not one.degraded
@@ -139,20 +142,30 @@ async def test_a_rolling_restart_under_many_streams_costs_no_stream_anything(dae
     await rolling_restart(daemons, 60)
 
 
-async def test_nodes_killed_and_frozen_in_mid_stream_cost_no_label_and_no_final_turn(daemons: Processes) -> None:
+@pytest.mark.fault("F1", "P6")
+@pytest.mark.fault("F5", "P6")
+async def test_nodes_killed_and_frozen_in_mid_stream_cost_no_label_and_no_final_turn(
+    daemons: Processes, figures: Figures
+) -> None:
     options = StreamOptions(latency_ms=1_000)
     async with fleet(daemons, "n1", "n2", "n3") as made, made.client() as client:
         await enrol_tones(client)
         sounds = [conversation(index, 60) for index in range(9)]
         async with streaming(client, sounds, options) as told:
-            for number in (signal.SIGKILL, signal.SIGSTOP):
+            for cell, number in (("F1", signal.SIGKILL), ("F5", signal.SIGSTOP)):
                 lost = told[0].nodes[-1]
                 there = [one for one in told if one.nodes[-1] == lost]
                 made.nodes[lost].send(number)
+                at_s = time.monotonic()
                 await until(lambda there=there, lost=lost: all(one.nodes[-1] != lost for one in there))
+                noticed_s, resumed_s = np.max([one.loss(at_s) for one in there], axis=0)
+                figures.record("noticed after", float(noticed_s), cell=cell)
+                figures.record("goes on after", float(resumed_s), cell=cell)
                 await asyncio.sleep(1.5)
         assert all(one.resumed for one in told if len(one.nodes) > 1) and len(told[0].resumed) == 2
         await require_same(client, sounds, told, options)
+        for cell in ("F1", "F5"):
+            figures.record("turns lost, doubled or changed", 0, "", cell=cell)
 
 
 def opus(samples: np.ndarray) -> bytes:
@@ -171,6 +184,7 @@ def opus(samples: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.fault("F1", "P6")
 @pytest.mark.parametrize("kind", ["container", "parties apart"])
 async def test_containers_and_calls_outlive_their_node_too(daemons: Processes, kind: str) -> None:
     spoken = [np.frombuffer(conversation(number, 60), "<i2").astype(np.float32) / 32768 for number in (3, 4)]
@@ -211,6 +225,7 @@ def talk_of(audio: Path) -> tuple[np.ndarray, list[list[np.ndarray]]]:
     return np.concatenate([piece for part in parts for piece in (part, pause)]), recordings
 
 
+@pytest.mark.fault("F1", "P6")
 @pytest.mark.parametrize(
     "kill_s", [26, pytest.param(13, marks=pytest.mark.deep), pytest.param(34, marks=pytest.mark.deep)]
 )

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from controlplane import fault_points
 from speakerd.v1 import audit_pb2, audit_pb2_grpc, people_pb2
 from tests.controlplane.conftest import Client, until
 from tests.controlplane.test_daemon import ROOT, Daemon
+from tests.faults.figures import Figures
 
 RATE_HZ = 16_000
 HEARTBEAT_S = 1.0
@@ -284,15 +286,22 @@ class Erasing(Scenario):
         assert (await whole(client)).num_rows - self.rows in (2, 3)
 
 
-async def sweep(world: Fleet, points: Sequence[tuple[type[Scenario], str]]) -> None:
+async def sweep(world: Fleet, points: Sequence[tuple[type[Scenario], str]], figures: Figures) -> None:
     """Kill at each point in turn; what is looked at after one kill is done where the next is prepared."""
     last: Scenario | None = None
+    whole_s = dict[str, list[float]]()
+
+    async def look_after(client: Client, scenario: Scenario) -> None:
+        began_s = time.monotonic()
+        await scenario.after(client)
+        whole_s.setdefault(type(scenario).__name__.lower(), []).append(time.monotonic() - began_s)
+
     for kind, point in points:
         print(point)
         scenario = kind(world, point)
         async with world.plane() as (_, client):
             if last is not None:
-                await last.after(client)
+                await look_after(client, last)
             await scenario.before(client)
         async with world.plane(point) as (daemon, client):
             with contextlib.suppress(aio.AioRpcError):
@@ -301,7 +310,10 @@ async def sweep(world: Fleet, points: Sequence[tuple[type[Scenario], str]]) -> N
         last = scenario
     assert last is not None
     async with world.plane() as (_, client):
-        await last.after(client)
+        await look_after(client, last)
+    figures.record("points at which it was killed", len(points), "")
+    for what, took_s in whole_s.items():
+        figures.record(f"killed while {what}: done after the restart", max(took_s))
 
 
 SWEEP = [
@@ -320,13 +332,19 @@ def test_every_point_is_in_the_sweep_and_in_the_code() -> None:
         assert f'reach("{point}")' in code, point
 
 
-async def test_a_control_plane_that_is_killed_in_the_middle_finishes_after_a_restart(tmp_path: Path) -> None:
+@pytest.mark.fault("F4", "P5", "P2", "P13")
+async def test_a_control_plane_that_is_killed_in_the_middle_finishes_after_a_restart(
+    tmp_path: Path, figures: Figures
+) -> None:
     async with fleet(tmp_path) as world:
-        await sweep(world, [(kind, point) for kind, point in SWEEP if point in QUICK])
+        await sweep(world, [(kind, point) for kind, point in SWEEP if point in QUICK], figures)
 
 
 @pytest.mark.deep
 @pytest.mark.timeout(3600)
-async def test_a_control_plane_that_is_killed_at_any_step_finishes_after_a_restart(tmp_path: Path) -> None:
+@pytest.mark.fault("F4", "P5", "P2", "P13")
+async def test_a_control_plane_that_is_killed_at_any_step_finishes_after_a_restart(
+    tmp_path: Path, figures: Figures
+) -> None:
     async with fleet(tmp_path) as world:
-        await sweep(world, SWEEP)
+        await sweep(world, SWEEP, figures)
