@@ -108,7 +108,7 @@ class GuardedHttp:
         for _ in range(REDIRECTS_MAX + 1):
             async with self.request("GET", url) as response:
                 if response.status in REDIRECTS:
-                    url = urljoin(url, _header(response, b"location"))
+                    url = _redirected(url, response)
                     continue
                 if response.status != 200:
                     raise InvalidRequest(
@@ -123,7 +123,7 @@ class GuardedHttp:
         for _ in range(REDIRECTS_MAX + 1):
             async with self.request("GET", url) as response:
                 if response.status in REDIRECTS:
-                    url = urljoin(url, _header(response, b"location"))
+                    url = _redirected(url, response)
                     continue
                 if response.status != 200:
                     raise InvalidRequest(
@@ -279,10 +279,13 @@ def _target(parts: SplitResult) -> str:
     return path
 
 
-def _header(response: httpcore.Response, name: bytes) -> str:
+def _redirected(url: str, response: httpcore.Response) -> str:
+    """Where an answer sends us on to, not yet judged. Raises InvalidRequest where that is nowhere."""
     for key, value in response.headers:
-        if key.lower() == name:
-            return bytes(value).decode("latin-1")
+        if key.lower() == b"location":
+            # What cannot be read raises ValueError: "//[", for one.
+            with contextlib.suppress(ValueError):
+                return urljoin(url, bytes(value).decode("latin-1"))
     raise InvalidRequest("the url redirects to nowhere")
 
 

@@ -99,8 +99,10 @@ def _redirected(url: str, headers: list[tuple[bytes, bytes]]) -> str | None:
     """Where to go on; None: nowhere that will do. What was told under TLS is not told in the open."""
     for name, value in headers:
         if name.lower() == b"location":
-            there = urljoin(url, value.decode("latin-1"))
-            if urlsplit(url).scheme == "https" and urlsplit(there).scheme != "https":
-                return None
-            return there
+            try:
+                there = urljoin(url, value.decode("latin-1"))
+                is_open = urlsplit(url).scheme == "https" and urlsplit(there).scheme != "https"
+            except ValueError:
+                return None  # what cannot be read: "//[", for one
+            return None if is_open else there
     return None

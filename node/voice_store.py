@@ -431,8 +431,8 @@ def require_fit(embedding: FloatArray, embedding_dim: int) -> None:
     """Raises InvalidRequest for what is no voiceprint of so many floats, of unit length."""
     if embedding.shape != (embedding_dim,):
         raise InvalidRequest(f"the voiceprint has {embedding.size} floats, this node's model takes {embedding_dim}")
-    length = float(np.linalg.norm(embedding))
-    if not np.isfinite(length) or abs(length - 1.0) > 1e-2:
+    # In double precision: the squares of large floats are beyond what a float holds.
+    if not np.isfinite(embedding).all() or abs(np.linalg.norm(embedding.astype(np.float64)) - 1.0) > 1e-2:
         raise InvalidRequest("the voiceprint is not of unit length: send it as Analyze gave it")
 
 

@@ -232,10 +232,11 @@ def file_responses(event: events.FileProgress | events.FileResult) -> Iterator[n
 
 
 def _unit(vector: FloatArray) -> FloatArray:
-    norm = float(np.linalg.norm(vector)) if np.isfinite(vector).all() else 0.0
+    # In double precision: the squares of large floats are beyond what a float holds.
+    norm = float(np.linalg.norm(vector.astype(np.float64))) if np.isfinite(vector).all() else 0.0
     if norm <= 0.0:
         raise InvalidRequest("identify.voiceprints: an embedding has to be finite, and not zero")
-    unit: FloatArray = vector / np.float32(norm)
+    unit: FloatArray = (vector / norm).astype(np.float32)
     return unit
 
 

@@ -78,6 +78,8 @@ def _parse(text: str) -> tuple[Ticket, bytes, bytes] | None:
     try:
         body, signature = (_decode(part) for part in text.split("."))
         fields = json.loads(body)
+        if not isinstance(fields, dict):
+            return None
         audiences = fields.pop("audiences", [])
         ticket = Ticket(**fields, audiences=tuple(audiences))
     except (ValueError, TypeError, RecursionError, binascii.Error):

@@ -41,11 +41,10 @@ def parse_rttm(text: str) -> list[RttmTurn]:
         if not field or field[0] != "SPEAKER":
             continue
         try:
-            start_s, length_s, label = float(field[3]), float(field[4]), field[7]
-        except (IndexError, ValueError):
+            start_ms, length_ms, label = round(float(field[3]) * 1000), round(float(field[4]) * 1000), field[7]
+        except (IndexError, ValueError, OverflowError):  # the last: a time that is infinite
             raise ValueError(f"line {number} is no RTTM line") from None
-        start_ms = round(start_s * 1000)
-        turns.append(RttmTurn(start_ms, start_ms + round(length_s * 1000), label))
+        turns.append(RttmTurn(start_ms, start_ms + length_ms, label))
     return turns
 
 

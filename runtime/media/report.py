@@ -25,6 +25,7 @@ FloatArray = npt.NDArray[np.float32]
 
 LINE_BYTES_MAX = 4_096
 BLOCK_BYTES_MAX = 4 * SAMPLE_RATE_HZ
+NUMBER_MAX = 1e15
 NAME = re.compile(r"[a-z0-9_]{1,32}")
 ERROR_NAME = re.compile(r"[A-Za-z]{1,40}")
 
@@ -75,7 +76,7 @@ class ReportReader:
         try:
             while not self.ended and self._step(blocks):
                 pass
-        except (_Misreported, ValueError, KeyError, TypeError, AttributeError):
+        except (_Misreported, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise BadAudio(f"the audio makes the decoder misbehave: {AGAIN}") from None
         return blocks
 
@@ -240,7 +241,8 @@ class _Numbers:
 
     def number(self, key: str) -> float:
         value = self._said.get(key)
-        return float(value) if isinstance(value, int | float) else 0.0
+        # An integer may have hundreds of digits, more than a float holds.
+        return float(value) if isinstance(value, int | float) and abs(value) <= NUMBER_MAX else 0.0
 
     def name(self, key: str) -> str:
         value = self._said.get(key)
