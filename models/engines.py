@@ -38,3 +38,10 @@ def collecting(bundle: AnyBundle, device: AnalysisDevice) -> Collecting:
     from models.pyannote.file import PyannoteFile
 
     return lambda kind: PyannoteFile(bundle)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a call of torch failed for want of memory: a smaller one may succeed, and the device is as it was."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

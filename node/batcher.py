@@ -4,26 +4,28 @@ In: samples, pushed into a Source by each stream and file. Out: the analyses of 
 holds: one batch is on the device at a time and there are no timers; a batch is as large as the device gets through in
 BATCH_S, and while there are live streams files get FILL_S of it at most; who waits longest is served first, a window
 at a time; a live stream that the device is late with jumps to its newest window, and what it leaves out is counted;
-results of a slot that was closed are dropped. A batch that fails is tried again slot by slot, so that a fault costs
-only the streams that cause it.
+results of a slot that was closed are dropped. A batch for which there is no memory is halved until there is, and so are
+those after it for a while; one that fails otherwise is tried again slot by slot, so that a fault costs only the
+streams that cause it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.analysis import FrameGrid, WindowAnalysis
-from models.seams import AnalysisDevice, DueWindow, SlotKind
-from node.device_thread import DeviceLost, DeviceThread
+from models.seams import DueWindow, SlotKind
+from node.device_thread import OUT_OF_MEMORY, DeviceLost, DeviceThread
 from node.engine import Engine, probe
 from node.metrics import NodeMetrics
 from node.slots import Slot
 from node.source import WINDOWS_A_SLOT, SlotWork, Source
 from runtime.clock import Clock
-from runtime.errors import SpeakerdError
+from runtime.errors import SpeakerdError, Unavailable
 from runtime.logs import get_logger
 from runtime.units import ms_from_samples, seconds_from_samples
 
@@ -39,6 +41,8 @@ LATENESS_KEPT = 4096
 LATENESS_WINDOW_S = 60.0
 SATURATED_WINDOW_S = 10.0
 SATURATED_WINDOWS_MIN = 8
+GROWS_AGAIN_S = 30.0
+"""How long after the device ran out of memory a batch may be twice as large again."""
 COST_WEIGHT = 0.2  # of the newest batch in what a window is expected to take
 
 
@@ -80,6 +84,10 @@ class DeviceFault(SpeakerdError):
     """The device failed on a window of this stream; the node goes on."""
 
 
+class DeviceFull(Unavailable):
+    """There is no memory even for a single window of this stream, which goes on elsewhere; so does the node, here."""
+
+
 class Batcher:
     """All sources of a node, and the loop that feeds the device from them.
 
@@ -105,6 +113,9 @@ class Batcher:
         self._sources: dict[Slot, Source] = {}
         self._due: dict[Source, None] = {}  # in the order in which their windows became due
         self._wake = asyncio.Event()
+        self._fits = windows_max  # as many as there was memory for
+        self._short_s = -math.inf  # when there was last not enough
+        self._full_s = -math.inf  # when there was last none for a single window
         self._window_s = 0.0  # what a window takes, by the last batches
         self._lateness: deque[tuple[float, float]] = deque(maxlen=LATENESS_KEPT)  # (when, seconds)
 
@@ -125,9 +136,12 @@ class Batcher:
     def is_saturated(self) -> bool:
         """Whether live windows wait for longer than a step: the device gets less done than is asked of it.
 
-        Half of the last seconds' windows have to, so that one stall of the machine is not taken for it.
+        Half of the last seconds' windows have to, so that one stall of the machine is not taken for it. A device that
+        had no memory for a single window in that time is as full as one can be.
         """
         horizon = self._clock.monotonic_s() - SATURATED_WINDOW_S
+        if self._full_s >= horizon:
+            return True
         recent: list[float] = []
         for when, seconds in reversed(self._lateness):
             if when < horizon:
@@ -216,8 +230,18 @@ class Batcher:
         )
 
     def _affordable(self, seconds: float) -> int:
-        """How many windows the device gets through in so long; one at least."""
-        return min(self._windows_max, max(1, int(seconds / self._window_s))) if self._window_s else self._windows_max
+        """How many windows the device gets through in so long, and has memory for; one at least."""
+        now_s = self._clock.monotonic_s()
+        if self._fits < self._windows_max and now_s - self._short_s > GROWS_AGAIN_S:
+            self._fits, self._short_s = min(self._windows_max, 2 * self._fits), now_s
+        return min(self._fits, max(1, int(seconds / self._window_s))) if self._window_s else self._fits
+
+    def _note_memory(self, analysed: Analysed, now_s: float) -> None:
+        if analysed.fits is not None:
+            self._fits, self._short_s = max(1, analysed.fits), now_s
+            self._metrics.batches_halved.inc()
+        if any(isinstance(outcome, DeviceFull) for outcome in analysed.outcomes):
+            self._full_s = now_s
 
     def _raise_lost(self) -> None:
         if self._device.lost.done():
@@ -235,18 +259,19 @@ class Batcher:
             del self._due[source]
         num_windows = sum(taken.values())
         began_s = self._clock.monotonic_s()
-        outcomes = await self._device.call(lambda engine: _analyze_works(engine, list(works.values())))
+        analysed = await self._device.call(lambda engine: _analyze_works(engine, list(works.values())))
         ended_s = self._clock.monotonic_s()
         cost_s = (ended_s - began_s) / num_windows
         self._window_s = self._window_s + COST_WEIGHT * (cost_s - self._window_s) if self._window_s else cost_s
         self._metrics.batch_size.observe(num_windows)
         self._metrics.analyse_seconds.observe(ended_s - began_s)
+        self._note_memory(analysed, ended_s)
         heard_s = 0.0
         failed = False
-        for slot, outcome in zip(works, outcomes, strict=True):
+        for slot, outcome in zip(works, analysed.outcomes, strict=True):
             source_now = self._sources.get(slot)
-            if isinstance(outcome, DeviceFault):
-                failed = True
+            if isinstance(outcome, SpeakerdError):
+                failed = failed or isinstance(outcome, DeviceFault)
                 self._metrics.device_faults.inc()
                 self._metrics.windows_failed.inc(taken[slot])
             else:
@@ -277,36 +302,77 @@ class Batcher:
             self._raise_lost()
 
 
-def _analyze_works(engine: Engine, works: Sequence[SlotWork]) -> list[list[WindowAnalysis] | SpeakerdError]:
+@dataclass(frozen=True, slots=True)
+class Analysed:
+    """What came of a batch, slot by slot. fits: how many windows there was memory for, where there was not for all."""
+
+    outcomes: list[list[WindowAnalysis] | SpeakerdError]
+    fits: int | None
+
+
+def _analyze_works(engine: Engine, works: Sequence[SlotWork]) -> Analysed:
     """On the device's thread: write, analyse all windows in one batch; slot by slot if that fails."""
     device = engine.device
     outcomes: dict[int, list[WindowAnalysis] | SpeakerdError] = {}
     good: list[SlotWork] = []
+    parts = _Parts(engine)
     for work in works:
         try:
             device.write(work.slot, work.samples)
             good.append(work)
         except Exception as error:  # noqa: BLE001 - handed to the stream that it happened to
-            outcomes[work.slot] = _fault(error, work)
+            outcomes[work.slot] = _fault(engine, error, work)
+    failed = False
     try:
-        outcomes |= _analyze(device, good)
+        outcomes |= parts.analyze(good)
     except Exception as error:  # noqa: BLE001 - told apart slot by slot below
         get_logger().warning("device.batch_failed", error_type=type(error).__name__, slots=len(good))
-        for work in good:
-            try:
-                outcomes |= _analyze(device, [work])
-            except Exception as again:  # noqa: BLE001 - handed to the stream that it happened to
-                outcomes[work.slot] = _fault(again, work)
-    return [outcomes[work.slot] for work in works]
+        failed = True
+    for work in good if failed else ():
+        try:
+            outcomes |= parts.analyze([work])
+        except Exception as again:  # noqa: BLE001 - handed to the stream that it happened to
+            outcomes[work.slot] = _fault(engine, again, work)
+    return Analysed([outcomes[work.slot] for work in works], parts.fits)
 
 
-def _analyze(device: AnalysisDevice, works: Sequence[SlotWork]) -> dict[int, list[WindowAnalysis] | SpeakerdError]:
-    windows = [DueWindow(work.slot, end) for work in works for end in work.ends]
-    analyses = iter(device.analyze(windows)) if windows else iter(())
-    return {work.slot: [next(analyses) for _ in work.ends] for work in works}
+class _Parts:
+    """Analyses batches whole where there is memory for them, and else in halves, down to single windows."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.fits: int | None = None
+
+    def analyze(self, works: Sequence[SlotWork]) -> dict[int, list[WindowAnalysis] | SpeakerdError]:
+        """The analyses of each slot. Raises what the device raises, for want of memory too if it is a single window."""
+        windows = [DueWindow(work.slot, end) for work in works for end in work.ends]
+        size = len(windows) if self.fits is None else self.fits
+        found: list[WindowAnalysis] = []
+        while len(found) < len(windows):
+            part = windows[len(found) : len(found) + size]
+            heard = self._try(part, is_last=len(part) == 1)
+            if heard is None:
+                size = self.fits = len(part) // 2
+                get_logger().warning("device.batch_halved", windows=len(part))
+                continue
+            found += heard
+        analyses = iter(found)
+        return {work.slot: [next(analyses) for _ in work.ends] for work in works}
+
+    def _try(self, windows: Sequence[DueWindow], *, is_last: bool) -> list[WindowAnalysis] | None:
+        """None where there is not memory enough. Once it is returned, the error's traceback holds nothing any more."""
+        try:
+            return self._engine.device.analyze(windows)
+        except Exception as error:
+            if is_last or not self._engine.is_out_of_memory(error):
+                raise
+        return None
 
 
-def _fault(error: Exception, work: SlotWork) -> DeviceFault:
+def _fault(engine: Engine, error: Exception, work: SlotWork) -> SpeakerdError:
+    if engine.is_out_of_memory(error):
+        get_logger().error("device.out_of_memory", slot=work.slot)
+        return DeviceFull(f"{OUT_OF_MEMORY} (place the stream again and resume)", retry_after_s=1.0)
     get_logger().error("device.fault", slot=work.slot, error_type=type(error).__name__, exc_info=error)
     return DeviceFault(
         f"the device failed on the audio up to {ms_from_samples(work.ends[-1])} ms: place the stream again and resume"

@@ -2,7 +2,8 @@
 
 In: functions of the engine. Out: futures of the loop. What always holds: calls run one at a time, in the order of their
 submission, on one thread; a call whose caller has gone before it began is not run; and when the thread ends other than
-by `stop`, `lost` says so and every call fails.
+by `stop`, `lost` says so and every call fails. A call that fails for want of memory is refused as too much; after any
+other failure the device is asked whether it still answers, and is lost if it does not.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from node.engine import Engine, probe
-from runtime.errors import Overloaded, Unavailable
+from runtime.errors import Overloaded, SpeakerdError, Unavailable
+from runtime.logs import get_logger
 
 T = TypeVar("T")
 STOP_BOUND_S = 5.0
+OUT_OF_MEMORY = "the device is out of memory: try again in a second, or go to another node"
 
 
 class DeviceLost(Exception):
@@ -34,10 +38,16 @@ class DeviceThread:
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
         self._loaded: asyncio.Future[Engine] = self._loop.create_future()
         self._stopping = False
+        self._since_s: float | None = None  # when the call began that runs
         self.lost: asyncio.Future[DeviceLost] = self._loop.create_future()
 
     def __repr__(self) -> str:
         return f"DeviceThread({self._queue.qsize()} calls waiting, lost={self.lost.done()})"
+
+    def busy_s(self) -> float:
+        """How long the call has run that runs now; 0 where none does. May be asked on any thread."""
+        since_s = self._since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
 
     async def start(self) -> Engine:
         """Load and warm the engine. Raises what loading raised."""
@@ -90,16 +100,34 @@ class DeviceThread:
             work, future = item
             if future.cancelled():
                 continue
+            self._since_s = time.monotonic()
             try:
                 result = work(engine)
             except Exception as error:  # noqa: BLE001 - handed to the caller
-                self._post(_fail, future, error)
+                self._failed(engine, future, error)
             except BaseException as error:
                 self._post(_fail, future, error)
                 self._post(self.declare_lost, DeviceLost(f"the device thread ended: {type(error).__name__}"))
                 raise
             else:
                 self._post(_resolve, future, result)
+            finally:
+                self._since_s = None
+
+    def _failed(self, engine: Engine, future: asyncio.Future[Any], error: Exception) -> None:
+        if engine.is_out_of_memory(error):
+            # In place of the error, whose traceback would hold what the call had allocated.
+            self._post(_fail, future, Overloaded(OUT_OF_MEMORY, retry_after_s=1.0))
+            return
+        self._post(_fail, future, error)
+        if isinstance(error, SpeakerdError):
+            return
+        try:
+            probe(engine.device)
+        except Exception as again:  # noqa: BLE001 - whatever a dead device raises, the conclusion is the same
+            if not engine.is_out_of_memory(again):
+                get_logger().error("device.lost", error_type=type(again).__name__)
+                self._post(self.declare_lost, DeviceLost("the device failed on silence after failing on a call"))
 
     def _post(self, act: Callable[..., None], *arguments: Any) -> None:
         try:

@@ -54,7 +54,8 @@ class Engine:
 
     model: "<embedding id>@<revision>", to which voiceprints belong. collector: what makes turns of a recording's
     windows, given what kind of slot they are of. windows_a_batch: the largest batch. free_bytes: memory that is free
-    where the device has its rings; total_bytes: all that there is of it.
+    where the device has its rings; total_bytes: all that there is of it. is_out_of_memory: whether a call failed for
+    want of memory, so that a smaller one may succeed.
     """
 
     device: AnalysisDevice
@@ -68,6 +69,7 @@ class Engine:
     windows_a_batch: int = 32
     free_bytes: Callable[[], int] = free_host_bytes
     total_bytes: Callable[[], int] = total_host_bytes
+    is_out_of_memory: Callable[[BaseException], bool] = lambda error: isinstance(error, MemoryError)
 
 
 def engine_loader(bundle: str, device: str, calibration: Path | None = None) -> Callable[[], Engine]:
@@ -108,7 +110,7 @@ def _load_torch(bundle_name: str, device_name: str, calibration: Path | None) ->
 
     from models.bundle import load_bundle
     from models.calibration_file import with_calibration
-    from models.engines import collecting, open_device
+    from models.engines import collecting, is_out_of_memory, open_device
     from models.torch_gallery import TorchGallery
 
     if device_name == "cpu":
@@ -131,4 +133,5 @@ def _load_torch(bundle_name: str, device_name: str, calibration: Path | None) ->
         windows_a_batch=256 if on_gpu else 32,
         free_bytes=(lambda: int(torch.cuda.mem_get_info(device_name)[0])) if on_gpu else free_host_bytes,
         total_bytes=(lambda: int(torch.cuda.mem_get_info(device_name)[1])) if on_gpu else total_host_bytes,
+        is_out_of_memory=is_out_of_memory,
     )

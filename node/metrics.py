@@ -78,6 +78,9 @@ class NodeMetrics:
         )
         self.late_results = made.counter("late_results_total", "Analyses that came back after their slot was closed.")
         self.device_faults = made.counter("device_faults_total", "Streams and files that a fault of the device ended.")
+        self.batches_halved = made.counter(
+            "device_batches_halved_total", "Batches for which the device had not memory enough, and which were halved."
+        )
         self.memory_free = made.gauge(
             "device_memory_free_bytes",
             "Memory that is free where the device has its rings: of the GPU, or of the host.",
