@@ -1,7 +1,8 @@
 """Runs the lines that a page of docs/ shows, as they stand there.
 
-A block to be run has a name behind its language: ```bash enrol. `Page` reads them; `Lines` runs them in a folder, with
-variables of the environment, and knows which were not run yet, so that no line of a page goes untried.
+A block to be run has a name behind its language: ```bash enrol. `read_page` finds them; `Lines` runs them in a
+folder, with variables of the environment, and knows which were not run yet, so that no line of a page goes untried. What
+a block exports is there for the next ones, as in a reader's terminal.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0
 _FENCE = re.compile(r"^```(bash|python|javascript)[ \t]*(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ENDINGS = {"bash": "sh", "python": "py", "javascript": "mjs"}
 
@@ -69,24 +71,53 @@ class Lines:
         block = self.blocks[name]
         file = self.folder / f"lines-{name}.{_ENDINGS[block.language]}"
         file.write_text(block.text)
+        exported = self.folder / "exported"
+        lines = f"source {shlex.quote(str(file))}\nenv --null > {shlex.quote(str(exported))}"
         command = {
-            "bash": ["bash", "-euo", "pipefail", str(file)],
+            "bash": ["bash", "-euo", "pipefail", "-c", lines],
             "python": [sys.executable, "-W", "error", str(file)],
             "javascript": ["node", str(file)],
         }[block.language]
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("SPEAKERD_")}
+        before = self.environment()
         ended = subprocess.run(
             command,
             cwd=self.folder,
-            env={**kept, **self.variables},
+            env=before,
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
             check=False,
         )
         assert ended.returncode == 0, f"{name}: {ended.stdout}\n{ended.stderr}"
+        if block.language == "bash":
+            said = dict(pair.split("=", 1) for pair in exported.read_text().split("\0") if pair)
+            self.variables |= {key: value for key, value in said.items() if before.get(key) != value and key != "_"}
         self.ran.add(name)
         return Ran(ended.stdout, ended.stderr)
+
+    def environment(self) -> dict[str, str]:
+        """What a block sees: the variables over this process's, without settings of whoever runs the tests."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("SPEAKERD_")}
+        return {**kept, **self.variables}
+
+    def start(self, name: str, ready: str) -> subprocess.Popen[str]:
+        """Run a block that goes on, until it has printed a line that begins so; the caller ends it."""
+        block = self.blocks[name]
+        assert block.language == "bash"
+        with (self.folder / f"said-{name}.txt").open("w") as complaints:
+            process = subprocess.Popen(
+                ["bash", "-euo", "pipefail", "-c", f"exec {block.text}"],
+                cwd=self.folder,
+                env=self.environment(),
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+            )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith(ready), (name, line, (self.folder / f"said-{name}.txt").read_text())
+        self.ran.add(name)
+        return process
 
     def left(self) -> set[str]:
         """Blocks that were not run."""
