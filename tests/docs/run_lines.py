@@ -1,8 +1,8 @@
 """Runs the lines that a page of docs/ shows, as they stand there.
 
 A block to be run has a name behind its language: ```bash enrol. `read_page` finds them; `Lines` runs them in a
-folder, with variables of the environment, and knows which were not run yet, so that no line of a page goes untried. What
-a block exports is there for the next ones, as in a reader's terminal.
+folder, with variables of the environment, and knows which were not run yet, so that no line of a page goes untried.
+What a block exports is there for the next ones, as in a reader's terminal.
 """
 
 from __future__ import annotations
