@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from controlplane.audit_checkpoints import AuditCheckpoints, last_of_epoch, public_key_of
 from controlplane.auditing import Auditing
 from controlplane.blobs import Blobs
+from controlplane.census import Census
 from controlplane.chores import Chore, Chores
 from controlplane.completion import Completion
 from controlplane.config import ControlPlaneSettings
@@ -49,15 +51,16 @@ from controlplane.live_relay import LiveRelay
 from controlplane.live_sessions import LiveSessions
 from controlplane.media_sources import MediaSources, open_drive
 from controlplane.media_store import MediaStore
-from controlplane.metrics import Metrics, declare
+from controlplane.metrics import PART, Metrics, declare
 from controlplane.nodes import Nodes
 from controlplane.orphans import sweep_orphans
 from controlplane.outside import Outside, open_outside
 from controlplane.people import Ground, People, build_people
 from controlplane.placement import Placing
-from controlplane.pulse import Pulse
-from controlplane.quotas import jobs_max, streams_max
+from controlplane.pulse import Pulse, wait_s
+from controlplane.quotas import StreamQuotas, jobs_max, streams_max
 from controlplane.rate_limits import RateLimits
+from controlplane.readiness import Readiness
 from controlplane.recent_callers import RecentCallers
 from controlplane.reconciler import Reconciler
 from controlplane.registry import Registry
@@ -83,10 +86,15 @@ from controlplane.webhook_post import WebhookPost
 from controlplane.webhook_secrets import WebhookSecrets
 from controlplane.webhooks import BodyOf, Webhooks
 from runtime.clock import Clock
+from runtime.grpc_server import GrpcHealth
+from runtime.health import Health
 from runtime.lifecycle import Part, Tasks
+from runtime.loop_watch import LoopWatch
+from runtime.metrics import listening_at, serve_metrics
 from runtime.metrics import registry as metrics_registry
 from runtime.speaker_token import SpeakerSeal
 from runtime.tls import Tls
+from speakerd import __version__
 from speakerd.v1 import admin_pb2_grpc, audit_pb2_grpc, fleet_pb2_grpc, jobs_pb2_grpc, people_pb2_grpc, streams_pb2_grpc
 
 SERVICES = (
@@ -97,6 +105,8 @@ SERVICES = (
     "speakerd.v1.Admin",
     "speakerd.v1.Fleet",
 )
+
+RECONCILED_S_MAX = 2.0
 
 
 class HttpPart(Part, Protocol):
@@ -125,6 +135,7 @@ class Core:
     fleet: Fleet
     fan_out: FanOut
     reconciler: Reconciler
+    readiness: Readiness
     library: Voices
     enrolment: Enrolment
     erasures: Erasures
@@ -155,7 +166,8 @@ class ControlPlane:
         self.settings = settings
         self.metrics: Metrics = declare(metrics_registry())
         self.grpc_address = ""
-        self.draining = False
+        self.metrics_address = ""  # where they are served apart from HTTP
+        self.health = Health()
         # How a job's end is told to whoever asked for it: the edge says, which knows the words.
         self.webhook_body: BodyOf | None = None
         self._clock = clock
@@ -164,6 +176,8 @@ class ControlPlane:
         self.fleet_address = ""
         self._tls: Tls | None = None
         self._doors: Doors | None = None
+        self._exits = ExitStack()
+        self._told: GrpcHealth | None = None
         self._workers: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
@@ -175,16 +189,28 @@ class ControlPlane:
         assert self._core is not None, "asked before the control plane has started"
         return self._core
 
+    @property
+    def draining(self) -> bool:
+        """Whether new work is refused, for this process is about to end."""
+        return self._core is not None and self._core.readiness.is_draining
+
     async def start(self, tasks: Tasks) -> None:
-        """Open everything, then the port: what is served is ready."""
+        """Answer for health, open everything, then serve."""
         settings = self.settings
         prepare_data_folder(settings.data)
         kek = kek_source(settings)
         keys = KeyRing(*kek.load())
         fleet_key = read_or_make_text(settings.data / "fleet.key", new_fleet_key)
         self._tls = settings.tls()
+        self._serve_metrics()
+        self._doors = Doors(settings, self._tls, services=SERVICES)
+        self._told = await self._doors.open(self.health)
+        tasks.spawn("health", self._told.run())
+        self.grpc_address, self.fleet_address = self._doors.address, self._doors.fleet_address
         tickets = TicketSigner(read_or_make_bytes(settings.data / "ticket.key"), self._clock)
         database = await open_database(settings.resolved_database_url(), self._clock, lease_s=settings.lease_s)
+        database.failed = self.metrics.database_errors.inc
+        database.took = lambda kind, seconds: self.metrics.database_seconds.labels(kind).observe(seconds)
         redis_url = settings.redis_url
         if redis_url is None:
             self._redis = EmbeddedRedis(settings.data / "redis")
@@ -238,6 +264,7 @@ class ControlPlane:
         self._workers = [
             tasks.spawn("fleet.reconcile", self._core.fleet.reconcile()),
             tasks.spawn("fleet.drift", self._core.reconciler.run()),
+            tasks.spawn("readiness", self._core.readiness.run()),
             tasks.spawn("fleet.fan_out", self._core.fan_out.run()),
             tasks.spawn("fleet.wakes", listen(redis_url, self._core.fan_out.hear)),
             tasks.spawn("redis.fill", registry.keep_filled(self._core.fan_out.silent)),
@@ -249,14 +276,24 @@ class ControlPlane:
         self._workers += [
             tasks.spawn("webhooks.tell", self._core.webhooks.run()),
             tasks.spawn("told.chores", self._told_chores(self._core).run()),
+            tasks.spawn("census", Census(database, self._clock, self.metrics, every_s=settings.reconcile_s).run()),
+            tasks.spawn("metrics", self._watch().run()),
         ]
         await self._core.job_part.start(tasks.spawn)
+        # Usually there by now; where millions of voices take longer, readiness tells when.
+        await wait_s(self._core.reconciler.read, RECONCILED_S_MAX)
+        await self._core.readiness.look()
         if "grpc" in settings.roles:
-            await self._serve(self._core, tickets, CheckpointKeys(fleet_key.encode(), self._clock))
+            self._serve(self._core, tickets, CheckpointKeys(fleet_key.encode(), self._clock))
+        self.health.started(self._core.readiness.is_ready)
+        await self._told.tell()
 
     async def drain(self, deadline_s: float) -> None:
         """Refuse new calls and let those that run end."""
-        self.draining = True
+        if self._core is not None:
+            self._core.readiness.is_draining = True
+        if self._told is not None:
+            await self._told.tell()
         jobs = [] if self._core is None else [self._core.job_part.drain(deadline_s)]
         doors = [] if self._doors is None else [self._doors.drain(deadline_s)]
         await asyncio.gather(*doors, *jobs)
@@ -289,6 +326,20 @@ class ControlPlane:
             await redis.stop()
         if core is not None:
             await core.database.close()
+        await asyncio.to_thread(self._exits.close)
+
+    def _serve_metrics(self) -> None:
+        """Where they are asked for; and where there is no HTTP that could show them, on this machine."""
+        address = self.settings.metrics
+        if address is None and "http" not in self.settings.roles:
+            address = "127.0.0.1:0"
+        if address is not None:
+            host, port = listening_at(address)
+            serving = serve_metrics(self.metrics.registry, host=host, port=port, health=self.health)
+            self.metrics_address = f"{address.rpartition(':')[0]}:{self._exits.enter_context(serving)}"
+
+    def _watch(self) -> LoopWatch:
+        return LoopWatch(self.metrics.registry, part=PART, version=__version__, clock=self._clock, tls=self._tls)
 
     def _told_chores(self, core: Core) -> Chores:
         sessions = Chore("live.sessions", self.settings.chore_s, core.live_sessions.forget)
@@ -309,6 +360,7 @@ class ControlPlane:
         redis_url: str,
     ) -> Core:
         settings, clock, metrics = self.settings, self._clock, self.metrics
+        metrics.relay_streams_limit.set(settings.relay_streams_max)
         blobs = Blobs(settings.data / "blobs")
         nodes = Nodes(
             fleet_key,
@@ -328,7 +380,15 @@ class ControlPlane:
             keep_only=nodes.keep_only,
             reconcile_s=settings.reconcile_s,
         )
-        fan_out = FanOut(database=database, keys=keys, fleet=fleet, nodes=nodes, registry=registry, clock=clock)
+        fan_out = FanOut(
+            database=database,
+            keys=keys,
+            fleet=fleet,
+            nodes=nodes,
+            registry=registry,
+            clock=clock,
+            timed=metrics.fan_out_seconds.observe,
+        )
         waiting_voices = Pulse()
         warming = Warming(
             database=database,
@@ -359,6 +419,7 @@ class ControlPlane:
             sources=MediaSources(GuardedHttp(settings.url_policy()), blobs, open_drive(settings)),
             preflight_limits=settings.preflight,
             speaker_limits=settings.speaker_checks,
+            metrics=metrics,
         )
         identity = Identity(database, fleet_key, clock)
         enrolment = Enrolment(
@@ -418,6 +479,7 @@ class ControlPlane:
             wanting=Wanting(database, clock),
             registry=registry,
             head=fan_out.head,
+            streams_max=StreamQuotas(database, clock).of,
             tickets=tickets,
             clock=clock,
             metrics=metrics,
@@ -490,6 +552,9 @@ class ControlPlane:
             fleet=fleet,
             fan_out=fan_out,
             reconciler=reconciler,
+            readiness=Readiness(
+                fleet=fleet, reconciled=reconciler, registry=registry, clock=clock, warm_s=settings.lease_s
+            ),
             library=library,
             enrolment=enrolment,
             erasures=erasures,
@@ -540,8 +605,9 @@ class ControlPlane:
             spaces=spaces,
         )
 
-    async def _serve(self, core: Core, tickets: TicketSigner, checkpoints: CheckpointKeys) -> None:
-        doors = self._doors = Doors(self.settings, self._tls, services=SERVICES)
+    def _serve(self, core: Core, tickets: TicketSigner, checkpoints: CheckpointKeys) -> None:
+        doors = self._doors
+        assert doors is not None
         server = doors.clients
         people_pb2_grpc.add_PeopleServicer_to_server(PeopleServicer(core.identity, core.people), server)
         admin = AdminServicer(core.identity, core.people.administration, core.people.rotation)
@@ -562,8 +628,7 @@ class ControlPlane:
             checkpoints=checkpoints,
         )
         fleet_pb2_grpc.add_FleetServicer_to_server(fleet, doors.nodes)
-        await doors.open()
-        self.grpc_address, self.fleet_address = doors.address, doors.fleet_address
+        doors.serve()
 
 
 def _transcriber(settings: ControlPlaneSettings) -> Transcriber | None:

@@ -43,6 +43,9 @@ def controlplane(
         str | None, typer.Option(help="SQLAlchemy URL. Default: SQLite in the data folder.")
     ] = None,
     redis_url: Annotated[str | None, typer.Option(help="Redis. Default: REDIS_URL, else one of our own.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="HOST:PORT of /metrics and health. Default: on the port of --http.")
+    ] = None,
     drain_s: Annotated[float | None, typer.Option(help="How long to let calls end on SIGTERM.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate of this control plane, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
@@ -79,6 +82,8 @@ def controlplane(
     config: Annotated[Path | None, typer.Option(help="TOML file with a table `controlplane`.")] = None,
 ) -> None:
     """Run until SIGTERM or SIGINT."""
+    # gRPC's fork handlers would look at Redis being spawned, and say so on stderr among the JSON lines.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     flags = {
         "data": data,
         "grpc": grpc,
@@ -86,6 +91,7 @@ def controlplane(
         "http": http,
         "database_url": database_url,
         "redis_url": redis_url,
+        "metrics": metrics,
         "drain_s": drain_s,
         "tls_cert": tls_cert,
         "tls_key": tls_key,
@@ -134,11 +140,16 @@ async def serve(settings: ControlPlaneSettings) -> int:
 
     def ready() -> None:
         said = [] if edge is None else [f"http={edge.url}"]
-        if plane.grpc_address:
+        if "grpc" not in settings.roles:
+            said.append(f"health={plane.grpc_address}")
+        else:
             said.append(f"grpc={plane.grpc_address}")
             if plane.fleet_address != plane.grpc_address:
                 said.append(f"fleet={plane.fleet_address}")
+        if plane.metrics_address:
+            said.append(f"metrics={plane.metrics_address}")
         print(" ".join(("ready", *said)), flush=True)
 
     parts: list[Part] = [plane] if edge is None else [plane, edge]
-    return await run_daemon(parts, drain_s=settings.drain_s, ready=ready)
+    with plane.health.watchdog(settings.stall_s):
+        return await run_daemon(parts, drain_s=settings.drain_s, ready=ready)

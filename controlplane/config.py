@@ -27,6 +27,15 @@ class ControlPlaneSettings(ScryonSettings):
         None, description="HOST:PORT of gRPC for nodes. Absent: that of `grpc`, or with TLS a free port beside it."
     )
     http: str = Field("127.0.0.1:7680", description="HOST:PORT of HTTP.")
+    health: str = Field(
+        "127.0.0.1:0",
+        description="HOST:PORT of gRPC health, of a process that has not the role grpc; it serves no more.",
+    )
+    metrics: str | None = Field(
+        None,
+        description="HOST:PORT of /metrics and health for operators alone; HTTP's port then shows no metrics. Absent: "
+        "on HTTP's port, or without the role http on a free port of this machine.",
+    )
     public_url: str | None = Field(
         None, description="Where clients reach HTTP, as in https://HOST; absent: as each request says in its Host."
     )

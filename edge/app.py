@@ -1,6 +1,6 @@
 """The edge: a FastAPI application over the control plane, served as a part of its daemon.
 
-What it serves itself: /health/live, /health/ready, /metrics, /openapi.json, and the document of each dialect under
+What it serves itself: /health/live|started|ready, /metrics, /openapi.json, and the document of each dialect under
 /openapi/NAME.json. Paths under a dialect's prefixes belong to that dialect, errors included. Every other error, ours or
 the framework's, leaves in one envelope: {"error": {"cause", "message", "retry_after_s"?}} with the status of
 runtime.errors.
@@ -9,15 +9,12 @@ runtime.errors.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from sqlalchemy import select
 
 from controlplane.app import ControlPlane
-from controlplane.database.schema import fleet_head
 from controlplane.rate_limits import RateLimit
 from edge import loccus, pyannoteai, scaiecho, scaispeak, scryon
 from edge.dialect import Dialect, Edge
@@ -26,10 +23,8 @@ from edge.frame import Dispatch, application_of
 from edge.serving import HttpServer
 from edge.timing import TimingMiddleware
 from edge.uploads import UploadBudget
-from runtime.errors import InvalidRequest, NotFound, Unavailable
+from runtime.errors import InvalidRequest, NotFound
 from speakerd import __version__
-
-READY_BOUND_S = 2.0
 
 DIALECTS: tuple[Dialect, ...] = (
     pyannoteai.DIALECT,
@@ -54,21 +49,29 @@ def application(plane: ControlPlane) -> FastAPI:
     spoken = {dialect.name: application_of(dialect, edge) for dialect in DIALECTS}
     by_prefix = {prefix: spoken[dialect.name] for dialect in DIALECTS for prefix in dialect.prefixes}
     app.add_middleware(Dispatch, dialects=by_prefix)
-    app.add_middleware(TimingMiddleware, histogram=plane.metrics.http_request_duration_seconds)
+    app.add_middleware(TimingMiddleware, metrics=plane.metrics)
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:
         """The process answers."""
         return {"status": "live"}
 
+    @app.get("/health/started")
+    async def started() -> JSONResponse:
+        """Whether everything is loaded."""
+        is_started = plane.health.is_started()
+        return JSONResponse({"status": "started" if is_started else "starting"}, status_code=200 if is_started else 503)
+
     @app.get("/health/ready")
     async def ready() -> JSONResponse:
-        """Whether work can be taken: the database answers and is up to date. Says how many nodes serve."""
+        """Whether work can be taken: the database answers, and what nodes should hold is known. Says how many serve."""
         return await _readiness(plane)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """Prometheus text."""
+        """Prometheus text, where operators have no port of their own for it."""
+        if plane.metrics_address:
+            raise NotFound("metrics are served on a port of their own")
         # Rendering takes milliseconds that the event loop has not got.
         text = await asyncio.to_thread(generate_latest, plane.metrics.registry)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
@@ -93,15 +96,9 @@ def _rates(changed: dict[str, int]) -> dict[str, RateLimit | None]:
 
 
 async def _readiness(plane: ControlPlane) -> JSONResponse:
-    body: dict[str, Any] = {"status": "ready", "database": "ok", "nodes_serving": 0}
-    if plane.draining:
-        return JSONResponse({**body, "status": "draining"}, status_code=503)
-    try:
-        async with asyncio.timeout(READY_BOUND_S):
-            # The table is the migrations' own: where it answers, they have run.
-            async with plane.core.database.read() as connection:
-                await connection.execute(select(fleet_head))
-            body["nodes_serving"] = len(await plane.core.fleet.serving())
-    except (Unavailable, TimeoutError):
-        return JSONResponse({**body, "status": "unavailable", "database": "away"}, status_code=503)
-    return JSONResponse(body)
+    verdict = await plane.core.readiness.look()
+    database = "away" if verdict.status == "unavailable" else "ok"
+    return JSONResponse(
+        {"status": verdict.status, "database": database, "nodes_serving": verdict.nodes_serving},
+        status_code=200 if verdict.is_ready else 503,
+    )

@@ -29,8 +29,9 @@ from node.files import FileRuns
 from node.fleet_client import FleetMembership
 from node.fleet_log import FleetLog
 from node.fleet_wire import ControlPlane, Identity
+from node.gauges import NodeGauges
 from node.load import LoadGauge
-from node.metrics import NodeMetrics
+from node.metrics import PART, NodeMetrics
 from node.ports import Ports
 from node.rpc_node import NodeService
 from node.slots import SlotTable
@@ -39,21 +40,27 @@ from node.streams import LiveStreams
 from node.voice_store import VoiceStore
 from runtime.clock import Clock, SystemClock
 from runtime.errors import InvalidRequest
-from runtime.grpc_server import is_loopback
+from runtime.grpc_server import GrpcHealth
+from runtime.health import Health
 from runtime.lease import Lease
 from runtime.lifecycle import Tasks, run_daemon
 from runtime.logs import configure, get_logger
-from runtime.metrics import registry, serve_metrics
+from runtime.loop_watch import LoopWatch
+from runtime.metrics import listening_at, registry, serve_metrics
 from runtime.tls import NODE, Tls
+from speakerd import __version__
 
 STOP_GRACE_S = 2.0
+CALL_S_MAX = 30.0
+"""A call of the device that takes longer hangs: the longest known takes a few seconds on a slow CPU."""
 
 
 async def run_node(settings: NodeSettings, *, announce: Callable[[str], None], clock: Clock | None = None) -> int:
     """Run a node until it is told to stop. announce: gets the ready line, once. Returns the exit code."""
     configure(settings.log_level, service="node")
     daemon = NodeDaemon(settings, announce=announce, clock=clock or SystemClock())
-    return await run_daemon([daemon], drain_s=settings.drain_s)
+    with daemon.health.watchdog(settings.stall_s):
+        return await run_daemon([daemon], drain_s=settings.drain_s)
 
 
 class NodeDaemon:
@@ -63,6 +70,7 @@ class NodeDaemon:
         self._settings = settings
         self._announce = announce
         self._clock = clock
+        self.health = Health()
         self._tls = settings.tls()
         # Where certificates say who somebody is, a secret that all share says nothing more.
         self._fleet_key = _read_key(settings.fleet_key_file) if settings.fleet_key_file and not self._tls else None
@@ -75,6 +83,7 @@ class NodeDaemon:
         self._ports: Ports | None = None
         self._membership: FleetMembership | None = None
         self._tasks: Tasks | None = None
+        self._told: GrpcHealth | None = None
         self._ready_line = ""  # empty once it was announced
 
     def __repr__(self) -> str:
@@ -85,12 +94,17 @@ class NodeDaemon:
         settings, clock = self._settings, self._clock
         self._tasks = tasks
         calls_max = 4 * ((settings.streams_max or STREAMS_MAX) + settings.files_max) + 64
+        metrics_registry = registry()
+        self._metrics = NodeMetrics(metrics_registry)
+        # Probes are answered from here on; everything else once there is an engine.
+        metrics_port = self._serve_metrics(metrics_registry)
+        self._ports = Ports(settings, self._tls)
+        self._told = await self._ports.open(self.health)
+        tasks.spawn("health", self._told.run())
         loader = engine_loader(settings.bundle, settings.device, settings.calibration)
         self._device = DeviceThread(loader, calls_max=calls_max)
         engine = await self._device.start()
         get_logger().info("engine.loaded", bundle=engine.bundle, model=engine.model, device=engine.device_name)
-        metrics_registry = registry()
-        self._metrics = NodeMetrics(metrics_registry)
         streams_max = settings.streams_max
         if streams_max is None:
             streams_max = (await self._device.call(lambda engine: measured(engine, settings.capacity_file))).streams
@@ -103,7 +117,11 @@ class NodeDaemon:
             late_s=settings.late_s or None,
         )
         tasks.spawn("batcher", self._batcher.run())
-        self._store = VoiceStore(self._device, embedding_dim=engine.device.grid.embedding_dim)
+        self._store = VoiceStore(
+            self._device,
+            embedding_dim=engine.device.grid.embedding_dim,
+            timed=self._metrics.match_seconds.observe,
+        )
         self._access = Access(
             node_id=settings.node_id,
             fleet_key=self._fleet_key,
@@ -116,13 +134,16 @@ class NodeDaemon:
         stream_slots = SlotTable(streams_max, what="stream")
         file_slots = SlotTable(settings.files_max, what="file", first_index=streams_max)
         self._load = LoadGauge(stream_slots, file_slots, self._store, self._batcher)
-        self._ports = Ports(settings, self._tls)
-        metrics_port = self._serve_metrics(metrics_registry)
         self._ready_line = f"ready grpc={self._ports.bound} metrics={_host(settings.metrics)}:{metrics_port}"
         if self._ports.streams_bound:
             self._ready_line += f" streams={self._ports.streams_bound}"
         control_plane = self._control_plane(self._ports, engine.model)
-        self._log = FleetLog(self._store, self._standing.lease, control_plane)
+        self._log = FleetLog(
+            self._store,
+            self._standing.lease,
+            control_plane,
+            evicted=lambda reason, voices: self._metrics.evict.labels(reason).inc(voices),
+        )
         decoders = Decoders()
         self._streams = self._live_streams(engine, stream_slots, decoders)
         self._files = FileRuns(
@@ -135,9 +156,13 @@ class NodeDaemon:
             metrics=self._metrics,
             clock=clock,
         )
+        gauges = NodeGauges(self._metrics, engine=engine, standing=self._standing, load=self._load)
+        watch = LoopWatch(metrics_registry, part=PART, version=__version__, clock=clock, tls=self._tls, look=gauges)
+        tasks.spawn("metrics", watch.run())
         await self._serve(engine)
         if control_plane is not None:
-            self._membership = self._join(control_plane)
+            membership = self._membership = self._join(control_plane)
+            gauges.head = lambda: membership.head
             self._membership.start(tasks)
 
     async def drain(self, deadline_s: float) -> None:
@@ -190,7 +215,10 @@ class NodeDaemon:
             drain=self._drain_on_request,
             metrics=self._metrics,
         )
-        await self._ports.serve(service)
+        self._ports.serve(service)
+        device = self._device_thread
+        self.health.watch("device", lambda: device.busy_s() > CALL_S_MAX)
+        self.health.started(self._is_serving)
         await self._publish_readiness()
 
     def _control_plane(self, ports: Ports, model: str) -> ControlPlane | None:
@@ -213,18 +241,13 @@ class NodeDaemon:
             access=self._access,
             seal=self._seal,
             load=self._load,
-            metrics=self._metrics,
             clock=self._clock,
             on_change=self._publish_readiness,
         )
 
     def _serve_metrics(self, metrics_registry: CollectorRegistry) -> int:
-        host, _, port = self._settings.metrics.rpartition(":")
-        if not port.isdigit() or not (self._settings.insecure or is_loopback(host)):
-            raise InvalidRequest(
-                f"metrics address {self._settings.metrics!r}: write HOST:PORT on loopback, or --insecure"
-            )
-        serving = serve_metrics(metrics_registry, host=host, port=int(port), is_ready=self._is_serving)
+        host, port = listening_at(self._settings.metrics)
+        serving = serve_metrics(metrics_registry, host=host, port=port, health=self.health)
         return self._exits.enter_context(serving)
 
     def _is_serving(self) -> bool:
@@ -236,10 +259,9 @@ class NodeDaemon:
         return self._device
 
     async def _publish_readiness(self) -> None:
-        is_serving = self._is_serving()
-        assert self._ports is not None
-        await self._ports.set_ready(ready=is_serving)
-        if is_serving and self._ready_line:
+        if self._told is not None:
+            await self._told.tell()
+        if self.health.is_ready() and self._ready_line:
             self._announce(self._ready_line)
             self._ready_line = ""
 

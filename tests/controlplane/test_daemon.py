@@ -107,7 +107,7 @@ async def test_it_says_where_it_serves_keeps_its_keys_private_and_ends_cleanly(t
         async with httpx.AsyncClient(base_url=daemon.ready["http"]) as http:
             ready = await http.get("/health/ready")
             assert (ready.status_code, ready.json()["nodes_serving"]) == (200, 0)
-            assert "cp_redis_up" in (await http.get("/metrics")).text
+            assert "speakerd_cp_redis_up" in (await http.get("/metrics")).text
         async with admin(daemon, data) as client:
             await client.enrol("Zaphod Canary", data=tones(3, *ADA))
         inside = list(data.rglob("*"))

@@ -34,7 +34,7 @@ async def test_readiness_follows_the_database_and_says_who_serves(world: World) 
         node = await world.node(plane)
         assert (await http.get("/health/ready")).json()["nodes_serving"] == 1
         await node.stop()
-        plane.draining = True
+        plane.core.readiness.is_draining = True
         answer = await http.get("/health/ready")
         assert (answer.status_code, answer.json()["status"]) == (503, "draining")
 
@@ -57,11 +57,11 @@ async def test_metrics_count_requests_by_route_and_never_by_path(world: World) -
         await http.get("/health/live")
         await http.get("/never/heard/of/zanzibar")
         text = (await http.get("/metrics")).text
-    assert 'http_request_duration_seconds_count{code="200",method="GET",route="/health/live"} 1.0' in text
+    assert 'speakerd_http_request_duration_seconds_count{code="200",method="GET",route="/health/live"} 1.0' in text
     assert 'route="none"' in text
     assert "zanzibar" not in text
-    for name in ("cp_erasure_seconds", "cp_erasures_pending", "cp_head_seq", "cp_redis_up", "cp_nodes"):
-        assert name in text
+    for name in ("erasure_seconds", "erasures_pending", "head_revision", "redis_up", "nodes"):
+        assert f"speakerd_cp_{name}" in text
 
 
 async def test_every_error_leaves_in_one_envelope() -> None:
