@@ -18,8 +18,8 @@ import wave
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TypeVar
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
@@ -315,7 +315,8 @@ class Churn:
                 self.record.broken.append(f"{one.label}: not proven erased within 60 s")
                 raise GivenUp
             await asyncio.sleep(0.2)
-            erasure = await self.ask("erasure", lambda client, audit_id=erasure.audit_id: client.erasure(audit_id))
+            audit_id = erasure.audit_id
+            erasure = await self.ask("erasure", partial(_erasure, audit_id))
         self.erased_s[one.label] = time.monotonic()
         self.record.proven_s.append(time.monotonic() - began_s)
         del self.enrolled[one.person]
@@ -403,21 +404,20 @@ class Churn:
         async def session(http: httpx.AsyncClient) -> None:
             url = (await _json(http.post("/v1/live")))["url"]
             async with websockets.connect(url, max_size=1 << 20, ping_interval=None) as socket:
-                sending = asyncio.create_task(_send_floats(socket, sound, vanishes=vanishes))
+                if vanishes:
+                    await _send_floats(socket, sound, vanishes=True)
+                    self.record.done["sockets left"] += 1
+                    return
+                sending = asyncio.create_task(_send_floats(socket, sound, vanishes=False))
                 try:
                     async for text in socket:
                         said = json.loads(text)
                         if said["type"] == "error":
                             raise websockets.ProtocolError(said["message"])
                         self.hear(said["data"]["speaker"], "websocket")
-                        if sending.done() and vanishes:
-                            break
                 finally:
                     sending.cancel()
                     await asyncio.gather(sending, return_exceptions=True)
-            if vanishes:
-                self.record.done["sockets left"] += 1
-                return
             if socket.close_code != 1000:
                 raise websockets.ProtocolError(f"closed as {socket.close_code}")
             self.record.done["sockets"] += 1
@@ -447,6 +447,7 @@ class _Heard:
         self._sequence = 0
         self.began_s = time.monotonic()
         self._was_nameless = False
+        self._resumed: list[tuple[str, float]] = []
         self.finishing = False
         self.closed: node_pb2.StreamClosed | None = None
 
@@ -475,6 +476,7 @@ class _Heard:
             case Resumed():
                 record.away_s.append(event.away_s)
                 record.done["resumed"] += 1
+                self._resumed.append((event.node_id, round(event.away_s, 2)))
             case node_pb2.Degraded():
                 # A node whose lease ran out names nobody until it holds one: its control plane was away for too long.
                 self._was_nameless = True
@@ -513,13 +515,23 @@ class _Heard:
         for who, said in labels.items():
             expected = label if who == person else None
             if len(said) > 1 and not (who == person and label is None):
-                record.broken.append(f"stream: one person was called {sorted(said)}")
+                record.broken.append(f"stream: one person was called {sorted(said)}: {self._story()}")
             elif expected is not None and said != {expected}:
-                record.broken.append(f"stream: {expected} was called {sorted(said)}")
+                record.broken.append(f"stream: {expected} was called {sorted(said)}: {self._story()}")
+
+    def _story(self) -> str:
+        told = [(turn.start_ms, turn.end_ms, turn.label) for turn in self._timeline.turns()]
+        talk = [(segment.start_ms, segment.end_ms, segment.person) for segment in self._segments]
+        return json.dumps({"told": told, "talk": talk, "resumed": self._resumed})
 
 
-async def _json(call: Awaitable[httpx.Response]) -> dict[str, object] | object:
-    return (await call).raise_for_status().json()
+async def _erasure(audit_id: str, client: Client) -> people_pb2.Erasure:
+    return await client.erasure(audit_id)
+
+
+async def _json(call: Awaitable[httpx.Response]) -> dict[str, Any]:
+    said: dict[str, Any] = (await call).raise_for_status().json()
+    return said
 
 
 async def _send_floats(socket: websockets.ClientConnection, sound: bytes, *, vanishes: bool) -> None:

@@ -275,7 +275,11 @@ class LiveRelay:
             try:
                 async with asyncio.timeout(bound_s):
                     placed = await self._placing.place(
-                        principal, stream_id=options.stream_id, voice_ids=options.voice_ids, avoid=frozenset(avoid)
+                        principal,
+                        stream_id=options.stream_id,
+                        voice_ids=options.voice_ids,
+                        avoid=frozenset(avoid),
+                        slots=options.slots,
                     )
             except TimeoutError:
                 raise ClientError("timeout", f"no place was found within {bound_s:g} s") from None

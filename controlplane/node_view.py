@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from controlplane.registry_schema import NODE_TTL_S
@@ -25,6 +26,7 @@ class NodeView:
 
     cursor: what it has applied of the fleet log. age_s: since that heartbeat. reserved: streams placed and not yet
     opened. faults: streams that left it as failed of late. doubted: it was found to hold something else than it should.
+    tenants: how many of its streams are whose; of a heartbeat that came here, else empty.
     """
 
     node_id: str
@@ -43,6 +45,7 @@ class NodeView:
     reserved: int = 0
     faults: int = 0
     age_s: float = 0.0
+    tenants: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def health(self) -> Health:

@@ -18,6 +18,7 @@ from controlplane.voice_lookup import usable_by
 from controlplane.wanted import Scope, Wanted, Wanting
 from runtime.clock import Clock
 from runtime.errors import Overloaded, SpeakerdError, Unavailable
+from runtime.logs import get_logger
 from runtime.tickets import Ticket, sign_ticket
 
 RETRY_AFTER_S = 1.0
@@ -169,6 +170,13 @@ class Placing:
         if avoid:
             self._metrics.route_again.inc()
         self._metrics.route_seconds.observe(time.monotonic() - began_s)
+        get_logger().info(
+            "stream.placed",
+            stream_id=placement.stream_id,
+            tenant_id=principal.tenant_id,
+            node_id=placement.node_id,
+            warm=placement.warm,
+        )
         return placement
 
     async def _place(

@@ -5,6 +5,7 @@ In: a tenant. Out: nothing, or TooMuch of something, named. Asked within the tra
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
@@ -13,8 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from controlplane.database.engine import Database
 from controlplane.database.schema import media, samples, tenants, voices
 from controlplane.database.spaces_schema import space_audios
+from runtime.clock import Clock
 from runtime.errors import Overloaded
 
+KEPT_S = 1.0
+KEPT_MAX = 10_000
 GONE = ("erasing", "erased", "failed")
 
 
@@ -52,9 +56,34 @@ async def jobs_max(database: Database, tenant_id: str) -> int | None:
 
 
 async def streams_max(database: Database, tenant_id: str) -> int | None:
-    """How many relayed streams a tenant may have at once; None: no limit."""
+    """How many streams a tenant may have at once; None: no limit."""
     async with database.read() as connection:
         return (await quotas_of(connection, tenant_id)).streams_max
+
+
+class StreamQuotas:
+    """How many streams tenants may have at once, as it was a moment ago: placing asks the database once a second."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._kept: OrderedDict[str, tuple[float, int | None]] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"StreamQuotas({len(self._kept)} kept)"
+
+    async def of(self, tenant_id: str) -> int | None:
+        """A tenant's limit; None: none."""
+        kept = self._kept.get(tenant_id)
+        now_s = self._clock.monotonic_s()
+        if kept is not None and now_s - kept[0] < KEPT_S:
+            return kept[1]
+        found = await streams_max(self._database, tenant_id)
+        self._kept.pop(tenant_id, None)
+        self._kept[tenant_id] = (now_s, found)
+        while len(self._kept) > KEPT_MAX:
+            self._kept.popitem(last=False)
+        return found
 
 
 async def used_by(connection: AsyncConnection, tenant_id: str) -> Used:

@@ -48,7 +48,8 @@ class Wish:
     """Where a stream may go. candidates: best first, of the first two the less loaded one is taken.
 
     revision: what the stream's last node has to have applied to be taken again, None when no candidate has either.
-    models: those that are warm; None for any.
+    models: those that are warm; None for any. slots: how many it takes. tenant_max: how many slots the tenant whose
+    stream it is may take in all; None: any number. While Redis is away nobody counts them.
     """
 
     stream: str
@@ -57,6 +58,17 @@ class Wish:
     revision: int | None
     models: frozenset[str] | None
     hold_s: float
+    slots: int = 1
+    tenant_max: int | None = None
+
+    @property
+    def tenant_id(self) -> str:
+        """Whose stream it is."""
+        return self.stream.partition("/")[0]
+
+
+class QuotaUsedUp(Exception):
+    """The tenant has as many streams as it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +177,14 @@ class Registry:
         return [*self._view.values(), *remembered]
 
     async def reserve(self, wish: Wish) -> Reserved | None:
-        """Speak for a slot, atomically among all control planes. None when all that were named are full or gone."""
+        """Speak for a slot, atomically among all control planes. None when all that were named are full or gone.
+
+        Raises QuotaUsedUp.
+        """
         arguments: list[Any] = [PREFIX, wish.stream, NODE_TTL_S, wish.hold_s, PLACED_S, FAULTS_S]
-        arguments += ["" if wish.revision is None else wish.revision, len(wish.models or ()), *(wish.models or ())]
+        arguments += ["" if wish.revision is None else wish.revision]
+        arguments += [wish.slots, wish.tenant_id, -1 if wish.tenant_max is None else wish.tenant_max]
+        arguments += [len(wish.models or ()), *(wish.models or ())]
         arguments += [len(wish.avoid), *wish.avoid, *wish.candidates]
         reply = cast("list[Any] | None", await self._ask(lambda: self._place(args=arguments)))
         now_s = self._clock.lease_now_s()
@@ -175,12 +192,14 @@ class Registry:
             self._learn(reply[0])
             if int(reply[1]) == 1:
                 placed = Reserved(reply[2].decode(), reply[3].decode(), int(reply[4]))
-                self._memory.remember(wish.stream, placed.node_id, now_s + wish.hold_s)
-                self._count(placed.node_id)
+                self._memory.remember(wish.stream, placed.node_id, now_s + wish.hold_s, wish.slots)
+                self._count(placed.node_id, wish.slots)
                 return placed
+            if int(reply[1]) == -2:
+                raise QuotaUsedUp
             if int(reply[1]) == 0:
                 return None
-        node = self._memory.place(wish.stream, wish.candidates, wish.hold_s, now_s)
+        node = self._memory.place(wish.stream, wish.candidates, wish.hold_s, now_s, wish.slots)
         return None if node is None else Reserved(node.node_id, node.address, node.incarnation)
 
     async def release(self, stream: str) -> None:
@@ -239,6 +258,7 @@ class Registry:
     async def _tell(self, node: NodeView) -> None:
         arguments: list[Any] = [PREFIX, node.node_id, NODE_KEPT_S, secrets.token_hex(8)]
         arguments += [getattr(node, name) for name in schema.NODE_FIELDS if name != "doubted"]
+        arguments += [NODE_TTL_S, *(part for row in node.tenants.items() for part in row)]
         self._learn(await self._ask(lambda: self._heartbeat(args=arguments)))
 
     async def _look(self) -> None:
@@ -255,11 +275,11 @@ class Registry:
             self._view = {node.node_id: node for node in found}
         self._view_s = self._clock.monotonic_s()
 
-    def _count(self, node_id: str) -> None:
+    def _count(self, node_id: str, slots: int) -> None:
         # So that a view that is kept for a moment does not send everybody to the same node.
         node = self._view.get(node_id)
         if node is not None:
-            self._view[node_id] = replace(node, reserved=node.reserved + 1)
+            self._view[node_id] = replace(node, reserved=node.reserved + slots)
 
     def _learn(self, epoch: object) -> None:
         """What a script said of the epoch: another one, or none, means that Redis has to be told again."""

@@ -12,6 +12,9 @@ All keys begin with `speakerd:2:`. Ids only: never a name, never an embedding. `
                       to hold something else than it should, and is warm on nothing until it is repaired.
     slots:{node}      zset, until its last member lapses; written by `place`, `release`, `heartbeat`, `recall`, read by
                       `view`, `place`. stream -> when its reservation lapses; gone once the node counts the stream.
+                      What takes several slots has a member for each: stream, stream#2, ...
+    tenants:{node}    hash, NODE_TTL_S; written by `heartbeat`, `forget`, read by `place`. tenant -> how many of the
+                      node's slots its streams take.
     placed:{stream}   string, PLACED_S; written by `place`, `recall`, read by `place`. The stream's last node.
     faults:{node}     zset, FAULTS_S; written by `place`, read by `view`. stream that left the node as failed -> when.
     wake              channel; published to when the log has grown or nodes have got further, heard by every control
@@ -54,6 +57,9 @@ PLACED_S = 900.0
 FAULTS_S = 10.0
 """How long a stream that left a node as failed counts against it."""
 
+SLOTS_MAX = 8
+"""What one stream may take: as many slots as a call may have channels."""
+
 NODE_FIELDS = (
     "incarnation",
     "address",
@@ -73,7 +79,8 @@ _FIELDS = ", ".join(f"'{name}'" for name in NODE_FIELDS)
 _NOW = "local now = redis.call('TIME'); now = now[1] + now[2] / 1e6\n"
 _EPOCH = "local epoch = redis.call('GET', ARGV[1] .. 'epoch') or ''\n"
 
-# ARGV: prefix, node, seconds kept, an epoch to begin with, then the value of each field but `doubted`.
+# ARGV: prefix, node, seconds kept, an epoch to begin with, then the value of each field but `doubted`, the seconds for
+# which the last part counts, and that: (tenant, slots) again and again.
 # A stream that has opened is counted by the node, so as many of the oldest reservations go as it has more streams.
 HEARTBEAT = (
     _NOW
@@ -97,6 +104,10 @@ redis.call('HSET', node, 'incarnation', ARGV[5], 'address', ARGV[6], 'model', AR
   'files_max', ARGV[14], 'lag_ms', ARGV[15])
 redis.call('PEXPIRE', node, math.ceil(tonumber(ARGV[3]) * 1000))
 redis.call('ZADD', ARGV[1] .. 'nodes', now, ARGV[2])
+local tenants = ARGV[1] .. 'tenants:' .. ARGV[2]
+redis.call('DEL', tenants)
+for at = 17, #ARGV, 2 do redis.call('HSET', tenants, ARGV[at], ARGV[at + 1]) end
+redis.call('PEXPIRE', tenants, math.ceil(tonumber(ARGV[16]) * 1000))
 return epoch
 """
 )
@@ -125,7 +136,8 @@ FORGET = """
 local node = ARGV[1] .. 'node:' .. ARGV[2]
 local known = tonumber(redis.call('HGET', node, 'incarnation') or 0)
 if known <= tonumber(ARGV[3]) then
-  redis.call('DEL', node, ARGV[1] .. 'slots:' .. ARGV[2], ARGV[1] .. 'faults:' .. ARGV[2])
+  redis.call('DEL', node, ARGV[1] .. 'slots:' .. ARGV[2], ARGV[1] .. 'faults:' .. ARGV[2],
+    ARGV[1] .. 'tenants:' .. ARGV[2])
   redis.call('ZREM', ARGV[1] .. 'nodes', ARGV[2])
 end
 return redis.call('GET', ARGV[1] .. 'epoch') or ''
@@ -155,19 +167,25 @@ return found
 
 # One call decides and reserves, on what Redis knows at this moment: control planes agree because there is one of it.
 # ARGV: prefix, stream, seconds a node may be silent, seconds the slot is held, seconds the placement is kept, seconds
-# a fault counts, revision to be warm on ('' when no candidate is), number of models, models, number of nodes to avoid,
-# nodes to avoid, then candidates, best first: of the first two the less loaded one is taken, then one after the other.
-# Answers (epoch, 1, node, address, incarnation), (epoch, 0) when all are full, (epoch, -1) when none is known.
+# a fault counts, revision to be warm on ('' when no candidate is), slots that it takes, tenant and how many slots that
+# may have (-1: as many as there are), number of models, models, number of nodes to avoid, nodes to avoid, then
+# candidates, best first: of the first two the less loaded one is taken, then one after the other.
+# Answers (epoch, 1, node, address, incarnation), (epoch, 0) when all are full, (epoch, -1) when none is known, and
+# (epoch, -2) when the tenant has as much as it may. A stream that was placed before moves, from a node that may count
+# it still: it is let through until the tenant has twice as much.
 PLACE = (
     _NOW
     + _EPOCH
     + """
 local prefix, stream = ARGV[1], ARGV[2]
-local at, models, avoided = 9, {}, {}
-for _ = 1, tonumber(ARGV[8]) do models[ARGV[at]] = true; at = at + 1 end
+local wants, tenant, most = tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[10])
+local at, models, avoided = 12, {}, {}
+for _ = 1, tonumber(ARGV[11]) do models[ARGV[at]] = true; at = at + 1 end
 local many = tonumber(ARGV[at]); at = at + 1
 for _ = 1, many do avoided[ARGV[at]] = true; at = at + 1 end
 local known = false
+
+local function slot_of(number) return number == 1 and stream or stream .. '#' .. number end
 
 local function load_of(id)
   local heard = redis.call('ZSCORE', prefix .. 'nodes', id)
@@ -178,12 +196,25 @@ local function load_of(id)
   local slots = prefix .. 'slots:' .. id
   redis.call('ZREMRANGEBYSCORE', slots, '-inf', now)
   local taken = tonumber(node[2]) + redis.call('ZCARD', slots)
-  if redis.call('ZSCORE', slots, stream) then taken = taken - 1 end
-  if taken >= tonumber(node[3]) then return nil end
+  for number = 1, wants do
+    if redis.call('ZSCORE', slots, slot_of(number)) then taken = taken - 1 end
+  end
+  if taken + wants > tonumber(node[3]) then return nil end
   return taken / tonumber(node[3])
 end
 
 local before = redis.call('GET', prefix .. 'placed:' .. stream)
+if most >= 0 then
+  local has, own, begins = 0, stream .. '#', tenant .. '/'
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'nodes', now - tonumber(ARGV[3]), '+inf')) do
+    has = has + tonumber(redis.call('HGET', prefix .. 'tenants:' .. id, tenant) or 0)
+    for _, held in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'slots:' .. id, now, '+inf')) do
+      local is_own = held == stream or held:sub(1, #own) == own
+      if held:sub(1, #begins) == begins and not is_own then has = has + 1 end
+    end
+  end
+  if has + wants > (before and 2 * most or most) then return {epoch, -2} end
+end
 if before and avoided[before] then
   local faults = prefix .. 'faults:' .. before
   redis.call('ZREMRANGEBYSCORE', faults, '-inf', now - tonumber(ARGV[6]))
@@ -195,7 +226,7 @@ local chosen = nil
 if before and not avoided[before] and load_of(before) then
   local node = redis.call('HMGET', prefix .. 'node:' .. before, 'cursor', 'model', 'doubted')
   local warm = ARGV[7] ~= '' and tonumber(node[1]) >= tonumber(ARGV[7]) and node[3] ~= '1'
-    and (tonumber(ARGV[8]) == 0 or models[node[2]])
+    and (tonumber(ARGV[11]) == 0 or models[node[2]])
   if warm or ARGV[7] == '' then chosen = before end
 end
 if not chosen and ARGV[at] then
@@ -210,9 +241,11 @@ if not chosen then
 end
 if not chosen then return {epoch, known and 0 or -1} end
 
-if before and before ~= chosen then redis.call('ZREM', prefix .. 'slots:' .. before, stream) end
 local slots = prefix .. 'slots:' .. chosen
-redis.call('ZADD', slots, now + tonumber(ARGV[4]), stream)
+for number = 1, wants do
+  if before and before ~= chosen then redis.call('ZREM', prefix .. 'slots:' .. before, slot_of(number)) end
+  redis.call('ZADD', slots, now + tonumber(ARGV[4]), slot_of(number))
+end
 redis.call('PEXPIRE', slots, math.ceil(tonumber(ARGV[4]) * 1000) + 1000)
 redis.call('SET', prefix .. 'placed:' .. stream, chosen, 'PX', math.ceil(tonumber(ARGV[5]) * 1000))
 local node = redis.call('HMGET', prefix .. 'node:' .. chosen, 'address', 'incarnation')
@@ -221,9 +254,12 @@ return {epoch, 1, chosen, node[1], node[2]}
 )
 
 # ARGV: prefix, stream: it will not open.
-RELEASE = """
+RELEASE = f"""
 local node = redis.call('GET', ARGV[1] .. 'placed:' .. ARGV[2])
-if node then redis.call('ZREM', ARGV[1] .. 'slots:' .. node, ARGV[2]) end
+if node then
+  redis.call('ZREM', ARGV[1] .. 'slots:' .. node, ARGV[2])
+  for number = 2, {SLOTS_MAX} do redis.call('ZREM', ARGV[1] .. 'slots:' .. node, ARGV[2] .. '#' .. number) end
+end
 return redis.call('GET', ARGV[1] .. 'epoch') or ''
 """
 

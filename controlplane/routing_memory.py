@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from controlplane.node_view import NodeView
-from controlplane.registry_schema import NODE_TTL_S
+from controlplane.registry_schema import NODE_TTL_S, SLOTS_MAX
 
 NODES_MAX = 10_000
 PLACED_MAX = 200_000
@@ -103,20 +103,22 @@ class RoutingMemory:
             for node_id, node in self._nodes.items()
         ]
 
-    def remember(self, stream: str, node_id: str, until_s: float) -> None:
-        """A stream was placed."""
-        before = self._placed.pop(stream, None)
-        if before is not None:
-            self._reserved.get(before, {}).pop(stream, None)
+    def remember(self, stream: str, node_id: str, until_s: float, slots: int = 1) -> None:
+        """A stream was placed, and takes so many slots."""
+        self.release(stream)
+        self._placed.pop(stream, None)
         self._placed[stream] = node_id
-        self._reserved.setdefault(node_id, {})[stream] = until_s
+        for slot in slots_of(stream, slots):
+            self._reserved.setdefault(node_id, {})[slot] = until_s
         while len(self._placed) > PLACED_MAX:
-            oldest, its_node = self._placed.popitem(last=False)
-            self._reserved.get(its_node, {}).pop(oldest, None)
+            self.release(next(iter(self._placed)))
+            self._placed.popitem(last=False)
 
     def release(self, stream: str) -> None:
         """A stream that was placed will not open."""
-        self._reserved.get(self._placed.get(stream, ""), {}).pop(stream, None)
+        reserved = self._reserved.get(self._placed.get(stream, ""), {})
+        for slot in slots_of(stream, SLOTS_MAX):
+            reserved.pop(slot, None)
 
     def placements(self, now_s: float) -> list[tuple[str, str, float]]:
         """Stream, node, and how long its slot is held still (0: it opened, or will not)."""
@@ -125,8 +127,10 @@ class RoutingMemory:
             for stream, node_id in self._placed.items()
         ]
 
-    def place(self, stream: str, candidates: Sequence[str], hold_s: float, now_s: float) -> NodeView | None:
-        """Reserve a slot on the first candidate with room, the stream's last node before others. None: all are full."""
+    def place(
+        self, stream: str, candidates: Sequence[str], hold_s: float, now_s: float, slots: int = 1
+    ) -> NodeView | None:
+        """Reserve slots on the first candidate with room, the stream's last node before others. None: all are full."""
         nodes = {node.node_id: node for node in self.nodes(now_s)}
         before = self._placed.get(stream)
         order = [before, *candidates] if before is not None and before in candidates else candidates
@@ -134,9 +138,10 @@ class RoutingMemory:
             node = nodes.get(node_id)
             if node is None or not node.is_candidate:
                 continue
-            is_own = self._reserved.get(node_id, {}).get(stream, 0.0) > now_s
-            if node.streams + node.reserved - is_own < node.streams_max:
-                self.remember(stream, node_id, now_s + hold_s)
+            reserved = self._reserved.get(node_id, {})
+            num_own = sum(reserved.get(slot, 0.0) > now_s for slot in slots_of(stream, slots))
+            if node.streams + node.reserved - num_own + slots <= node.streams_max:
+                self.remember(stream, node_id, now_s + hold_s, slots)
                 return node
         return None
 
@@ -153,3 +158,8 @@ class RoutingMemory:
         reserved = self._reserved.get(node_id, {})
         for stream in list(reserved)[: max(0, grown)]:
             del reserved[stream]
+
+
+def slots_of(stream: str, slots: int) -> list[str]:
+    """The names under which a stream's slots are reserved; the first is its own."""
+    return [stream, *(f"{stream}#{number}" for number in range(2, slots + 1))]

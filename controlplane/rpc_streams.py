@@ -13,6 +13,7 @@ from controlplane.node_view import Health, NodeView
 from controlplane.placement import Placing
 from controlplane.recent_callers import RecentCallers
 from controlplane.registry import Registry
+from controlplane.registry_schema import SLOTS_MAX
 from controlplane.scopes import PLATFORM, STREAMS_OPEN
 from runtime.errors import InvalidRequest
 from runtime.grpc_server import bearer
@@ -56,12 +57,15 @@ class StreamsServicer(streams_pb2_grpc.StreamsServicer):
             raise InvalidRequest("zone: write 1 to 64 characters out of A-Z a-z 0-9 _ . : -")
         if len(request.voice_ids) > IDS_MAX or len(request.avoid_node_ids) > IDS_MAX:
             raise InvalidRequest(f"voice_ids, avoid_node_ids: at most {IDS_MAX} each; empty voice_ids means all")
+        if request.slots > SLOTS_MAX:
+            raise InvalidRequest(f"slots: at most {SLOTS_MAX}, one a channel; 0 means one")
         placed = await self._placing.place(
             principal,
             stream_id=request.stream_id,
             voice_ids=list(request.voice_ids),
             avoid=frozenset(request.avoid_node_ids),
             zone=request.zone,
+            slots=max(1, request.slots),
         )
         tls_name, address = split_address(placed.address)
         return streams_pb2.PlaceStreamResponse(

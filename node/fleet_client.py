@@ -8,6 +8,7 @@ serve learns of it only once the control plane knows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -26,6 +27,8 @@ from runtime.logs import get_logger
 from runtime.membership import LeaseKeeper, Report
 
 HEARTBEAT_S = 1.0
+HEARTBEAT_GAP_S = 0.25
+"""At least so long from one to the next, however many streams come and go."""
 
 
 class FleetLink(Protocol):
@@ -136,9 +139,18 @@ class FleetMembership:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(HEARTBEAT_S)
+            # A stream that has come or gone is told of sooner: what is free is given away by what was heard last.
+            await asyncio.sleep(HEARTBEAT_GAP_S)
+            await self._until_changed(HEARTBEAT_S - HEARTBEAT_GAP_S)
             if self._lease.incarnation:
                 await self._beat_once()
+
+    async def _until_changed(self, bound_s: float) -> None:
+        changed = self._load.streams_changed
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(bound_s):
+                await changed.wait()
+        changed.clear()
 
     async def _beat_once(self) -> None:
         try:

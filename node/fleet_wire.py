@@ -132,6 +132,10 @@ class ControlPlane:
             model=self._identity.model,
             cursor=report.cursor,
             zone=self._identity.zone,
+            tenants=[
+                fleet_pb2.TenantStreams(tenant_id=tenant_id, streams=streams)
+                for tenant_id, streams in load.tenants.items()
+            ],
         )
         try:
             answer = await self._stub.Heartbeat(request, timeout=HEARTBEAT_BOUND_S, metadata=self._metadata)
@@ -167,7 +171,7 @@ class ControlPlane:
         voice = entry.voice
         tenant_id = voice.tenant_id or "default"
         if entry.WhichOneof("change") == "evict":
-            return Entry(entry.revision, Eviction(tenant_id, voice.voice_id, voice.generation))
+            return Entry(entry.revision, Eviction(tenant_id, voice.voice_id, voice.generation, entry.evict.audit_id))
         embedding, net_speech_ms = None, 0
         if entry.enroll.HasField("voiceprint"):
             voiceprint = entry.enroll.voiceprint

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from node.batcher import Batcher
 from node.slots import SlotTable
@@ -11,7 +13,10 @@ from node.voice_store import VoiceStore
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A moment's load. streams_max: as things are. lag_p99_s: how late live windows came over the last minute."""
+    """A moment's load. streams_max: as things are. lag_p99_s: how late live windows came over the last minute.
+
+    tenants: how many of the streams are whose.
+    """
 
     streams: int
     streams_max: int
@@ -20,6 +25,7 @@ class Load:
     voices: int
     queued_windows: int
     lag_p99_s: float
+    tenants: Mapping[str, int] = field(default_factory=dict)
 
 
 class LoadGauge:
@@ -34,6 +40,11 @@ class LoadGauge:
     def __repr__(self) -> str:
         return f"LoadGauge({self.now()})"
 
+    @property
+    def streams_changed(self) -> asyncio.Event:
+        """Set when a stream has come or gone; whoever waits for it clears it."""
+        return self._streams.changed
+
     def now(self) -> Load:
         """The load at this moment."""
         # Where the device is behind nothing more is placed, however many slots are free.
@@ -46,4 +57,5 @@ class LoadGauge:
             voices=len(self._store),
             queued_windows=self._batcher.num_queued,
             lag_p99_s=self._batcher.lateness_p99_s(),
+            tenants=self._streams.holders(),
         )

@@ -6,6 +6,8 @@ released is never mistaken for the one that took its place, so late results of i
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from dataclasses import dataclass
 
 from runtime.errors import Overloaded
@@ -30,7 +32,9 @@ class SlotTable:
         self._what = what
         self._free = list(range(first_index + count - 1, first_index - 1, -1))
         self._generations = dict.fromkeys(self._free, 0)
-        self._taken: set[Slot] = set()
+        self._taken: dict[Slot, str] = {}
+        self.changed = asyncio.Event()
+        """Set with each slot that is taken or given back; whoever waits for it clears it."""
 
     def __repr__(self) -> str:
         return f"SlotTable({len(self._taken)} of {self.count} {self._what} slots taken)"
@@ -40,8 +44,8 @@ class SlotTable:
         """How many are in use."""
         return len(self._taken)
 
-    def take(self) -> Slot:
-        """A free slot under a new generation. Raises Overloaded when there is none."""
+    def take(self, holder: str = "") -> Slot:
+        """A free slot under a new generation. holder: whose it is, a tenant. Raises Overloaded when there is none."""
         if not self._free:
             raise Overloaded(
                 f"all {self.count} {self._what} slots of this node are taken: try again in {RETRY_AFTER_S:g} s, "
@@ -51,14 +55,20 @@ class SlotTable:
         index = self._free.pop()
         self._generations[index] += 1
         slot = Slot(index, self._generations[index])
-        self._taken.add(slot)
+        self._taken[slot] = holder
+        self.changed.set()
         return slot
 
     def release(self, slot: Slot) -> None:
         """Give a slot back. It must be held."""
         assert slot in self._taken, f"{slot} is not held"
-        self._taken.remove(slot)
+        del self._taken[slot]
         self._free.append(slot.index)
+        self.changed.set()
+
+    def holders(self) -> dict[str, int]:
+        """How many slots each holder has."""
+        return dict(Counter(self._taken.values()))
 
     def holds(self, slot: Slot) -> bool:
         """Whether this very tenancy of the slot still lasts."""

@@ -100,7 +100,7 @@ class LiveStreams:
         try:
             self._standing.require_serving()
             self._require_timely()
-            slot = self._slots.take()
+            slot = self._slots.take(request.tenant_id)
         except SpeakerdError as error:
             self._metrics.rejected.labels(error.cause.value).inc()
             raise

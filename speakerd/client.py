@@ -239,7 +239,10 @@ class Client:
         placed = await self._ask(
             self._streams.PlaceStream(
                 streams_pb2.PlaceStreamRequest(
-                    stream_id=options.stream_id, voice_ids=options.voice_ids, avoid_node_ids=avoid
+                    stream_id=options.stream_id,
+                    voice_ids=options.voice_ids,
+                    avoid_node_ids=avoid,
+                    slots=options.slots,
                 ),
                 metadata=self._metadata,
                 timeout=bound_s,

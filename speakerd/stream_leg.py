@@ -42,6 +42,11 @@ class StreamOptions:
     resume_s: float = 60.0
     parties_apart: bool = False
 
+    @property
+    def slots(self) -> int:
+        """How many streams it is to a node."""
+        return max(1, self.channels) if self.parties_apart else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

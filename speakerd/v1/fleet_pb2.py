@@ -26,7 +26,7 @@ from speakerd.v1 import common_pb2 as speakerd_dot_v1_dot_common__pb2
 from speakerd.v1 import node_pb2 as speakerd_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17speakerd/v1/fleet.proto\x12\x0bspeakerd.v1\x1a\x18speakerd/v1/common.proto\x1a\x16speakerd/v1/node.proto\"\xdf\x01\n\x0cRenewRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x04\x12\x12\n\nnum_voices\x18\x04 \x01(\x04\x12\x15\n\rvoices_digest\x18\x05 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12%\n\x05state\x18\x08 \x01(\x0e\x32\x16.speakerd.v1.NodeState\x12\x12\n\nprocess_id\x18\t \x01(\t\x12\x13\n\x0b\x66leet_epoch\x18\n \x01(\t\"\xa9\x01\n\rRenewResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x10\n\x08renew_ms\x18\x03 \x01(\r\x12\x0c\n\x04head\x18\x04 \x01(\x04\x12\x0e\n\x06resync\x18\x05 \x01(\x08\x12\x13\n\x0bticket_keys\x18\x06 \x03(\x0c\x12\x17\n\x0f\x63heckpoint_keys\x18\x07 \x03(\x0c\x12\x13\n\x0b\x66leet_epoch\x18\x08 \x01(\t\"\xc2\x01\n\x10HeartbeatRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.speakerd.v1.NodeState\x12#\n\x04load\x18\x04 \x01(\x0b\x32\x15.speakerd.v1.NodeLoad\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x07 \x01(\x04\x12\x0c\n\x04zone\x18\x08 \x01(\t\"!\n\x11HeartbeatResponse\x12\x0c\n\x04head\x18\x01 \x01(\x04\"R\n\x0bSyncRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\"\xd8\x01\n\x0cSyncResponse\x12\x34\n\x0esnapshot_begin\x18\x01 \x01(\x0b\x32\x1a.speakerd.v1.SnapshotBeginH\x00\x12*\n\x07\x65ntries\x18\x02 \x01(\x0b\x32\x17.speakerd.v1.LogEntriesH\x00\x12\x30\n\x0csnapshot_end\x18\x03 \x01(\x0b\x32\x18.speakerd.v1.SnapshotEndH\x00\x12)\n\x04page\x18\x04 \x01(\x0b\x32\x19.speakerd.v1.SnapshotPageH\x00\x42\t\n\x07message\"\'\n\rSnapshotBegin\x12\x10\n\x08revision\x18\x01 \x01(\x04J\x04\x08\x02\x10\x03\"\x1f\n\x0bSnapshotEnd\x12\x10\n\x08revision\x18\x01 \x01(\x04\"l\n\x0cSnapshotPage\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nembeddings\x18\x02 \x01(\x0c\x12\x13\n\x0bgenerations\x18\x03 \x03(\x04\x12\x15\n\rnet_speech_ms\x18\x04 \x03(\r\x12\r\n\x05names\x18\x05 \x01(\x0c\"\x81\x01\n\rSnapshotNames\x12\x11\n\tvoice_ids\x18\x01 \x03(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x0f\n\x07tenants\x18\x03 \x03(\r\x12\x15\n\rfor_audiences\x18\x04 \x03(\r\x12\x12\n\ntenant_ids\x18\x05 \x03(\t\x12\x11\n\taudiences\x18\x06 \x03(\t\"4\n\nLogEntries\x12&\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x15.speakerd.v1.LogEntry\"\x9e\x01\n\x08LogEntry\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12$\n\x05voice\x18\x02 \x01(\x0b\x32\x15.speakerd.v1.VoiceRef\x12(\n\x06\x65nroll\x18\x03 \x01(\x0b\x32\x16.speakerd.v1.LogEnrollH\x00\x12&\n\x05\x65vict\x18\x04 \x01(\x0b\x32\x15.speakerd.v1.LogEvictH\x00\x42\x08\n\x06\x63hange\"Y\n\tLogEnroll\x12\r\n\x05label\x18\x01 \x01(\t\x12+\n\nvoiceprint\x18\x02 \x01(\x0b\x32\x17.speakerd.v1.Voiceprint\x12\x10\n\x08\x61udience\x18\x03 \x01(\t\"\n\n\x08LogEvict2\xd2\x01\n\x05\x46leet\x12>\n\x05Renew\x12\x19.speakerd.v1.RenewRequest\x1a\x1a.speakerd.v1.RenewResponse\x12J\n\tHeartbeat\x12\x1d.speakerd.v1.HeartbeatRequest\x1a\x1e.speakerd.v1.HeartbeatResponse\x12=\n\x04Sync\x12\x18.speakerd.v1.SyncRequest\x1a\x19.speakerd.v1.SyncResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17speakerd/v1/fleet.proto\x12\x0bspeakerd.v1\x1a\x18speakerd/v1/common.proto\x1a\x16speakerd/v1/node.proto\"\xdf\x01\n\x0cRenewRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x04\x12\x12\n\nnum_voices\x18\x04 \x01(\x04\x12\x15\n\rvoices_digest\x18\x05 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12%\n\x05state\x18\x08 \x01(\x0e\x32\x16.speakerd.v1.NodeState\x12\x12\n\nprocess_id\x18\t \x01(\t\x12\x13\n\x0b\x66leet_epoch\x18\n \x01(\t\"\xa9\x01\n\rRenewResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x10\n\x08renew_ms\x18\x03 \x01(\r\x12\x0c\n\x04head\x18\x04 \x01(\x04\x12\x0e\n\x06resync\x18\x05 \x01(\x08\x12\x13\n\x0bticket_keys\x18\x06 \x03(\x0c\x12\x17\n\x0f\x63heckpoint_keys\x18\x07 \x03(\x0c\x12\x13\n\x0b\x66leet_epoch\x18\x08 \x01(\t\"\xef\x01\n\x10HeartbeatRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.speakerd.v1.NodeState\x12#\n\x04load\x18\x04 \x01(\x0b\x32\x15.speakerd.v1.NodeLoad\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x07 \x01(\x04\x12\x0c\n\x04zone\x18\x08 \x01(\t\x12+\n\x07tenants\x18\t \x03(\x0b\x32\x1a.speakerd.v1.TenantStreams\"3\n\rTenantStreams\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0f\n\x07streams\x18\x02 \x01(\r\"!\n\x11HeartbeatResponse\x12\x0c\n\x04head\x18\x01 \x01(\x04\"R\n\x0bSyncRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\"\xd8\x01\n\x0cSyncResponse\x12\x34\n\x0esnapshot_begin\x18\x01 \x01(\x0b\x32\x1a.speakerd.v1.SnapshotBeginH\x00\x12*\n\x07\x65ntries\x18\x02 \x01(\x0b\x32\x17.speakerd.v1.LogEntriesH\x00\x12\x30\n\x0csnapshot_end\x18\x03 \x01(\x0b\x32\x18.speakerd.v1.SnapshotEndH\x00\x12)\n\x04page\x18\x04 \x01(\x0b\x32\x19.speakerd.v1.SnapshotPageH\x00\x42\t\n\x07message\"\'\n\rSnapshotBegin\x12\x10\n\x08revision\x18\x01 \x01(\x04J\x04\x08\x02\x10\x03\"\x1f\n\x0bSnapshotEnd\x12\x10\n\x08revision\x18\x01 \x01(\x04\"l\n\x0cSnapshotPage\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nembeddings\x18\x02 \x01(\x0c\x12\x13\n\x0bgenerations\x18\x03 \x03(\x04\x12\x15\n\rnet_speech_ms\x18\x04 \x03(\r\x12\r\n\x05names\x18\x05 \x01(\x0c\"\x81\x01\n\rSnapshotNames\x12\x11\n\tvoice_ids\x18\x01 \x03(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x0f\n\x07tenants\x18\x03 \x03(\r\x12\x15\n\rfor_audiences\x18\x04 \x03(\r\x12\x12\n\ntenant_ids\x18\x05 \x03(\t\x12\x11\n\taudiences\x18\x06 \x03(\t\"4\n\nLogEntries\x12&\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x15.speakerd.v1.LogEntry\"\x9e\x01\n\x08LogEntry\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12$\n\x05voice\x18\x02 \x01(\x0b\x32\x15.speakerd.v1.VoiceRef\x12(\n\x06\x65nroll\x18\x03 \x01(\x0b\x32\x16.speakerd.v1.LogEnrollH\x00\x12&\n\x05\x65vict\x18\x04 \x01(\x0b\x32\x15.speakerd.v1.LogEvictH\x00\x42\x08\n\x06\x63hange\"Y\n\tLogEnroll\x12\r\n\x05label\x18\x01 \x01(\t\x12+\n\nvoiceprint\x18\x02 \x01(\x0b\x32\x17.speakerd.v1.Voiceprint\x12\x10\n\x08\x61udience\x18\x03 \x01(\t\"\x1c\n\x08LogEvict\x12\x10\n\x08\x61udit_id\x18\x01 \x01(\t2\xd2\x01\n\x05\x46leet\x12>\n\x05Renew\x12\x19.speakerd.v1.RenewRequest\x1a\x1a.speakerd.v1.RenewResponse\x12J\n\tHeartbeat\x12\x1d.speakerd.v1.HeartbeatRequest\x1a\x1e.speakerd.v1.HeartbeatResponse\x12=\n\x04Sync\x12\x18.speakerd.v1.SyncRequest\x1a\x19.speakerd.v1.SyncResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,29 +38,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWRESPONSE']._serialized_start=317
   _globals['_RENEWRESPONSE']._serialized_end=486
   _globals['_HEARTBEATREQUEST']._serialized_start=489
-  _globals['_HEARTBEATREQUEST']._serialized_end=683
-  _globals['_HEARTBEATRESPONSE']._serialized_start=685
-  _globals['_HEARTBEATRESPONSE']._serialized_end=718
-  _globals['_SYNCREQUEST']._serialized_start=720
-  _globals['_SYNCREQUEST']._serialized_end=802
-  _globals['_SYNCRESPONSE']._serialized_start=805
-  _globals['_SYNCRESPONSE']._serialized_end=1021
-  _globals['_SNAPSHOTBEGIN']._serialized_start=1023
-  _globals['_SNAPSHOTBEGIN']._serialized_end=1062
-  _globals['_SNAPSHOTEND']._serialized_start=1064
-  _globals['_SNAPSHOTEND']._serialized_end=1095
-  _globals['_SNAPSHOTPAGE']._serialized_start=1097
-  _globals['_SNAPSHOTPAGE']._serialized_end=1205
-  _globals['_SNAPSHOTNAMES']._serialized_start=1208
-  _globals['_SNAPSHOTNAMES']._serialized_end=1337
-  _globals['_LOGENTRIES']._serialized_start=1339
-  _globals['_LOGENTRIES']._serialized_end=1391
-  _globals['_LOGENTRY']._serialized_start=1394
-  _globals['_LOGENTRY']._serialized_end=1552
-  _globals['_LOGENROLL']._serialized_start=1554
-  _globals['_LOGENROLL']._serialized_end=1643
-  _globals['_LOGEVICT']._serialized_start=1645
-  _globals['_LOGEVICT']._serialized_end=1655
-  _globals['_FLEET']._serialized_start=1658
-  _globals['_FLEET']._serialized_end=1868
+  _globals['_HEARTBEATREQUEST']._serialized_end=728
+  _globals['_TENANTSTREAMS']._serialized_start=730
+  _globals['_TENANTSTREAMS']._serialized_end=781
+  _globals['_HEARTBEATRESPONSE']._serialized_start=783
+  _globals['_HEARTBEATRESPONSE']._serialized_end=816
+  _globals['_SYNCREQUEST']._serialized_start=818
+  _globals['_SYNCREQUEST']._serialized_end=900
+  _globals['_SYNCRESPONSE']._serialized_start=903
+  _globals['_SYNCRESPONSE']._serialized_end=1119
+  _globals['_SNAPSHOTBEGIN']._serialized_start=1121
+  _globals['_SNAPSHOTBEGIN']._serialized_end=1160
+  _globals['_SNAPSHOTEND']._serialized_start=1162
+  _globals['_SNAPSHOTEND']._serialized_end=1193
+  _globals['_SNAPSHOTPAGE']._serialized_start=1195
+  _globals['_SNAPSHOTPAGE']._serialized_end=1303
+  _globals['_SNAPSHOTNAMES']._serialized_start=1306
+  _globals['_SNAPSHOTNAMES']._serialized_end=1435
+  _globals['_LOGENTRIES']._serialized_start=1437
+  _globals['_LOGENTRIES']._serialized_end=1489
+  _globals['_LOGENTRY']._serialized_start=1492
+  _globals['_LOGENTRY']._serialized_end=1650
+  _globals['_LOGENROLL']._serialized_start=1652
+  _globals['_LOGENROLL']._serialized_end=1741
+  _globals['_LOGEVICT']._serialized_start=1743
+  _globals['_LOGEVICT']._serialized_end=1771
+  _globals['_FLEET']._serialized_start=1774
+  _globals['_FLEET']._serialized_end=1984
 # @@protoc_insertion_point(module_scope)

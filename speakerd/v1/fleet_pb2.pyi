@@ -142,6 +142,7 @@ class HeartbeatRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     incarnation: _builtins.int
     state: _node_pb2.NodeState.ValueType
@@ -153,6 +154,10 @@ class HeartbeatRequest(_message.Message):
     """Where the node runs, as the operator calls it. Absent: nowhere in particular."""
     @_builtins.property
     def load(self) -> _node_pb2.NodeLoad: ...
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantStreams]:
+        """Whose streams it carries; tenants without any are left out."""
+
     def __init__(
         self,
         *,
@@ -164,14 +169,38 @@ class HeartbeatRequest(_message.Message):
         model: _builtins.str = ...,
         cursor: _builtins.int = ...,
         zone: _builtins.str = ...,
+        tenants: _abc.Iterable[Global___TenantStreams] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cursor", b"cursor", "incarnation", b"incarnation", "load", b"load", "model", b"model", "node_id", b"node_id", "state", b"state", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cursor", b"cursor", "incarnation", b"incarnation", "load", b"load", "model", b"model", "node_id", b"node_id", "state", b"state", "tenants", b"tenants", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class TenantStreams(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    streams: _builtins.int
+    """Slots that its streams take."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        streams: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["streams", b"streams", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantStreams: _TypeAlias = TenantStreams  # noqa: Y015
 
 @_typing.final
 class HeartbeatResponse(_message.Message):
@@ -476,12 +505,17 @@ Global___LogEnroll: _TypeAlias = LogEnroll  # noqa: Y015
 class LogEvict(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    AUDIT_ID_FIELD_NUMBER: _builtins.int
+    audit_id: _builtins.str
+    """Of the erasure that asks for it, for the node's log. Absent: none does."""
     def __init__(
         self,
+        *,
+        audit_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_id", b"audit_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

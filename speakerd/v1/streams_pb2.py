@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from speakerd.v1 import node_pb2 as speakerd_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19speakerd/v1/streams.proto\x12\x0bspeakerd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16speakerd/v1/node.proto\"`\n\x12PlaceStreamRequest\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x11\n\tvoice_ids\x18\x02 \x03(\t\x12\x16\n\x0e\x61void_node_ids\x18\x03 \x03(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\"\xaa\x01\n\x13PlaceStreamResponse\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0e\n\x06ticket\x18\x04 \x01(\t\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04warm\x18\x06 \x01(\x08\x12\x10\n\x08tls_name\x18\x07 \x01(\t\"\x12\n\x10ListNodesRequest\"[\n\x11ListNodesResponse\x12&\n\x05nodes\x18\x01 \x03(\x0b\x32\x17.speakerd.v1.NodeStatus\x12\x0c\n\x04head\x18\x02 \x01(\x04\x12\x10\n\x08redis_up\x18\x03 \x01(\x08\"\x8b\x03\n\nNodeStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0c\n\x04zone\x18\x05 \x01(\t\x12%\n\x05state\x18\x06 \x01(\x0e\x32\x16.speakerd.v1.NodeState\x12.\n\x06health\x18\x07 \x01(\x0e\x32\x1e.speakerd.v1.NodeStatus.Health\x12\x0e\n\x06\x61ge_ms\x18\x08 \x01(\x04\x12#\n\x04load\x18\t \x01(\x0b\x32\x15.speakerd.v1.NodeLoad\x12\x10\n\x08reserved\x18\n \x01(\r\x12\x0e\n\x06\x66\x61ults\x18\x0b \x01(\r\x12\x0e\n\x06\x63ursor\x18\x0c \x01(\x04\x12\x0f\n\x07\x64oubted\x18\r \x01(\x08\"Z\n\x06Health\x12\x16\n\x12HEALTH_UNSPECIFIED\x10\x00\x12\x12\n\x0eHEALTH_HEALTHY\x10\x01\x12\x12\n\x0eHEALTH_WARNING\x10\x02\x12\x10\n\x0cHEALTH_STALE\x10\x03\x32\xa7\x01\n\x07Streams\x12P\n\x0bPlaceStream\x12\x1f.speakerd.v1.PlaceStreamRequest\x1a .speakerd.v1.PlaceStreamResponse\x12J\n\tListNodes\x12\x1d.speakerd.v1.ListNodesRequest\x1a\x1e.speakerd.v1.ListNodesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19speakerd/v1/streams.proto\x12\x0bspeakerd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16speakerd/v1/node.proto\"o\n\x12PlaceStreamRequest\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x11\n\tvoice_ids\x18\x02 \x03(\t\x12\x16\n\x0e\x61void_node_ids\x18\x03 \x03(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\r\"\xaa\x01\n\x13PlaceStreamResponse\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0e\n\x06ticket\x18\x04 \x01(\t\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04warm\x18\x06 \x01(\x08\x12\x10\n\x08tls_name\x18\x07 \x01(\t\"\x12\n\x10ListNodesRequest\"[\n\x11ListNodesResponse\x12&\n\x05nodes\x18\x01 \x03(\x0b\x32\x17.speakerd.v1.NodeStatus\x12\x0c\n\x04head\x18\x02 \x01(\x04\x12\x10\n\x08redis_up\x18\x03 \x01(\x08\"\x8b\x03\n\nNodeStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0c\n\x04zone\x18\x05 \x01(\t\x12%\n\x05state\x18\x06 \x01(\x0e\x32\x16.speakerd.v1.NodeState\x12.\n\x06health\x18\x07 \x01(\x0e\x32\x1e.speakerd.v1.NodeStatus.Health\x12\x0e\n\x06\x61ge_ms\x18\x08 \x01(\x04\x12#\n\x04load\x18\t \x01(\x0b\x32\x15.speakerd.v1.NodeLoad\x12\x10\n\x08reserved\x18\n \x01(\r\x12\x0e\n\x06\x66\x61ults\x18\x0b \x01(\r\x12\x0e\n\x06\x63ursor\x18\x0c \x01(\x04\x12\x0f\n\x07\x64oubted\x18\r \x01(\x08\"Z\n\x06Health\x12\x16\n\x12HEALTH_UNSPECIFIED\x10\x00\x12\x12\n\x0eHEALTH_HEALTHY\x10\x01\x12\x12\n\x0eHEALTH_WARNING\x10\x02\x12\x10\n\x0cHEALTH_STALE\x10\x03\x32\xa7\x01\n\x07Streams\x12P\n\x0bPlaceStream\x12\x1f.speakerd.v1.PlaceStreamRequest\x1a .speakerd.v1.PlaceStreamResponse\x12J\n\tListNodes\x12\x1d.speakerd.v1.ListNodesRequest\x1a\x1e.speakerd.v1.ListNodesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'speakerd.v1.streams_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PLACESTREAMREQUEST']._serialized_start=99
-  _globals['_PLACESTREAMREQUEST']._serialized_end=195
-  _globals['_PLACESTREAMRESPONSE']._serialized_start=198
-  _globals['_PLACESTREAMRESPONSE']._serialized_end=368
-  _globals['_LISTNODESREQUEST']._serialized_start=370
-  _globals['_LISTNODESREQUEST']._serialized_end=388
-  _globals['_LISTNODESRESPONSE']._serialized_start=390
-  _globals['_LISTNODESRESPONSE']._serialized_end=481
-  _globals['_NODESTATUS']._serialized_start=484
-  _globals['_NODESTATUS']._serialized_end=879
-  _globals['_NODESTATUS_HEALTH']._serialized_start=789
-  _globals['_NODESTATUS_HEALTH']._serialized_end=879
-  _globals['_STREAMS']._serialized_start=882
-  _globals['_STREAMS']._serialized_end=1049
+  _globals['_PLACESTREAMREQUEST']._serialized_end=210
+  _globals['_PLACESTREAMRESPONSE']._serialized_start=213
+  _globals['_PLACESTREAMRESPONSE']._serialized_end=383
+  _globals['_LISTNODESREQUEST']._serialized_start=385
+  _globals['_LISTNODESREQUEST']._serialized_end=403
+  _globals['_LISTNODESRESPONSE']._serialized_start=405
+  _globals['_LISTNODESRESPONSE']._serialized_end=496
+  _globals['_NODESTATUS']._serialized_start=499
+  _globals['_NODESTATUS']._serialized_end=894
+  _globals['_NODESTATUS_HEALTH']._serialized_start=804
+  _globals['_NODESTATUS_HEALTH']._serialized_end=894
+  _globals['_STREAMS']._serialized_start=897
+  _globals['_STREAMS']._serialized_end=1064
 # @@protoc_insertion_point(module_scope)

@@ -29,10 +29,13 @@ class PlaceStreamRequest(_message.Message):
     VOICE_IDS_FIELD_NUMBER: _builtins.int
     AVOID_NODE_IDS_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.str
     """Absent: one is made. A stream that was placed before goes back to its node while that serves and has room."""
     zone: _builtins.str
     """Nodes of this zone go first, as long as one of them has room. Absent: whichever."""
+    slots: _builtins.int
+    """How many slots it takes: as many as a call has channels that are heard apart. 0 to 8. Absent (0): one."""
     @_builtins.property
     def voice_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Voices that should be warm. Empty: every voice of the tenant."""
@@ -48,10 +51,11 @@ class PlaceStreamRequest(_message.Message):
         voice_ids: _abc.Iterable[_builtins.str] | None = ...,
         avoid_node_ids: _abc.Iterable[_builtins.str] | None = ...,
         zone: _builtins.str = ...,
+        slots: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid_node_ids", b"avoid_node_ids", "stream_id", b"stream_id", "voice_ids", b"voice_ids", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["avoid_node_ids", b"avoid_node_ids", "slots", b"slots", "stream_id", b"stream_id", "voice_ids", b"voice_ids", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,7 +53,8 @@ class StreamsServicer(object):
 
     def PlaceStream(self, request, context):
         """Pick a node that is serving, has a free slot and is warm on the voices asked for. The client then opens Node.Diarize
-        there with the ticket. RESOURCE_EXHAUSTED when every node is full, UNAVAILABLE when none is serving.
+        there with the ticket. RESOURCE_EXHAUSTED when every node is full or the tenant has as many streams as it may,
+        UNAVAILABLE when none is serving.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

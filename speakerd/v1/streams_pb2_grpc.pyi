@@ -18,7 +18,8 @@ class StreamsStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     PlaceStream: _aio.UnaryUnaryMultiCallable[_streams_pb2.PlaceStreamRequest, _streams_pb2.PlaceStreamResponse]
     """Pick a node that is serving, has a free slot and is warm on the voices asked for. The client then opens Node.Diarize
-    there with the ticket. RESOURCE_EXHAUSTED when every node is full, UNAVAILABLE when none is serving.
+    there with the ticket. RESOURCE_EXHAUSTED when every node is full or the tenant has as many streams as it may,
+    UNAVAILABLE when none is serving.
     """
     ListNodes: _aio.UnaryUnaryMultiCallable[_streams_pb2.ListNodesRequest, _streams_pb2.ListNodesResponse]
     """The fleet as placement sees it, for operators: scope platform:admin."""
@@ -33,7 +34,8 @@ class StreamsServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_streams_pb2.PlaceStreamRequest, _abc.Awaitable[_streams_pb2.PlaceStreamResponse]],
     ) -> _abc.Awaitable[_streams_pb2.PlaceStreamResponse]:
         """Pick a node that is serving, has a free slot and is warm on the voices asked for. The client then opens Node.Diarize
-        there with the ticket. RESOURCE_EXHAUSTED when every node is full, UNAVAILABLE when none is serving.
+        there with the ticket. RESOURCE_EXHAUSTED when every node is full or the tenant has as many streams as it may,
+        UNAVAILABLE when none is serving.
         """
 
     @_abc_1.abstractmethod

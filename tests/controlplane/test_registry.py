@@ -7,6 +7,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from controlplane import registry_schema
 from controlplane.metrics import declare
 from controlplane.node_view import Health, NodeView
 from controlplane.redis_client import open_redis
-from controlplane.registry import Registry, Wish
+from controlplane.registry import QuotaUsedUp, Registry, Wish
 from controlplane.registry_schema import PREFIX
 from controlplane.wakes import listen
 from runtime.clock import SystemClock
@@ -129,6 +130,74 @@ async def test_a_reservation_moves_with_its_stream_and_is_never_held_twice(fleet
     assert await redis.zcard(f"{PREFIX}slots:a") == 0
     await registry.release("t/s")
     assert await redis.zcard(f"{PREFIX}slots:b") == 0
+
+
+async def test_a_call_takes_a_slot_for_each_of_its_channels(fleet: Fleet) -> None:
+    registry, redis = fleet.registry(), fleet.redis()
+    await registry.heartbeat(node("a", streams=1))
+    call = replace(wish("t/call", "a"), slots=3)
+    assert await placed(registry, replace(wish("t/other", "a"), slots=4)) is None
+    assert await placed(registry, call) == "a"
+    assert await placed(registry, call) == "a"  # its own reservations are not in its way
+    assert await placed(registry, wish("t/1", "a")) is None
+    assert (await registry.known())[0].reserved == 3
+    await registry.heartbeat(node("a", streams=4, tenants={"t": 4}))  # it has opened
+    assert await redis.zcard(f"{PREFIX}slots:a") == 0
+    await registry.heartbeat(node("a", streams=1))
+    assert await placed(registry, call) == "a"
+    await registry.release("t/call")
+    assert await redis.zcard(f"{PREFIX}slots:a") == 0
+
+
+async def test_a_tenant_gets_no_more_slots_than_it_may_have_on_all_nodes_together(fleet: Fleet) -> None:
+    one, other = fleet.registry(), fleet.registry()
+    await one.heartbeat(node("a", streams=3, streams_max=9, tenants={"t": 2, "u": 1}))
+    await one.heartbeat(node("b", streams=1, streams_max=9, tenants={"t": 1}))
+
+    async def ask(stream: str, **fields: object) -> str | None:
+        return await placed(other, replace(wish(stream, "b", "a"), tenant_max=4, **fields))  # type: ignore[arg-type]
+
+    with pytest.raises(QuotaUsedUp):
+        await ask("t/call", slots=2)
+    assert await ask("t/4")
+    with pytest.raises(QuotaUsedUp):
+        await ask("t/5")
+    assert await ask("t/4")  # it asks again for what it has
+    assert await ask("u/2") and await placed(one, wish("t/no-quota", "a"))
+    await one.release("t/no-quota")
+    await one.heartbeat(node("b", streams=0, streams_max=9))  # one has ended
+    assert await ask("t/5")
+    with pytest.raises(QuotaUsedUp):
+        await ask("t/6")
+
+
+async def test_a_stream_that_moves_is_not_refused_for_what_its_lost_node_counts_still(fleet: Fleet) -> None:
+    registry = fleet.registry()
+    for name in ("a", "b"):
+        await registry.heartbeat(node(name, streams_max=9))
+    asked = [replace(wish(f"t/{number}", "a"), tenant_max=2) for number in range(5)]
+    for ask in asked[:2]:
+        assert await placed(registry, ask) == "a"
+    await registry.heartbeat(node("a", streams=2, streams_max=9, tenants={"t": 2}))
+    for ask in asked[:2]:
+        moved = replace(ask, candidates=("b",), avoid=frozenset({"a"}))
+        assert await placed(registry, moved) == "b"
+    await registry.heartbeat(node("b", streams=2, streams_max=9, tenants={"t": 2}))
+    with pytest.raises(QuotaUsedUp):  # by the name of one that was placed nobody gets more and more
+        await placed(registry, asked[0])
+    with pytest.raises(QuotaUsedUp):
+        await placed(registry, asked[2])
+
+
+async def test_calls_are_counted_by_their_channels_without_redis_too(fleet: Fleet) -> None:
+    registry = fleet.registry("redis://127.0.0.1:1")
+    await registry.heartbeat(node("a", streams=1))
+    assert await placed(registry, replace(wish("t/other", "a"), slots=4)) is None
+    call = replace(wish("t/call", "a"), slots=3)
+    assert await placed(registry, call) == "a" and await placed(registry, call) == "a"
+    assert await placed(registry, wish("t/1", "a")) is None
+    await registry.release("t/call")
+    assert await placed(registry, wish("t/1", "a")) == "a"
 
 
 async def test_streams_that_leave_a_node_as_failed_count_against_it(fleet: Fleet) -> None:
@@ -312,6 +381,6 @@ def test_every_key_of_the_scripts_is_in_the_schema() -> None:
         for part in script.replace("prefix ..", "ARGV[1] ..").split("ARGV[1] .. '")[1:]
     }
     of_jobs = {"jobs", "jobs:known", "jobs:turn", "jobs:turns", "jobs:served"}
-    assert named == {"epoch", "node", "nodes", "slots", "placed", "faults"} | of_jobs
+    assert named == {"epoch", "node", "nodes", "slots", "tenants", "placed", "faults"} | of_jobs
     for key in named:
         assert f"\n    {key}" in (registry_schema.__doc__ or "")

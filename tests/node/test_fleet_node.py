@@ -42,6 +42,7 @@ class PlayedControlPlane(fleet_pb2_grpc.FleetServicer):
         self.renewals: list[fleet_pb2.RenewRequest] = []
         self.syncs: list[fleet_pb2.SyncRequest] = []
         self.heartbeats = 0
+        self.tenants: dict[str, int] = {}
         self.lease_ms = lease_ms
         self.is_away = False
         self.renewed = asyncio.Event()
@@ -75,6 +76,7 @@ class PlayedControlPlane(fleet_pb2_grpc.FleetServicer):
         self, request: fleet_pb2.HeartbeatRequest, context: aio.ServicerContext
     ) -> fleet_pb2.HeartbeatResponse:
         self.heartbeats += 1
+        self.tenants = {one.tenant_id: one.streams for one in request.tenants}
         return fleet_pb2.HeartbeatResponse(head=len(self.log))
 
     async def Sync(
@@ -233,6 +235,22 @@ async def test_without_the_fleets_key_nothing_is_answered_and_a_ticket_is_good_o
             async for _ in fleet.node.stub.Diarize(requests(b"", pace_s=0.1, ticket=bad)):
                 pass
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED, bad
+
+
+async def test_a_node_tells_whose_streams_it_carries(fleet: Fleet) -> None:
+    await fleet.until(node_pb2.NODE_STATE_SERVING, voices=1)
+    call = fleet.node.stub.Diarize()
+    await call.write(node_pb2.DiarizeRequest(open=node_pb2.StreamOpen(ticket=fleet.ticket())))
+    assert (await call.read()).HasField("opened")
+
+    async def until_told(tenants: dict[str, int]) -> None:
+        async with asyncio.timeout(15):
+            while fleet.plane.tenants != tenants:
+                await asyncio.sleep(0.05)
+
+    await until_told({"acme": 1})
+    call.cancel()
+    await until_told({})
 
 
 @pytest.mark.parametrize("fleet", [2_500], indirect=True)
