@@ -48,6 +48,13 @@ class Daemon:
     def grpc(self) -> str:
         return self.ready["grpc"]
 
+    async def is_ready(self, within_s: float) -> None:
+        """Wait until it says so, and take what it says."""
+        assert self.process.stdout is not None
+        line = (await asyncio.wait_for(self.process.stdout.readline(), within_s)).decode().split()
+        assert line[:1] == ["ready"], self.log.read_text()[-3000:]
+        self.ready.update(part.split("=", 1) for part in line[1:])
+
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
@@ -72,6 +79,12 @@ class Processes:
 
     async def start(self, name: str, *arguments: str, fault_point: str = "") -> Daemon:
         """Run `speakerd ARGUMENTS…` until it says that it is ready. fault_point: where it is to be killed, if it is."""
+        daemon = await self.begin(name, *arguments, fault_point=fault_point)
+        await daemon.is_ready(START_S)
+        return daemon
+
+    async def begin(self, name: str, *arguments: str, fault_point: str = "") -> Daemon:
+        """The same without waiting for it."""
         inside = ["ip", "netns", "exec", self.netns[name]] if name in self.netns else []
         log = self.folder / f"{name}.log"
         with log.open("ab") as errors:
@@ -87,12 +100,8 @@ class Processes:
                 cwd=ROOT,
                 env={**environment(), "SPEAKERD_FAULT_POINT": fault_point},
             )
-        assert process.stdout is not None
         daemon = Daemon(process, {}, log)
         self.daemons.append(daemon)
-        line = (await asyncio.wait_for(process.stdout.readline(), START_S)).decode().split()
-        assert line[:1] == ["ready"], log.read_text()[-3000:]
-        daemon.ready.update(part.split("=", 1) for part in line[1:])
         return daemon
 
     async def close(self) -> None:

@@ -18,7 +18,7 @@ from tests.faults.listening import Listening
 from tests.faults.processes import Processes, pcm, tones, until, voice
 from tests.faults.raw_streams import raw_stream
 from tests.faults.streaming import stream
-from tests.faults.test_continuity import Fleet, fleet, wav
+from tests.faults.test_continuity import Fleet, fleet, held, wav
 
 NODES = ("n1", "n2", "n3")
 ERASED_WITHIN_S = 15.0
@@ -26,7 +26,7 @@ ERASED_WITHIN_S = 15.0
 
 async def enrol(client: Client, number: int) -> str:
     answer = await client.enroll(f"Person {number}", [wav(tones(4, *voice(number)))])
-    assert answer.voice.state == people_pb2.Voice.STATE_READY
+    await held(client, answer.voice.voice_id)
     return answer.voice.voice_id
 
 

@@ -17,7 +17,7 @@ from tests.faults.figures import Figures
 from tests.faults.listening import Listening
 from tests.faults.processes import ROOT, Daemon, Processes, node_arguments, pcm, plane_arguments, tones, until, voice
 from tests.faults.streaming import stream
-from tests.faults.test_continuity import wav
+from tests.faults.test_continuity import held, wav
 
 READY = people_pb2.Voice.STATE_READY
 CONVERGES_WITHIN_S = 60.0
@@ -113,7 +113,7 @@ async def enrolment(made: Fleet, point: str) -> None:
     number = made.enrolled
     made.enrolled += 1
     found = await made.enrol(number)
-    assert found.state == READY
+    await held(made.client, found.voice_id)
     await killed(victim, point)
     back = await made.node("n2")
     took_s = await made.held_by(found.voice_id, "n1", "n2")
