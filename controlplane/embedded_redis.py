@@ -83,6 +83,8 @@ class EmbeddedRedis:
         """Start, wait until it answers, and watch it from then on."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         binary = find_server()
+        # For whoever looks: in a deep folder, the socket is elsewhere.
+        (self._folder / "socket").write_text(f"{self._socket()}\n")
         await self._launch(binary)
         if not await self._answers():
             # What Redis kept is a hint and can be told again; a file that it cannot read must not keep us down.

@@ -119,7 +119,7 @@ def verify_models(
                 style="" if weights["ok"] else "red",
             )
     out.say(f"devices: {', '.join(devices)}")
-    out.result({"bundles": found, "devices": devices})
+    out.result({"bundles": found, "devices": devices, "device_memory": _device_memory()})
     bad = [weights for bundle in found for weights in bundle["weights"] if not weights["ok"]]
     if bad and not as_json:
         raise Unavailable(
@@ -194,6 +194,14 @@ def _devices() -> list[str]:
 
     cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
     return ["cpu", *(f"cuda:{card} ({torch.cuda.get_device_name(card)})" for card in cards)]
+
+
+def _device_memory() -> dict[str, tuple[int, int]]:
+    """Bytes free and in all of each card."""
+    import torch
+
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
+    return {f"cuda:{card}": torch.cuda.mem_get_info(card) for card in cards}
 
 
 def _model(bundle: AnyBundle) -> str:

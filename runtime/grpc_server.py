@@ -127,7 +127,7 @@ class GrpcHealth:
     def __init__(self, health: Health, service_names: Sequence[str]) -> None:
         self._health = health
         self._names = tuple(service_names)
-        self._told: dict[str, health_pb2.HealthCheckResponse.ServingStatus.ValueType] = {}
+        self._told: dict[str, int] = {}
         self._servicer = _HealthServicer(self.tell)
 
     def __repr__(self) -> str:

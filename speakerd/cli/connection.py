@@ -21,6 +21,7 @@ from speakerd.errors import SpeakerdError
 from speakerd.rttm import write_whole
 
 ENDPOINTS_FILE = "endpoints.json"
+PLAN_FILE = "plan.json"
 ADMIN_KEY_FILE = "admin.key"
 
 ServerOption = Annotated[
@@ -128,6 +129,20 @@ def read_endpoints(folder: Path) -> Endpoints | None:
     except (OSError, ValueError, TypeError):
         return None
     return endpoints if _lives(endpoints.pid) else None
+
+
+def write_plan(folder: Path, plan: dict[str, str]) -> None:
+    """Leave word of how a server of this data folder is to be run, for whoever looks why it does not."""
+    write_whole(folder / PLAN_FILE, json.dumps(plan) + "\n")
+
+
+def read_plan(folder: Path) -> dict[str, str]:
+    """How a server of a data folder was last run: http, grpc, bundle, device, as far as they were said."""
+    try:
+        plan = json.loads((folder / PLAN_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(value) for name, value in plan.items()} if isinstance(plan, dict) else {}
 
 
 def _lives(pid: int) -> bool:

