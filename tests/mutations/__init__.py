@@ -1,0 +1,1 @@
+"""Mutations of the critical guards: each is taken out in a copy of the tree, and a test has to notice it."""
