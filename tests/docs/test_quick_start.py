@@ -1,18 +1,34 @@
-"""The quick start and the README, every line of them as it stands, in a folder that looks like a fresh clone."""
+"""The quick start and the how-tos, every line of them as it stands, in a folder that looks like a fresh clone."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from models.bundle import load_bundle
+from models.calibration_file import with_calibration
 from tests.docs.run_lines import Lines, read_page
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STOP_S = 60.0
+HowTo = Callable[[str], Lines]
+WAV_HEADER_BYTES = 44
+RECORDINGS = {
+    "ada.wav": "Robin.wav",
+    "ada-on-the-phone.wav": "Robin.wav",
+    "grace.wav": "Sam.wav",
+    "meeting.wav": "conversation.wav",
+    "call.wav": "conversation.wav",
+    "talk.wav": "conversation.wav",
+}
 
 # Waits for engines that start and for commands that end; nothing here is about time.
 pytestmark = pytest.mark.timeout(1200)
@@ -70,3 +86,81 @@ def test_the_quick_start_names_two_people_and_forgets_one(quick_start: Lines) ->
 def labels_of(shown: str) -> set[str]:
     """Who the turns that a command printed are of."""
     return {found[1] for line in shown.splitlines() if (found := re.fullmatch(r"\S+ – \S+ +(.+)", line))}
+
+
+@pytest.fixture
+def how_to(quick_start: Lines) -> Iterator[HowTo]:
+    """The server of the quick start, for the pages of docs/how-to, and recordings under the names that they use."""
+    quick_start.run("address")
+    quick_start.run("http")
+    sound = quick_start.folder / "demo-out"
+    folder = quick_start.folder / "how-to"
+    folder.mkdir(exist_ok=True)
+    for name, recording in RECORDINGS.items():
+        shutil.copy(sound / recording, folder / name)
+    (folder / "call.pcm").write_bytes((sound / "conversation.wav").read_bytes()[WAV_HEADER_BYTES:])
+    variables = {**quick_start.variables, "SPEAKERD_DATA": str(quick_start.folder / "data")}
+    pages: list[Lines] = []
+
+    def read(name: str) -> Lines:
+        pages.append(Lines(read_page(f"how-to/{name}.md"), folder, dict(variables)))
+        return pages[-1]
+
+    yield read
+    assert not [page.left() for page in pages if page.left()]
+
+
+def test_how_people_are_enrolled_named_in_a_dispatcher_and_erased(how_to: HowTo) -> None:
+    enrol = how_to("enrol")
+    # Whoever read the quick start has these two voices under other names; nobody can be told from himself.
+    subprocess.run(["speakerd", "erase", "Sam", "--wait"], env=enrol.environment(), check=True, capture_output=True)
+    assert "ready" in enrol.run("enrol").stdout
+    assert "ready" in enrol.run("consent").stdout
+    assert "node-0" in enrol.run("program").stdout
+    assert enrol.run("list").stdout.count("v_") >= 3
+
+    dispatcher = how_to("stream-from-a-dispatcher")
+    key = key_of(dispatcher.run("key").stdout)
+    said = dispatcher.run("dispatch", SPEAKERD_KEY=key).stdout
+    assert said == "Ada Lovelace: how the transcriber\nGrace Hopper: cut the talk\n"
+
+    erase = how_to("erase-and-prove")
+    erased = json.loads(erase.run("erase").stdout)
+    erase.run("proof")
+    listed = (erase.folder / "erasures.json").read_text()
+    assert erased["audit_id"] in listed
+    assert "dpo-3" in listed
+    assert json.loads((erase.folder / "verdict.json").read_text())["whole"] is True
+
+
+def test_how_recordings_are_worked_through(how_to: HowTo) -> None:
+    batch = how_to("batch")
+    assert batch.run("diarize").stdout.split()[-4:] == ["call.json", "call.rttm", "meeting.json", "meeting.rttm"]
+    assert " Ada " in (batch.folder / "turns" / "call.rttm").read_text()
+    batch.run("jobs")
+    assert (batch.folder / "call.rttm").read_text().startswith("SPEAKER ")
+    assert batch.run("folder").stdout.count("succeeded") == 2
+
+
+def test_how_one_moves_from_pyannoteai(how_to: HowTo) -> None:
+    move = how_to("move-from-pyannoteai")
+    key = key_of(move.run("key").stdout)
+    client = Path(sys.prefix) / "pyannoteai-sdk" / "0.4.0"
+    path = os.pathsep.join(filter(None, (str(client), os.environ.get("PYTHONPATH"))))
+    assert len(move.run("sdk", KEY=key, PYTHONPATH=path).stdout.splitlines()) >= 2
+
+
+def test_how_thresholds_are_looked_at_and_set(how_to: HowTo) -> None:
+    tune = how_to("tune-thresholds")
+    assert '"outcome": "matched"' in tune.run("report").stdout
+    shown = re.search(r"```toml builtin\n(.*?)```", (ROOT / "docs/how-to/tune-thresholds.md").read_text(), re.DOTALL)
+    assert shown is not None
+    (tune.folder / "own.toml").write_text(shown[1])
+    bundle = load_bundle("builtin")
+    assert with_calibration(bundle, tune.folder / "own.toml").naming == bundle.naming, "the page shows other parameters"
+
+
+def key_of(printed: str) -> str:
+    """The secret in what `speakerd keys create` prints."""
+    (secret,) = [word for word in printed.split() if word.startswith("sk_")]
+    return secret
