@@ -20,20 +20,34 @@ import asyncpg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, event, select, text, update
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from controlplane.database.schema import fleet_head, node_leases
 from runtime.clock import Clock
 from runtime.errors import InvalidRequest, Unavailable
 
 BUSY_TIMEOUT_MS = 5_000
+TURN_S = 10.0
+"""How long a writer of SQLite waits for those before it: while another process holds the file, each of them takes its
+BUSY_TIMEOUT_MS, and whoever is far behind is told at once rather than after all of them."""
 POOL_SIZE = 8
+POOL_WAIT_S = 5.0
+CONNECT_S = 5.0
+STATEMENT_S = 10.0
+"""How long a statement may take, so that a server that is frozen, or gone without a word, holds up nobody longer."""
+LOCK_WAIT_MS = 5_000
+"""How long PostgreSQL lets a statement wait for a lock that somebody else holds."""
 IDLE_IN_TRANSACTION_S = 5.0
 """A control plane that freezes within a transaction holds up the others, and their erasures, no longer than this."""
 UNSTORABLE = ("22001", "22021", "22P05")
 """What PostgreSQL says of text that is too long or holds NUL: a caller's mistake, where SQLite would take it."""
+OUTAGES = ("08", "53", "57", "58", "55P03", "25P03", "40001", "40P01")
+"""What SQLSTATE begins with when PostgreSQL is unreachable, out of disk, memory or connections, shutting down, broken,
+or was kept waiting for a lock: not this statement's mistake, and worth another try."""
 # Any number, the same in all control planes: one of them at a time migrates a PostgreSQL.
 _MIGRATION_LOCK = 7_310_221
 
@@ -80,7 +94,7 @@ class Database:
                 async with self.engine.begin() as connection:
                     yield connection
                 return
-            async with self._writer, self.engine.connect() as connection:
+            async with self._turn(), self.engine.connect() as connection:
                 await connection.execution_options(writes=True)
                 async with connection.begin():
                     yield connection
@@ -97,6 +111,19 @@ class Database:
             raise
         finally:
             self.took(kind, time.monotonic() - began_s)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """The turn of a writer of SQLite. Raises Unavailable when those before it do not end."""
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._writer.acquire()
+        except TimeoutError:
+            raise Unavailable("the database is busy; try again", retry_after_s=1.0) from None
+        try:
+            yield
+        finally:
+            self._writer.release()
 
     async def lease_now_s(self, connection: AsyncConnection) -> float:
         """Now, on the clock that leases are counted on.
@@ -116,7 +143,7 @@ class Database:
         if not self.is_sqlite:
             return True
         with _availability():
-            async with self._writer, self.engine.connect() as connection:
+            async with self._turn(), self.engine.connect() as connection:
                 await connection.execution_options(isolation_level="AUTOCOMMIT")
                 is_busy = (await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")).one()[0]
         return not is_busy
@@ -147,22 +174,26 @@ async def open_database(url: str, clock: Clock, *, lease_s: float) -> Database:
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
     else:
-        settings = {"idle_in_transaction_session_timeout": str(round(IDLE_IN_TRANSACTION_S * 1000))}
+        settings = {
+            "idle_in_transaction_session_timeout": str(round(IDLE_IN_TRANSACTION_S * 1000)),
+            "lock_timeout": str(LOCK_WAIT_MS),
+        }
         engine = create_async_engine(
             parsed,
             pool_size=POOL_SIZE,
+            pool_timeout=POOL_WAIT_S,
             pool_pre_ping=True,
             hide_parameters=True,
-            connect_args={"server_settings": settings},
+            connect_args={"server_settings": settings, "timeout": CONNECT_S, "command_timeout": STATEMENT_S},
         )
     database = Database(engine, clock, lock_file)
     try:
-        async with database.write() as connection:
-            if not database.is_sqlite:
-                await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-            await connection.run_sync(_migrate)
         if database.is_sqlite:
+            async with database.write() as connection:
+                await connection.run_sync(_migrate)
             await _restart_leases(database, lease_s)
+        else:
+            await _migrate_postgresql(parsed)
     except BaseException:
         await database.close()
         raise
@@ -183,6 +214,18 @@ async def _restart_leases(database: Database, lease_s: float) -> None:
         await connection.execute(
             update(node_leases).where(node_leases.c.fenced.is_(False)).values(deadline_lease_s=now_s + lease_s)
         )
+
+
+async def _migrate_postgresql(url: URL) -> None:
+    # Over a connection without bounds: who waits for another's migration, or builds an index, takes what it takes.
+    engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True, connect_args={"timeout": CONNECT_S})
+    with _availability():
+        try:
+            async with engine.begin() as connection:
+                await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+                await connection.run_sync(_migrate)
+        finally:
+            await engine.dispose()
 
 
 def _migrate(connection: Connection) -> None:
@@ -237,10 +280,21 @@ def _availability() -> Iterator[None]:
         if not _is_outage(error):
             raise
         raise DatabaseAway("the database is away or full; try again", retry_after_s=1.0) from error
-    except (OSError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError) as error:
-        # A server that is away refuses before SQLAlchemy has anything to wrap.
+    except (OSError, PoolTimeout, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        # A server that is away, full or shutting down refuses before SQLAlchemy has anything to wrap; a statement that
+        # took too long ends in TimeoutError, an OSError; and where all connections are in use, each is held by one.
+        if isinstance(error, asyncpg.PostgresError) and not _is_state_of_outage(error.sqlstate):
+            raise
         raise DatabaseAway("the database is away; try again", retry_after_s=1.0) from error
 
 
 def _is_outage(error: DBAPIError) -> bool:
-    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+    return (
+        error.connection_invalidated
+        or isinstance(error, OperationalError | InterfaceError)
+        or _is_state_of_outage(getattr(error.orig, "sqlstate", None))
+    )
+
+
+def _is_state_of_outage(state: str | None) -> bool:
+    return state is not None and state.startswith(OUTAGES)
