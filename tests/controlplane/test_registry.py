@@ -267,6 +267,7 @@ async def test_an_emptied_redis_is_filled_with_nodes_reservations_placements_and
     await tasks.cancel()
 
 
+@pytest.mark.fault("F11", "P4", "P8")
 async def test_a_frozen_redis_costs_one_caller_half_a_second_and_no_placement(fleet: Fleet) -> None:
     registry = fleet.registry()
     await registry.heartbeat(node("a", streams_max=1_000))
@@ -306,6 +307,7 @@ async def test_a_listener_that_is_cancelled_at_any_moment_ends(fleet: Fleet) -> 
         assert listening.done()
 
 
+@pytest.mark.fault("F10", "P4")
 async def test_a_failover_of_sentinels_costs_no_placement_and_the_new_master_is_filled(tmp_path: Path) -> None:
     async with sentinels(tmp_path) as servers, AsyncExitStack() as stack:
         fleet = Fleet(servers.master, stack)

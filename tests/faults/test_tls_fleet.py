@@ -69,6 +69,7 @@ class TlsFleet:
         return Client(self.plane.grpc, self.key, tls=self.trust)
 
 
+@pytest.mark.fault("F26", "P6")
 async def test_a_fleet_of_certificates_serves_streams_hands_them_over_and_takes_new_files(daemons: Processes) -> None:
     fleet = TlsFleet(daemons)
     await fleet.start()

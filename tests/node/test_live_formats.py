@@ -183,6 +183,7 @@ def hostile() -> dict[str, tuple[bytes, common_pb2.AudioFormat, str]]:
 
 
 @pytest.mark.parametrize("what", hostile())
+@pytest.mark.fault("F16", "P14")
 async def test_hostile_sound_gets_an_error_that_says_what_to_mend_and_harms_nobody(
     null_node: RunningNode, what: str
 ) -> None:

@@ -126,6 +126,7 @@ async def test_a_certificate_of_another_domain_or_without_a_name_of_ours_names_n
         assert await refusal(channel) is grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.fault("F26", "P14")
 async def test_an_expired_certificate_is_refused_by_its_owner_and_by_its_peers(authority: Authority) -> None:
     with pytest.raises(InvalidRequest, match="expired"):
         pair(authority, "node", "n1", -timedelta(minutes=1))
