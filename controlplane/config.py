@@ -6,7 +6,7 @@ Times are seconds here, as everywhere in configuration.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 
@@ -20,6 +20,8 @@ ROLES = ("grpc", "http", "worker")
 
 class ControlPlaneSettings(ScryonSettings):
     """Settings of `speakerd controlplane`; section [controlplane] of the file."""
+
+    SECRETS: ClassVar[frozenset[str]] = frozenset({"database_url", "redis_url", "kek", "transcriber_key"})
 
     data: Path = Field(description="Folder of keys, database, blobs and Redis.")
     grpc: str = Field("127.0.0.1:7600", description="HOST:PORT of gRPC.")

@@ -1,15 +1,19 @@
-"""Configuration: a TOML file, then `SPEAKERD_*` variables, then flags; the later one wins.
+"""Configuration: a TOML file, then files of secrets, then `SPEAKERD_*` variables, then flags; the later one wins.
 
 In: the settings class of a daemon, a file, and the flags that were given. Out: one frozen object, validated as it is
-read. Nothing else in the system reads the environment, and a mistake is reported with the name of the setting.
+read. Nothing else in the system reads the environment, and a mistake is reported with the name of the setting. A
+setting NAME may be in a file of its own: the one that SPEAKERD_NAME_FILE names, or one called `name` in the folder that
+SPEAKERD_SECRETS_DIR names. What is secret is taken from no command line, and shown by no settings object.
 """
 
 from __future__ import annotations
 
+import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
@@ -17,11 +21,16 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from runtime.errors import InvalidRequest
 from runtime.tls import Tls, TlsFiles
 
+PREFIX = "SPEAKERD_"
+
 
 class DaemonSettings(BaseSettings):
     """What every daemon's settings share. The environment gives a field `name` as SPEAKERD_NAME."""
 
-    model_config = SettingsConfigDict(env_prefix="SPEAKERD_", extra="forbid", frozen=True, hide_input_in_errors=True)
+    SECRETS: ClassVar[frozenset[str]] = frozenset()
+    """Settings whose value is nobody's to see, or may hold a password."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     log_level: str = Field("info", description="debug, info, warning or error. Logs are JSON lines on stderr.")
     stall_s: float = Field(
@@ -43,6 +52,10 @@ class DaemonSettings(BaseSettings):
             raise ValueError("tls_cert, tls_key and tls_ca belong together: give all three, or none")
         return self
 
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, "***" if name in self.SECRETS and value is not None else value
+
     def tls(self) -> Tls | None:
         """The daemon's identity; None for plain text. Raises InvalidRequest when the files do not make one."""
         if self.tls_cert is None or self.tls_key is None or self.tls_ca is None:
@@ -60,9 +73,13 @@ def load(kind: type[SettingsT], *, section: str, file: Path | None, flags: Mappi
     flags: values of the command line; None means that the flag was not given.
     Raises InvalidRequest, naming the setting, when one is unknown or out of range.
     """
+    given = {name: value for name, value in flags.items() if value is not None}
+    for name in kind.SECRETS & given.keys():
+        _require_no_password(name, given[name])
     values = _file_table(file, section) if file is not None else {}
+    values |= _from_secret_files(kind)
     values |= EnvSettingsSource(kind)()
-    values |= {name: value for name, value in flags.items() if value is not None}
+    values |= given
     try:
         return kind(**values)
     except ValidationError as error:
@@ -79,3 +96,44 @@ def _file_table(file: Path, section: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise InvalidRequest(f"configuration file {file.name}: [{section}] is not a table")
     return dict(table)
+
+
+def _require_no_password(name: str, value: object) -> None:
+    if isinstance(value, str) and "://" in value and urlsplit(value).password is None:
+        return
+    raise InvalidRequest(
+        f"--{name.replace('_', '-')}: whatever is on a command line, every user of the machine can read; put it in a "
+        f"file and name that with {PREFIX}{name.upper()}_FILE"
+    )
+
+
+def _from_secret_files(kind: type[DaemonSettings]) -> dict[str, Any]:
+    """Settings that lie in files of their own, read as variables of the environment are."""
+    folder = os.environ.get(f"{PREFIX}SECRETS_DIR")
+    if folder is not None and not Path(folder).is_dir():
+        raise InvalidRequest(f"{PREFIX}SECRETS_DIR: {folder} is no folder")
+    said: dict[str, str | None] = {}
+    for name in kind.model_fields:
+        variable = f"{PREFIX}{name.upper()}"
+        if folder is not None and (Path(folder) / name).is_file():
+            said[variable.lower()] = _secret(Path(folder) / name, name)
+        # kek_file and fleet_key_file are settings themselves, and mean the same.
+        named = None if f"{name}_file" in kind.model_fields else os.environ.get(f"{variable}_FILE")
+        if named:
+            if variable in os.environ:
+                raise InvalidRequest(f"{variable} and {variable}_FILE are both set: leave one of them out")
+            said[variable.lower()] = _secret(Path(named), name)
+    source = EnvSettingsSource(kind)
+    source.env_vars = said
+    return source()
+
+
+def _secret(file: Path, name: str) -> str:
+    try:
+        text = file.read_text().strip()
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise InvalidRequest(f"setting {name!r}: cannot read {file}: {why}") from None
+    if not text:
+        raise InvalidRequest(f"setting {name!r}: {file} is empty")
+    return text

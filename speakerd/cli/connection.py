@@ -32,7 +32,12 @@ ServerOption = Annotated[
 ]
 KeyOption = Annotated[
     str | None,
-    typer.Option("--key", envvar="SPEAKERD_KEY", help="API key. Default: DATA/admin.key.", show_default=False),
+    typer.Option(
+        "--key",
+        envvar="SPEAKERD_KEY",
+        help="API key; a file that SPEAKERD_KEY_FILE names keeps it from others. Default: DATA/admin.key.",
+        show_default=False,
+    ),
 ]
 DataOption = Annotated[
     Path | None,
@@ -109,7 +114,7 @@ def find_connection(server: str | None, key: str | None, data: Path | None) -> C
         host, _, port = server.rpartition(":")
         if not host or not port.isdigit():
             raise typer.BadParameter(f"--server {server!r}: write HOST:PORT, for example 127.0.0.1:7600")
-    return Connection(server, key or _admin_key(folder), _TRUST.get())
+    return Connection(server, key or _key_of_file() or _admin_key(folder), _TRUST.get())
 
 
 def own_connection(server: str, data: Path) -> Connection:
@@ -153,6 +158,20 @@ def _lives(pid: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _key_of_file() -> str | None:
+    named = os.environ.get("SPEAKERD_KEY_FILE")
+    if not named:
+        return None
+    try:
+        key = Path(named).expanduser().read_text().strip()
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise SpeakerdError("invalid", f"SPEAKERD_KEY_FILE: cannot read {named}: {why}") from None
+    if not key:
+        raise SpeakerdError("invalid", f"SPEAKERD_KEY_FILE: {named} is empty")
+    return key
 
 
 def _admin_key(folder: Path) -> str | None:

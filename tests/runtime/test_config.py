@@ -58,3 +58,67 @@ def test_settings_cannot_be_changed_once_read() -> None:
     settings = load(Settings, section="node", file=None, flags={})
     with pytest.raises(ValueError, match="frozen"):
         settings.streams_max = 9  # type: ignore[misc]
+
+
+class Guarded(DaemonSettings):
+    SECRETS = frozenset({"database_url", "kek"})
+
+    database_url: str | None = None
+    kek: str | None = None
+    kek_file: Path | None = None
+    ports: tuple[int, ...] = ()
+
+
+def read(**flags: object) -> Guarded:
+    return load(Guarded, section="node", file=None, flags=flags)
+
+
+def test_a_secret_is_read_from_the_file_that_its_variable_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "url").write_text("postgresql://me:s3cret@db/x\n")
+    (tmp_path / "url").chmod(0o440)  # as Kubernetes mounts it
+    monkeypatch.setenv("SPEAKERD_DATABASE_URL_FILE", str(tmp_path / "url"))
+    settings = read()
+    assert settings.database_url == "postgresql://me:s3cret@db/x"
+    assert "s3cret" not in repr(settings) + str(settings)
+    monkeypatch.setenv("SPEAKERD_DATABASE_URL", "postgresql://other")
+    with pytest.raises(InvalidRequest, match="both set"):
+        read()
+
+
+def test_a_folder_of_secrets_gives_settings_by_the_names_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kek").write_text("AAAA")
+    (tmp_path / "ports").write_text("[1, 2]\n")
+    (tmp_path / "what_another_daemon_wants").write_text("x")
+    monkeypatch.setenv("SPEAKERD_SECRETS_DIR", str(tmp_path))
+    settings = read()
+    assert (settings.kek, settings.ports) == ("AAAA", (1, 2))
+    monkeypatch.setenv("SPEAKERD_KEK", "BBBB")  # set at the one process, it wins over what is mounted for all
+    assert read().kek == "BBBB"
+
+
+def test_a_setting_that_ends_in_file_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPEAKERD_KEK_FILE", str(tmp_path / "kek"))
+    assert (read().kek, read().kek_file) == (None, tmp_path / "kek")
+
+
+@pytest.mark.parametrize("content", [None, "", "\n"])
+def test_a_secret_that_cannot_be_read_is_told_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "url").write_text(content)
+    monkeypatch.setenv("SPEAKERD_DATABASE_URL_FILE", str(tmp_path / "url"))
+    with pytest.raises(InvalidRequest, match=r"setting 'database_url': .*url"):
+        read()
+
+
+def test_no_password_is_taken_from_a_command_line() -> None:
+    assert read(database_url="postgresql://me@db/x").database_url == "postgresql://me@db/x"
+    for flags in ({"database_url": "postgresql://me:s3cret@db/x"}, {"kek": "s3cret"}):
+        with pytest.raises(InvalidRequest, match="_FILE") as caught:
+            read(**flags)
+        assert "s3cret" not in str(caught.value)
