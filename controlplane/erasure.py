@@ -28,6 +28,7 @@ from controlplane.pulse import wait_s
 from controlplane.voice_lookup import NO_SUCH_VOICE, find_voice, visible_to
 from runtime.clock import Clock
 from runtime.errors import Denied, InvalidRequest, NotFound
+from runtime.logs import get_logger
 
 WAIT_S_MAX = 30.0
 PAGE_MAX = 200
@@ -124,6 +125,7 @@ class Erasures:
             after = page[-1].voice_id
             await self._work.asked()
             for audit_id in asked:
+                get_logger().info("erasure.asked", audit_id=audit_id)
                 yield await self._look(audit_id)
 
     async def get(self, principal: Principal, audit_id: str) -> Erasure:
@@ -203,6 +205,7 @@ class Erasures:
 
     async def _asked(self, audit_id: str, wait_s_max: float) -> Erasure:
         reach("erase.committed")
+        get_logger().info("erasure.asked", audit_id=audit_id)
         await self._work.asked()
         until_s = self._clock.monotonic_s() + wait_s_max
         while True:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Select, Table, and_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from controlplane.database.schema import data_keys, fleet_log, voiceprints, voices
+from controlplane.database.schema import data_keys, erasures, fleet_log, voiceprints, voices
 from controlplane.fleet_log import SEPARATOR, Change
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.policy import VoiceFacts, VoiceScope, audience_of
@@ -40,6 +40,7 @@ class Holding:
 
     audience: whom the voice is for, as streams carry it; empty: the tenant.
     as_of: the head of the log at which it was read and found to hold; 0: not said, it counts in its place alone.
+    audit_id: of the erasure that evicts the voice, for logs; empty: none does.
     """
 
     revision: int
@@ -50,6 +51,7 @@ class Holding:
     voiceprint: Print | None
     audience: str = ""
     as_of: int = 0
+    audit_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class SealedHolding:
     print_ciphertext: bytes | None
     net_speech_ms: int
     audience: str = ""
+    audit_id: str = ""
 
     def open(self, keys: KeyRing) -> Holding:
         """Decrypt."""
@@ -76,7 +79,16 @@ class SealedHolding:
             if self.print_ciphertext is not None:
                 embedding = key.decrypt(self.print_ciphertext, "voiceprint", self.generation, self.model)
                 voiceprint = Print(self.model, embedding, self.net_speech_ms)
-        return Holding(self.revision, self.voice, self.generation, self.change, label, voiceprint, self.audience)
+        return Holding(
+            self.revision,
+            self.voice,
+            self.generation,
+            self.change,
+            label,
+            voiceprint,
+            self.audience,
+            audit_id=self.audit_id,
+        )
 
 
 def opened(sealed: SealedHolding, keys: KeyRing) -> Holding:
@@ -158,7 +170,20 @@ async def changes_after(connection: AsyncConnection, cursor: int, model: str, li
             found.append(_of_voice(row, model))
         else:
             found.append(_empty(row))
-    return found
+    return await _of_erasures(connection, found)
+
+
+async def _of_erasures(connection: AsyncConnection, entries: list[SealedHolding]) -> list[SealedHolding]:
+    """The same entries, evictions with the erasures that they are of."""
+    evicted = [entry for entry in entries if entry.change is Change.EVICT]
+    if not evicted:
+        return entries
+    query = select(erasures.c.revision, erasures.c.audit_id).where(
+        erasures.c.tenant_id.in_({entry.voice.tenant_id for entry in evicted}),
+        erasures.c.voice_id.in_({entry.voice.voice_id for entry in evicted}),
+    )
+    audit_ids = {int(row.revision): row.audit_id for row in (await connection.execute(query)).all()}
+    return [replace(entry, audit_id=audit_ids.get(entry.revision, "")) for entry in entries]
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ class JobRunner:
                 continue
             self._under_way[lease.address] += 1
             try:
-                heard = await self._heard(lease, principal, spec, prints, progress)
+                heard = await self._heard(lease, principal, claimed.job_id, spec, prints, progress)
             except Overloaded as error:
                 refused = NoNode(str(error))
                 continue
@@ -190,7 +190,13 @@ class JobRunner:
         return Done(JobRecord(result, voiceprint=seal_print(seals, heard.voiceprint)), duration_ms)
 
     async def _heard(
-        self, lease: Lease, principal: Principal, spec: JobSpec, prints: list[Print], progress: Progress
+        self,
+        lease: Lease,
+        principal: Principal,
+        job_id: str,
+        spec: JobSpec,
+        prints: list[Print],
+        progress: Progress,
     ) -> _Heard:
         """What one node makes of the recording."""
         media = await self._open(principal.tenant_id, progress)
@@ -205,6 +211,7 @@ class JobRunner:
                 raise BadAudio("there is no sound in the recording")
             progress.duration_ms = round(source[0].declared_s * 1000) if source else 0
             opening = _opening(principal, spec, prints, progress.duration_ms)
+            opening.job_id = job_id
             heard = _Heard()
             sound = _pcm(first, blocks, progress)
             async with aclosing(self._nodes.diarize_file(lease.address, opening, sound)) as answers:

@@ -152,6 +152,7 @@ class Jobs:
         # Looked at before a worker may have it: a new job is answered as one that waits.
         job = await self.get(principal, job_id)
         if known is None:
+            get_logger().info("job.created", job_id=job_id, tenant_id=principal.tenant_id, kind=spec.kind.value)
             await self._queue.enqueue([Waiting(job_id, principal.tenant_id, int(place_of(spec)))])
             await self._tell("new")
         return job

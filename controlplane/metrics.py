@@ -134,7 +134,7 @@ class Metrics:
         )
         self.speaker_checks = made.counter(
             "speaker_checks_total",
-            "What nodes heard in recordings for enrolment: taken, with a warning, or why refused. no_node: nobody could.",
+            "What nodes heard in recordings for enrolment: taken, warned of, or why refused. no_node: nobody could.",
             outcome=SPEAKER_CHECK_OUTCOMES,
         )
 

@@ -147,7 +147,7 @@ class Nodes:
         try:
             if item.change is Change.EVICT:
                 evicted = await stub.Evict(
-                    node_pb2.EvictRequest(voice=voice, position=position),
+                    node_pb2.EvictRequest(voice=voice, position=position, audit_id=item.audit_id),
                     timeout=self._push_timeout_s,
                     metadata=self._metadata,
                 )

@@ -44,6 +44,11 @@ class Unproven(Protocol):
         """What is evicted, and everything older."""
         ...
 
+    @property
+    def audit_id(self) -> str:
+        """What it is called, in logs too."""
+        ...
+
 
 class Position(Protocol):
     """A node's answer to a command."""
@@ -134,7 +139,9 @@ class Proving:
         task.add_done_callback(lambda _: self._pushing.pop(lease.incarnation, None))
 
     async def _evict(self, lease: Lease, erasure: Unproven) -> None:
-        item = Holding(erasure.revision, erasure.voice, erasure.generation, Change.EVICT, None, None)
+        item = Holding(
+            erasure.revision, erasure.voice, erasure.generation, Change.EVICT, None, None, audit_id=erasure.audit_id
+        )
         try:
             ack = await self._nodes.push(lease, item)
             reach("erase.pushed")

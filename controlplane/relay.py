@@ -86,6 +86,7 @@ class Relay:
             forwarded.embeddings = opening.embeddings or self._seal is not None
             # Jobs identify: whose voiceprints they are compared with is checked there.
             forwarded.ClearField("identify")
+            forwarded.ClearField("job_id")
             del forwarded.audiences[:]
             forwarded.audiences.extend(audiences_of(principal))
             if is_container:

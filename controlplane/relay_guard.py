@@ -29,6 +29,7 @@ from runtime.clock import Clock
 from runtime.errors import Unavailable
 from runtime.lease import HolderState, Lease, LeaseState, Next, Renewal
 from runtime.lifecycle import Tasks
+from runtime.logs import get_logger
 from runtime.membership import LeaseKeeper, Report
 from runtime.voice_digest import VoiceDigest
 from speakerd.v1 import node_pb2
@@ -207,6 +208,9 @@ class RelayGuard:
                             if entry.change is Change.EVICT:
                                 self._denied[entry.voice.voice_id] = entry.generation
                                 self.evictions += 1
+                                get_logger().info(
+                                    "voice.withheld", audit_id=entry.audit_id or None, revision=entry.revision
+                                )
                             elif entry.generation > self._denied.get(entry.voice.voice_id, entry.generation):
                                 self._denied.pop(entry.voice.voice_id)
                             # The cursor tells of an eviction only once it is denied.

@@ -105,6 +105,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
                 files=load.files,
                 files_max=load.files_max,
                 lag_ms=load.lag_p99_ms,
+                tenants={one.tenant_id: one.streams for one in request.tenants},
             )
         )
         return fleet_pb2.HeartbeatResponse(head=self._fan_out.head())
@@ -154,7 +155,9 @@ def _entry(holding: Holding) -> fleet_pb2.LogEntry:
         tenant_id=holding.voice.tenant_id, voice_id=holding.voice.voice_id, generation=holding.generation
     )
     if holding.change is Change.EVICT:
-        return fleet_pb2.LogEntry(revision=holding.revision, voice=voice, evict=fleet_pb2.LogEvict())
+        return fleet_pb2.LogEntry(
+            revision=holding.revision, voice=voice, evict=fleet_pb2.LogEvict(audit_id=holding.audit_id)
+        )
     made = holding.voiceprint
     voiceprint = (
         None

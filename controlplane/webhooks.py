@@ -205,6 +205,7 @@ class Webhooks:
                 again = await rows.failed(connection, attempt, reason.value, now_lease_s=now_lease_s, now_s=now_s)
                 result = reason.value if again else "given_up"
         self._metrics.webhook_deliveries.labels(result).inc()
+        get_logger().info("webhook.told", job_id=attempt.job_id, result=result, attempt=attempt.number)
 
     async def _url(self, attempt: rows.Attempt) -> str | None:
         """Whom to tell; None: the tenant is gone, and its keys with it."""

@@ -213,7 +213,10 @@ class SpeakerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class FileRequest:
-    """The opening of a file, checked. duration_samples: 0 when unknown. Numbers of speakers: None without a bound."""
+    """The opening of a file, checked. duration_samples: 0 when unknown. Numbers of speakers: None without a bound.
+
+    job_id: whose recording it is, for logs; "": no job's.
+    """
 
     tenant_id: str
     sound: SoundFormat
@@ -227,6 +230,7 @@ class FileRequest:
     embeddings: bool = False
     frame_confidence: bool = False
     identify: Identify | None = None
+    job_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

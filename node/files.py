@@ -91,15 +91,24 @@ class FileRuns:
             self._metrics.rejected.labels(error.cause.value).inc()
             raise
         self._metrics.files_active.inc()
+        get_logger().info("file.opened", job_id=request.job_id or None, tenant_id=request.tenant_id)
+        end = "closed"
         try:
             with self._decoders.place(request.sound):
                 kind = SlotKind.FAST_FILE if request.fast else SlotKind.FILE
                 source = await self._batcher.open(slot, kind=kind)
                 await self._run(request, peer, source, self._engine.collector(kind))
+        except SpeakerdError as error:
+            end = error.cause.value
+            raise
+        except BaseException as error:
+            end = "cancelled" if isinstance(error, asyncio.CancelledError) else "internal"
+            raise
         finally:
             self._slots.release(slot)
             self._batcher.close(slot)
             self._metrics.files_active.dec()
+            get_logger().info("file.ended", job_id=request.job_id or None, reason=end)
             self._changed.set()
 
     async def drained(self, deadline_s: float) -> None:

@@ -53,11 +53,12 @@ class Enrolment:
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """A voice to forget."""
+    """A voice to forget. audit_id: of the erasure that asks for it, if one does."""
 
     tenant_id: str
     voice_id: str
     generation: int
+    audit_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,8 @@ class FleetLog:
         was_held = await self._store.evict(change.tenant_id, change.voice_id, change.generation)
         reach("evict.zeroed")
         self._evicted("erase", int(was_held))
+        # Not whose it was: that nobody is to know any more once the erasure is done.
+        get_logger().info("voice.forgotten", audit_id=change.audit_id or None, was_held=was_held)
         return was_held
 
     async def _command(self, position: Position | None, apply: Callable[[], Awaitable[T]]) -> T | None:

@@ -92,7 +92,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._access.require_fleet(self._access.caller(context))
         reach("evict.received")
         tenant_id, voice_id = _voice(request.voice)
-        was_held = await self._log.evict(Eviction(tenant_id, voice_id, request.voice.generation), _position(request))
+        change = Eviction(tenant_id, voice_id, request.voice.generation, request.audit_id)
+        was_held = await self._log.evict(change, _position(request))
         reach("evict.applied")
         return node_pb2.EvictResponse(was_held=was_held, cursor=self._log.cursor, incarnation=self._log.incarnation)
 

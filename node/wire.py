@@ -184,6 +184,7 @@ def file_request(message: node_pb2.FileOpen, model: str) -> events.FileRequest:
         embeddings=message.embeddings,
         frame_confidence=message.frame_confidence,
         identify=_identify(message.identify, model) if message.HasField("identify") else None,
+        job_id=identifier(message.job_id, "job_id") if message.job_id else "",
     )
 
 

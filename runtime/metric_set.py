@@ -16,7 +16,7 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 # When each series began is of no use to us, and would double their number.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 Labels = Mapping[str, Sequence[str]]
 T = TypeVar("T", Counter, Gauge, Histogram)

@@ -163,6 +163,9 @@ class EvictRequest(_message.Message):
 
     VOICE_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    AUDIT_ID_FIELD_NUMBER: _builtins.int
+    audit_id: _builtins.str
+    """Of the erasure that asks for it, for the node's log. Absent: none does."""
     @_builtins.property
     def voice(self) -> _common_pb2.VoiceRef: ...
     @_builtins.property
@@ -172,10 +175,11 @@ class EvictRequest(_message.Message):
         *,
         voice: _common_pb2.VoiceRef | None = ...,
         position: Global___LogPosition | None = ...,
+        audit_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "voice", b"voice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "voice", b"voice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_id", b"audit_id", "position", b"position", "voice", b"voice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -899,6 +903,7 @@ class FileOpen(_message.Message):
     FRAME_CONFIDENCE_FIELD_NUMBER: _builtins.int
     AUDIENCES_FIELD_NUMBER: _builtins.int
     IDENTIFY_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Standalone nodes: absent means "default". From the control plane: required."""
     duration_ms: _builtins.int
@@ -912,6 +917,8 @@ class FileOpen(_message.Message):
     """Send Speaker.voiceprint with the result. They are biometric data: ask for them only to use them."""
     frame_confidence: _builtins.bool
     """Send FileConfidence before the result."""
+    job_id: _builtins.str
+    """From the control plane: the job that the recording is of, for the node's log. Absent: of none."""
     @_builtins.property
     def format(self) -> _common_pb2.AudioFormat: ...
     @_builtins.property
@@ -943,10 +950,11 @@ class FileOpen(_message.Message):
         frame_confidence: _builtins.bool = ...,
         audiences: _abc.Iterable[_builtins.str] | None = ...,
         identify: Global___FileIdentify | None = ...,
+        job_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "identify", b"identify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "duration_ms", b"duration_ms", "embeddings", b"embeddings", "format", b"format", "frame_confidence", b"frame_confidence", "identify", b"identify", "max_speakers", b"max_speakers", "min_speakers", b"min_speakers", "mode", b"mode", "num_speakers", b"num_speakers", "tenant_id", b"tenant_id", "voice_ids", b"voice_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "duration_ms", b"duration_ms", "embeddings", b"embeddings", "format", b"format", "frame_confidence", b"frame_confidence", "identify", b"identify", "job_id", b"job_id", "max_speakers", b"max_speakers", "min_speakers", b"min_speakers", "mode", b"mode", "num_speakers", b"num_speakers", "tenant_id", b"tenant_id", "voice_ids", b"voice_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -99,7 +99,7 @@ async def test_a_worker_that_is_killed_in_mid_job_leaves_it_to_another_and_it_is
         plane = await daemons.start("plane", *plane_arguments(data, "127.0.0.1:0", *shared, "--roles", "grpc"))
         node = await daemons.start("node", *node_arguments("node-1", plane.grpc, data))
         first = await daemons.start("first", *plane_arguments(data, "127.0.0.1:0", *shared, "--roles", "worker"))
-        assert first.ready == {} and set(plane.ready) == {"grpc"}
+        assert set(first.ready) == {"health", "metrics"} and set(plane.ready) == {"grpc", "metrics"}
         async with caller(plane.grpc, data) as client:
             await upload(client, "day", hours(1))  # type: ignore[arg-type]
             job = await create(client, media_key="day")  # type: ignore[arg-type]

@@ -49,6 +49,7 @@ class ErasureRow:
     voice: VoiceAddress
     generation: int
     state: str
+    audit_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
