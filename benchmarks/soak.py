@@ -138,7 +138,7 @@ class Soak:
                 self._churn.record.broken.append(f"{restart.member}: exit code {code} on SIGTERM")
 
     async def _sample(self, file: Any) -> None:
-        number, record = 0, self._churn.record
+        number, record, told = 0, self._churn.record, (0, 0)
         while True:
             await asyncio.sleep(max(0.0, self._began_s + (number + 1) * SAMPLE_S - time.monotonic()))
             number = int((time.monotonic() - self._began_s) // SAMPLE_S)
@@ -150,9 +150,10 @@ class Soak:
                 "redis": await self._fleet.redis_sample(),
                 "lags_ms": [round(1000 * lag_s, 2) for lag_s in lags],
                 "running": record.running,
-                "errors": len(record.errors),
-                "broken": len(record.broken),
+                "errors": record.errors[told[0] :],
+                "broken": record.broken[told[1] :],
             }
+            told = len(record.errors), len(record.broken)
             if number % STORED_EVERY == 0:
                 row["stored"] = await self._fleet.stored()
             self.rows.append(row)

@@ -25,6 +25,10 @@ from runtime.pcm import PcmDecoder
 from runtime.units import SAMPLE_RATE_HZ, seconds_from_samples
 
 IDLE_S = 30.0
+SOUND_MIN_S = 0.5
+CONTAINER_BYTES_MIN = 256
+"""Less than this in IDLE_S is no sound that comes: messages that are empty, or a byte a second, would keep a slot for
+ever."""
 AUDIO_BYTES_MAX = 1 << 20
 DECODE_ON_LOOP_BYTES_MAX = 64 << 10
 """Larger chunks are decoded on a thread: the event loop never works longer than a millisecond."""
@@ -72,6 +76,9 @@ class Intake:
             else PcmDecoder.from_wire(sound.encoding, sound.sample_rate_hz, sound.channels)
         )
         self._receiver: asyncio.Task[object] | None = None
+        self._bytes_min = CONTAINER_BYTES_MIN if self._decoder is None else _bytes_of(SOUND_MIN_S, self._decoder)
+        self._waited_s = 0.0  # for the sound that is not enough yet, and how much of it there is
+        self._came_bytes = 0
         self.handing_over = False
         self.complaint: BadAudio | None = None
         """What is wrong with a container of which some could be decoded: to be told once that has become turns."""
@@ -119,12 +126,13 @@ class Intake:
 
     async def _read_samples(self, decoder: PcmDecoder) -> None:
         # What completes no window can wait for what does: a message costs as much to decode and to place as a window.
-        gathered = bytearray()
+        gathered, wanted = bytearray(), self._bytes_to_window(decoder)
         while (data := await self._message()) is not None:
             gathered += data
-            if len(gathered) >= self._bytes_to_window(decoder):
+            if len(gathered) >= wanted:
                 await self._push_decoded(decoder, bytes(gathered))
                 gathered.clear()
+                wanted = self._bytes_to_window(decoder)
             self._gathered_samples = len(gathered) // decoder.frame_bytes * SAMPLE_RATE_HZ // decoder.sample_rate_hz
         self._gathered_samples = 0
         await self._push_decoded(decoder, bytes(gathered))
@@ -165,10 +173,23 @@ class Intake:
             raise TooLarge(
                 f"an audio message holds {len(message)} bytes: send at most {AUDIO_BYTES_MAX}, 100 ms is best"
             )
+        self._require_enough(len(message))
         return message
+
+    def _require_enough(self, num_bytes: int) -> None:
+        """Raises TimedOut when what has come for a while is next to nothing."""
+        self._came_bytes += num_bytes
+        if self._came_bytes >= self._bytes_min:
+            self._waited_s, self._came_bytes = 0.0, 0
+        elif self._waited_s > IDLE_S:
+            raise TimedOut(
+                f"less than {SOUND_MIN_S:g} s of audio in {IDLE_S:g} s: send audio as it comes, or `finish` when it ends"
+            )
 
     async def _receive(self) -> object:
         self._receiver = asyncio.current_task()  # of a container, the task that feeds its decoder
+        # Only what the sender takes counts, not what we take for the sound before.
+        began_s = asyncio.get_running_loop().time()
         try:
             with self._patience:
                 return await self._sender.receive()
@@ -181,6 +202,7 @@ class Intake:
             return None
         finally:
             self._receiver = None
+            self._waited_s += asyncio.get_running_loop().time() - began_s
 
     async def _push(self, samples: FloatArray) -> None:
         # Pieces of a hop keep one large message from overfilling the backlog.
@@ -194,3 +216,7 @@ class Intake:
             piece = samples if len(samples) <= self._piece_samples else samples[at : at + self._piece_samples]
             await self._source.push(piece)
             self._pushed_samples += len(piece)
+
+
+def _bytes_of(seconds: float, decoder: PcmDecoder) -> int:
+    return round(seconds * decoder.sample_rate_hz) * decoder.frame_bytes

@@ -149,6 +149,45 @@ async def test_a_stream_without_audio_for_too_long_is_ended(alone: Desk, monkeyp
     assert isinstance(error, TimedOut) and "no audio" in str(error)
 
 
+@pytest.mark.parametrize("piece", [b"", b"\0"])
+async def test_a_stream_of_next_to_nothing_does_not_keep_its_slot(
+    alone: Desk, monkeypatch: pytest.MonkeyPatch, piece: bytes
+) -> None:
+    monkeypatch.setattr(node.intake, "IDLE_S", 1.0)
+    peer = ScriptedPeer(REQUEST, pcm(tones(1, *ADA)))
+
+    async def trickle() -> None:
+        while True:
+            peer.messages.put_nowait(piece)
+            await asyncio.sleep(0.05)
+
+    trickling = asyncio.create_task(trickle())
+    try:
+        error = await refused(alone, peer)
+    finally:
+        trickling.cancel()
+    assert isinstance(error, TimedOut) and "less than 0.5 s of audio in 1 s" in str(error)
+    assert alone.streams.num_running == 0
+
+
+async def test_time_that_the_node_takes_itself_does_not_count_against_who_sends(
+    alone: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node.intake, "IDLE_S", 0.5)
+    push = node.source.Source.push
+
+    async def slowly(source: node.source.Source, samples: np.ndarray) -> None:
+        await asyncio.sleep(0.15)
+        await push(source, samples)
+
+    monkeypatch.setattr(node.source.Source, "push", slowly)
+    sound = pcm(tones(4, *ADA))
+    pieces = [sound[at : at + 8_000] for at in range(0, len(sound), 8_000)]  # 0.25 s each
+    peer = ScriptedPeer(REQUEST, *pieces, events.Finish())
+    await asyncio.wait_for(alone.streams.serve(peer, Caller()), 20)  # type: ignore[arg-type]
+    assert peer.of(events.Closed)
+
+
 async def test_a_client_that_does_not_read_is_cut_and_frees_its_slot(
     alone: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
