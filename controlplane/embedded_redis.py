@@ -14,6 +14,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +28,7 @@ from runtime.errors import Unavailable
 from runtime.lifecycle import Tasks
 from runtime.logs import get_logger
 
+SOCKET_FOLDER = "speakerd-redis-"
 SOCKET_PATH_BYTES_MAX = 100  # the kernel takes 107
 READY_BOUND_S = 5.0
 STOP_BOUND_S = 3.0
@@ -57,6 +59,16 @@ def find_server() -> Path:
     )
 
 
+def _remove_left_folder(left: Path) -> None:
+    """A run that was killed leaves the folder of its socket behind, unless somebody still listens there."""
+    if not left.parent.name.startswith(SOCKET_FOLDER) or left.parent.parent != Path(tempfile.gettempdir()):
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(str(left))
+        return
+    shutil.rmtree(left.parent, ignore_errors=True)
+
+
 class EmbeddedRedis:
     """A supervised Redis; a part of the daemon."""
 
@@ -83,8 +95,11 @@ class EmbeddedRedis:
         """Start, wait until it answers, and watch it from then on."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         binary = find_server()
+        said = self._folder / "socket"
+        if said.is_file():
+            _remove_left_folder(Path(said.read_text().strip()))
         # For whoever looks: in a deep folder, the socket is elsewhere.
-        (self._folder / "socket").write_text(f"{self._socket()}\n")
+        said.write_text(f"{self._socket()}\n")
         await self._launch(binary)
         if not await self._answers():
             # What Redis kept is a hint and can be told again; a file that it cannot read must not keep us down.
@@ -117,7 +132,7 @@ class EmbeddedRedis:
         if self._socket_folder is None:
             inside = self._folder.resolve()
             short = len(str(inside / "redis.sock").encode()) <= SOCKET_PATH_BYTES_MAX
-            self._socket_folder = inside if short else Path(tempfile.mkdtemp(prefix="speakerd-redis-"))
+            self._socket_folder = inside if short else Path(tempfile.mkdtemp(prefix=SOCKET_FOLDER))
         return self._socket_folder / "redis.sock"
 
     async def _launch(self, binary: Path) -> None:

@@ -77,6 +77,28 @@ async def test_it_dies_with_a_parent_that_is_killed(tmp_path: Path, way: str) ->
     await until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
 
+async def test_what_a_killed_parent_left_of_its_socket_is_removed_by_the_next_start(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30) / "redis"
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PARENT, str(folder), "setpriv", stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    await parent.stdout.readline()
+    left = Path((folder / "socket").read_text().strip()).parent
+    redis, tasks = EmbeddedRedis(folder), Tasks()
+    embedded_redis._remove_left_folder(left / "redis.sock")
+    assert left.is_dir(), "somebody listens there still"
+    parent.send_signal(signal.SIGKILL)
+    await parent.wait()
+    assert left.is_dir()
+    await redis.start(tasks)
+    try:
+        assert not left.exists()
+    finally:
+        await redis.stop()
+        await tasks.cancel()
+
+
 async def test_a_killed_one_is_restarted_with_what_it_had(tmp_path: Path) -> None:
     redis, tasks = EmbeddedRedis(tmp_path / "redis"), Tasks()
     await redis.start(tasks)
