@@ -136,10 +136,12 @@ class Batcher:
     def is_saturated(self) -> bool:
         """Whether live windows wait for longer than a step: the device gets less done than is asked of it.
 
-        Half of the last seconds' windows have to, so that one stall of the machine is not taken for it. A device that
-        had no memory for a single window in that time is as full as one can be.
+        Half of the last seconds' windows have to, so that one stall of the machine is not taken for it; those that wait
+        now are among them, or a device that stands still would be taken for one that is idle. A device that had no
+        memory for a single window in that time is as full as one can be.
         """
-        horizon = self._clock.monotonic_s() - SATURATED_WINDOW_S
+        now_s = self._clock.monotonic_s()
+        horizon = now_s - SATURATED_WINDOW_S
         if self._full_s >= horizon:
             return True
         recent: list[float] = []
@@ -148,7 +150,11 @@ class Batcher:
                 break
             recent.append(seconds)
         bound_s = seconds_from_samples(self._grid.hop_samples)
-        return len(recent) >= SATURATED_WINDOWS_MIN and 2 * sum(seconds > bound_s for seconds in recent) > len(recent)
+        waiting = sum(
+            source.num_due for source in self._due if source.is_at_pace and now_s - source.oldest_due_s() > bound_s
+        )
+        late = sum(seconds > bound_s for seconds in recent) + waiting
+        return len(recent) + waiting >= SATURATED_WINDOWS_MIN and 2 * late > len(recent) + waiting
 
     async def open(
         self,

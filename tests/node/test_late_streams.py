@@ -15,7 +15,7 @@ from models.online import OnlineParams
 from models.seams import DueWindow
 from node import events
 from node.access import Caller
-from node.batcher import SATURATED_WINDOWS_MIN, Batcher
+from node.batcher import SATURATED_WINDOW_S, SATURATED_WINDOWS_MIN, Batcher
 from node.engine import PROBE_SLOT, Engine
 from node.load import LoadGauge
 from node.metrics import NodeMetrics
@@ -205,6 +205,26 @@ async def test_only_windows_that_have_waited_long_enough_are_left_out() -> None:
     assert made.num_due == 1
     work = made.begin(1)
     assert work.ends == [6 * GRID.hop_samples] and len(work.samples) == 6 * GRID.hop_samples  # sound is all there
+
+
+async def test_a_node_whose_device_stands_still_admits_nobody_however_long_it_does() -> None:
+    async with desk() as made:
+        peer = ScriptedPeer(REQUEST)
+        serving = asyncio.create_task(made.streams.serve(peer, Caller()))
+        load = LoadGauge(made.slots, SlotTable(1, what="file"), made.store, made.batcher)
+        await speak(made, peer, 12, *ADA)
+        made.device.gate.clear()
+        await speak(made, peer, 3, *ADA)
+        assert load.now().streams_max == 4, "a moment's stall is none"
+        await speak(made, peer, 13, *ADA)
+        for _ in range(3):
+            made.clock.step(SATURATED_WINDOW_S)  # nothing has come back for longer than is looked back upon
+            assert load.now().streams_max == 1
+            with pytest.raises(Overloaded):
+                await made.streams.serve(ScriptedPeer(REQUEST), Caller())
+        made.device.gate.set()
+        peer.messages.put_nowait(events.Finish())
+        await serving
 
 
 async def test_a_node_whose_device_is_behind_admits_nobody_until_it_has_caught_up() -> None:
