@@ -55,11 +55,16 @@ def write_rttm(path: Path, turns: Iterable[RttmTurn]) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that readers see the old content or the new, never a part."""
+    write_whole_bytes(path, text.encode())
+
+
+def write_whole_bytes(path: Path, content: bytes) -> None:
+    """The same of any file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
         # mkstemp makes files that only we can read; these are results, and follow the user's umask as others do.
         mask = os.umask(0)
         os.umask(mask)

@@ -1,13 +1,12 @@
 """`speakerd diarize`: who spoke when in recordings, with the engine in this process or through a server.
 
-In come recordings and the people to name; out go DIR/STEM.rttm and DIR/STEM.json. One recording that cannot be used
+In come recordings and the people to name; out go DIR/STEM.rttm and other formats. One recording that cannot be used
 costs the others nothing. The engine is not ours to import: it is found by its entry point, behind `Diarizer`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,14 +22,12 @@ from speakerd.cli.failures import failure_of
 from speakerd.cli.group import load_installed
 from speakerd.cli.output import JsonFlag, Output, results_folder
 from speakerd.cli.people import EnrollOption, enroll_or_renew, missing_files, people_to_enroll
+from speakerd.cli.result_files import FormatOption, Results, formats_of, write_results
 from speakerd.cli.stream import distinct_stems
 from speakerd.client import FileOptions
-from speakerd.rttm import RttmTurn, write_rttm, write_whole
 from speakerd.sync_client import SyncClient
 from speakerd.timeline import join_touching, spoken_turn
 from speakerd.v1 import node_pb2
-
-FORMATS = ("rttm", "json")
 
 
 class Mode(Enum):
@@ -68,9 +65,11 @@ class Diarizer(Protocol):
 
 def diarize(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Recordings in any common format.")],
-    out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write DIR/STEM.rttm.")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write DIR/STEM.rttm, or as --format says.")
+    ] = None,
     *,
-    formats: Annotated[str, typer.Option("--format", help="What to write: rttm, json, or both.")] = "rttm",
+    formats: FormatOption = "rttm",
     enroll: EnrollOption = None,
     bundle: Annotated[str | None, typer.Option(help="Bundle of weights. Default: builtin.")] = None,
     mode: Annotated[Mode, typer.Option(help="exact, or fast: within 0.1 point of it.")] = Mode.exact,
@@ -92,7 +91,7 @@ def diarize(
     there). Enrolled people appear under their names, blanks as `_` in RTTM, and others as spk_0, spk_1, …
     """
     out = Output(as_json=as_json)
-    wanted = _formats(formats)
+    wanted = formats_of(formats)
     if min_speakers and max_speakers and min_speakers > max_speakers:
         raise typer.BadParameter("--min-speakers is more than --max-speakers")
     options = DiarizeOptions(mode.value, num_speakers, min_speakers, max_speakers)
@@ -134,7 +133,8 @@ def _one(
             heard = diarizer.diarize(
                 file, options, lambda done_ms, all_ms: progress.update(task, completed=done_ms, total=all_ms or None)
             )
-        written = _write(heard, file.stem, out_dir, formats)
+        results = Results(heard.turns, heard.duration_ms, file.name, diarized_as_json(heard))
+        written = write_results(results, file.stem, out_dir, formats)
     except Exception as error:
         failure = failure_of(error)
         if failure.cause == "internal":
@@ -159,26 +159,6 @@ def _show(heard: Diarized, file: Path, out: Output, written: Sequence[Path]) -> 
         out.note(f"{file.name}: {warning}", style="yellow")
     for path in written:
         out.note(f"written to {path}")
-
-
-def _write(heard: Diarized, stem: str, out_dir: Path | None, formats: Sequence[str]) -> list[Path]:
-    if out_dir is None:
-        return []
-    written = []
-    if "rttm" in formats:
-        written.append(out_dir / f"{stem}.rttm")
-        write_rttm(written[-1], [RttmTurn(turn.start_ms, turn.end_ms, turn.label) for turn in heard.turns])
-    if "json" in formats:
-        written.append(out_dir / f"{stem}.json")
-        write_whole(written[-1], json.dumps(diarized_as_json(heard), ensure_ascii=False, indent=1) + "\n")
-    return written
-
-
-def _formats(text: str) -> list[str]:
-    wanted = [part.strip() for part in text.split(",") if part.strip()]
-    if not wanted or any(part not in FORMATS for part in wanted):
-        raise typer.BadParameter(f"--format {text!r}: say rttm, json, or rttm,json")
-    return wanted
 
 
 @contextmanager

@@ -15,9 +15,11 @@ from google.protobuf.json_format import MessageToDict
 
 from speakerd.cli.connection import DataOption, KeyOption, ServerOption, find_connection
 from speakerd.cli.output import JsonFlag, Output
+from speakerd.cli.result_files import Results, formats_of, write_format
 from speakerd.errors import SpeakerdError
 from speakerd.jobs_client import ENDS, JobsClient
 from speakerd.rttm import RttmTurn, write_rttm, write_whole
+from speakerd.timeline import join_touching, spoken_turn
 from speakerd.v1 import jobs_pb2, node_pb2
 
 jobs_commands = typer.Typer(no_args_is_help=True, help="Jobs: recordings that are heard while nobody waits.")
@@ -27,6 +29,15 @@ KINDS = {"diarize": 1, "identify": 2, "voiceprint": 3}
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
 RttmOption = Annotated[
     Path | None, typer.Option("--rttm", metavar="FILE", help="Write the turns as RTTM.", show_default=False)
+]
+ToOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--to",
+        metavar="FILE",
+        help="Write what it gave, as the ending says: .rttm, .json, .srt, .svg or .png; may be repeated.",
+        show_default=False,
+    ),
 ]
 
 
@@ -65,12 +76,12 @@ def submit(
             request.url = recording
         else:
             request.media_key = f"cli/{secrets.token_hex(8)}"
-            await client.upload(request.media_key, Path(recording))
+            with out.working(f"sending {Path(recording).name}"):
+                await client.upload(request.media_key, Path(recording))
         job = await client.create(request)
-        return await _last(client, job.job_id) if wait else job
+        return await _last(client, job.job_id, out) if wait else job
 
-    with out.working("submitting"):
-        job = _with(server, key, data, ask)
+    job = _with(server, key, data, ask)
     _show(out, job)
 
 
@@ -79,6 +90,7 @@ def get(
     job_id: JobArgument,
     *,
     rttm: RttmOption = None,
+    to: ToOption = None,
     voiceprint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the voiceprint, for `submit --voiceprint`.")
     ] = None,
@@ -89,6 +101,8 @@ def get(
 ) -> None:
     """A job, and what it gave."""
     out = Output(as_json=as_json)
+    for file in to or ():
+        formats_of(file.suffix.removeprefix("."))
 
     async def ask(client: JobsClient) -> jobs_pb2.Job:
         job = await client.job(job_id)
@@ -100,6 +114,13 @@ def get(
     if rttm is not None:
         _require(job.HasField("result"), "this job has no result to write")
         write_rttm(rttm, [RttmTurn(turn.start_ms, turn.end_ms, turn.label) for turn in job.result.turns])
+    if to:
+        _require(job.HasField("result"), "this job has no result to write")
+        turns = join_touching(map(spoken_turn, job.result.turns))
+        details = MessageToDict(job.result, preserving_proto_field_name=True)
+        results = Results(turns, job.result.duration_ms, f"job {job.job_id}", details)
+        for file in to:
+            out.note(f"written to {write_format(results, file, file.suffix[1:].lower())}")
     if voiceprint is not None:
         _require(bool(job.voiceprint), "this job gave no voiceprint")
         write_whole(voiceprint, base64.b64encode(job.voiceprint).decode() + "\n")
@@ -155,12 +176,19 @@ def watch(
         raise typer.Exit(1)
 
 
-async def _last(client: JobsClient, job_id: str, out: Output | None = None) -> jobs_pb2.Job:
+async def _last(client: JobsClient, job_id: str, out: Output) -> jobs_pb2.Job:
+    """Follow a job to its end, with a bar and the time left where there is a terminal, else with a line a change."""
     last = jobs_pb2.Job()
-    async for job in client.watch(job_id):
-        last = job
-        if out is not None and job.state not in ENDS:
-            out.note(f"{_state(job)} {_audio(job)}")
+    with out.progress() as progress:
+        task = progress.add_task(job_id, total=None)
+        async for job in client.watch(job_id):
+            last = job
+            if job.state in ENDS:
+                break
+            done_ms, all_ms = job.progress.processed_ms, job.progress.duration_ms
+            progress.update(task, description=f"{job_id} {_state(job)}", completed=done_ms, total=all_ms or None)
+            if progress.disable:
+                out.note(f"{_state(job)} {_audio(job)}".rstrip())
     return last
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +14,10 @@ from speakerd.cli.connection import Connection, DataOption, KeyOption, ServerOpt
 from speakerd.cli.output import JsonFlag, Output
 from speakerd.client import Client
 from speakerd.errors import SpeakerdError
+from speakerd.strangers import is_stranger
 from speakerd.v1 import people_pb2
 
 READY_WAIT_S = 30.0
-STRANGER = re.compile(r"spk_\d+")
 
 EnrollOption = Annotated[
     list[str] | None,
@@ -250,5 +249,5 @@ def _scope(said: str) -> people_pb2.VoiceScope.ValueType:
 def _nameable(name: str) -> None:
     if any("\ud800" <= character <= "\udfff" for character in name):
         raise typer.BadParameter("the name is not valid UTF-8: say it in the terminal's encoding")
-    if STRANGER.fullmatch(name.strip()):
+    if is_stranger(name):
         raise typer.BadParameter(f"{name!r} is what strangers are called: choose another name")

@@ -18,6 +18,7 @@ from speakerd.cli.live import matches_as_json, own_server, stream_sound
 from speakerd.cli.output import JsonFlag, Output, results_folder
 from speakerd.cli.people import EnrollOption, enroll_all, people_to_enroll
 from speakerd.cli.recording import Microphone, Recording, read_recording
+from speakerd.cli.result_files import FormatOption, Results, formats_of, write_results
 from speakerd.cli.turn_printer import TurnPrinter
 from speakerd.cli.up import run_until_signal, stop_signals
 from speakerd.client import Client
@@ -32,7 +33,10 @@ def stream(
         list[Path] | None, typer.Argument(metavar="[FILE…]", help="Recordings, one after another.")
     ] = None,
     *,
-    out_dir: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write DIR/STEM.rttm.")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write DIR/STEM.rttm, or as --format says.")
+    ] = None,
+    formats: FormatOption = "rttm",
     mic: Annotated[bool, typer.Option("--mic", help="Stream the microphone, until Ctrl-C.")] = False,
     latency: Annotated[float, typer.Option(min=0.5, max=5.0, help="Seconds after which a turn is final.")] = 2.0,
     realtime: Annotated[
@@ -58,12 +62,15 @@ def stream(
     """
     if mic == bool(files):
         raise typer.BadParameter("name recordings, or say --mic: one of the two")
-    distinct_stems(files or [], ".rttm")
+    wanted = formats_of(formats)
+    for suffix in wanted:
+        distinct_stems(files or [], f".{suffix}")
     streaming = _Streaming(
         out=Output(as_json=as_json),
         options=StreamOptions(latency_ms=round(latency * 1000), exclusive=exclusive, resume_s=resume),
         realtime=realtime,
         out_dir=out_dir,
+        formats=wanted,
     )
     people = people_to_enroll(enroll or [])
     results_folder(out_dir)
@@ -95,6 +102,7 @@ class _Streaming:
     options: StreamOptions
     realtime: bool
     out_dir: Path | None
+    formats: Sequence[str]
 
 
 async def _run(
@@ -168,9 +176,8 @@ async def _stream(streaming: _Streaming, client: Client, source: Path | Recordin
     }
     if streamed.closed.skipped_windows:
         out.note(f"{streamed.closed.skipped_windows} windows were skipped: the node was late", style="yellow")
-    if streaming.out_dir is not None:
-        rttm = streaming.out_dir / f"{sound.stem}.rttm"
-        write_rttm(rttm, streamed.timeline.rttm_turns())
-        result["rttm"] = str(rttm)
-        out.note(f"written to {rttm}")
+    results = Results(turns, streamed.closed.duration_ms, str(sound), dict(result))
+    for path in write_results(results, sound.stem, streaming.out_dir, streaming.formats):
+        result[path.suffix[1:]] = str(path)
+        out.note(f"written to {path}")
     return result
