@@ -105,9 +105,6 @@ class OnlineDiarization:
         self._timeline = Timeline(
             params.timeline, step_samples=grid.step_samples, latency_samples=latency_samples, exclusive=exclusive
         )
-        frame = (np.arange(grid.num_frames) + 0.5) / grid.num_frames
-        # A Hamming window, cubed: near its edges a window knows too little of what comes before or after (measured).
-        self._weights = ((0.54 - 0.46 * np.cos(2 * np.pi * frame)) ** 3).astype(np.float32)  # (F,)
 
     def __repr__(self) -> str:
         return f"OnlineDiarization({self._clustering!r}, {self._timeline!r}, recent={len(self._recent)})"
@@ -284,22 +281,24 @@ class OnlineDiarization:
         horizon = self._timeline.horizon_frames
         num_frames = max(0, end_frame - horizon)
         indices = self._clustering.indices
-        heard = np.zeros((num_frames, len(indices)), np.float32)  # (L, K)
-        speech = np.zeros(num_frames, np.float32)  # (L,)
-        weight = np.full(num_frames, 1e-6, np.float32)  # (L,)
-        columns = np.array(indices, np.int64)[None, :]
+        # Of each frame: what it counts, how much of that is speech, and how much is each session speaker's.
+        total = np.zeros((num_frames, 2 + len(indices)), np.float32)  # (L, 2 + K)
+        total[:, 0] = 1e-6
+        columns = {index: 2 + column for column, index in enumerate(indices)}
         for window in self._recent:
             first = max(window.start_frame, horizon)
             last = min(window.start_frame + self._grid.num_frames, end_frame)
             if last <= first:
                 continue
-            there = slice(first - window.start_frame, last - window.start_frame)
-            here = slice(first - horizon, last - horizon)
-            weight[here] += self._weights[there]
-            speech[here] += self._weights[there] * window.speech[there]
-            mine = (columns == window.speakers[:, None]).astype(np.float32)  # (S, K)
-            heard[here] += (self._weights[there, None] * window.activity[there]) @ mine
-        turns, active, num_final = self._timeline.step(indices, heard / weight[:, None], speech / weight, flush=flush)
+            whose = np.zeros((window.weighted.shape[1], total.shape[1]), np.float32)  # (2 + S, 2 + K)
+            whose[0, 0] = whose[1, 1] = 1.0
+            for local, index in enumerate(window.speakers.tolist()):
+                if index in columns:
+                    whose[2 + local, columns[index]] = 1.0
+            told = window.weighted[first - window.start_frame : last - window.start_frame]
+            total[first - horizon : last - horizon] += told @ whose
+        heard = total[:, 1:] / total[:, :1]  # (L, 1 + K)
+        turns, active, num_final = self._timeline.step(indices, heard[:, 1:], heard[:, 0], flush=flush)
         alone = active & (active.sum(axis=1, keepdims=True) == 1)
         newly = alone[:num_final].sum(axis=0).tolist()
         self._clean_frames = {k: self._clean_frames.get(k, 0) + new for k, new in zip(indices, newly, strict=True)}
@@ -313,10 +312,10 @@ def _local_window(analysis: WindowAnalysis, grid: FrameGrid) -> LocalWindow:
     start_frame, rest = divmod(analysis.start_samples, grid.step_samples)
     assert rest == 0, "windows start on the grid of frames"
     assert analysis.activity.shape == (grid.num_frames, grid.num_local_speakers)
-    levels = np.rint(np.clip(analysis.activity, 0.0, 1.0) * 255).astype(np.uint8)
+    levels = np.rint(np.minimum(np.maximum(analysis.activity, np.float32(0)), np.float32(1)) * np.float32(255))
     return LocalWindow(
         start_frame=start_frame,
-        activity=levels.astype(np.float32) / np.float32(255),
+        activity=np.asarray(levels / np.float32(255), np.float32),
         embeddings=analysis.embeddings.astype(np.float16).astype(np.float32),
         clean_frames=np.rint(analysis.clean_frames).astype(np.float32),
         speakers=np.full(grid.num_local_speakers, NOBODY, np.int64),

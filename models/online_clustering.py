@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from models.analysis import FloatArray, FrameGrid
@@ -78,10 +80,18 @@ class LocalWindow:
     embeddings: FloatArray  # (S, D), zeros where there is none
     clean_frames: FloatArray  # (S,)
     speakers: IntArray  # (S,), NOBODY where silent or not known
-    speech: FloatArray = field(init=False)  # (F,), whether anybody speaks
+    spoken: FloatArray = field(init=False)  # (S,), frames of activity
+    is_told: npt.NDArray[np.bool_] = field(init=False)  # (S,), who has an embedding
+    weighted: FloatArray = field(init=False)  # (F, 2 + S), what a frame counts: by itself, speech in it, each activity
 
     def __post_init__(self) -> None:
-        self.speech = np.minimum(self.activity.sum(axis=1), np.float32(1.0))
+        num_frames, num_locals = self.activity.shape
+        self.spoken = self.activity.sum(axis=0)
+        self.is_told = self.embeddings.any(axis=1)
+        self.weighted = np.ones((num_frames, 2 + num_locals), np.float32)
+        np.minimum(self.activity.sum(axis=1), np.float32(1.0), out=self.weighted[:, 1])
+        self.weighted[:, 2:] = self.activity
+        self.weighted *= _frame_weights(num_frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,14 @@ class Merge:
 
     source: int
     target: int
+
+
+@lru_cache(maxsize=8)
+def _frame_weights(num_frames: int) -> FloatArray:
+    """What the frames (F, 1) of a window count: near its edges it knows too little of what comes before or after."""
+    frame = (np.arange(num_frames) + 0.5) / num_frames
+    # A Hamming window, cubed (measured).
+    return ((0.54 - 0.46 * np.cos(2 * np.pi * frame)) ** 3).astype(np.float32)[:, None]
 
 
 class SessionClustering:
@@ -114,7 +132,7 @@ class SessionClustering:
         self.indices: list[int] = []
         self.next_index = 0
         self.settled_windows = 0
-        self._kept: tuple[tuple[int, tuple[int, ...]], VoiceEvidence] | None = None  # of the memory, by its changes
+        self._kept: tuple[tuple[int, tuple[int, ...]], FloatArray, FloatArray] | None = None  # by the memory's changes
         self.last_settled: dict[int, int] = {}  # session speaker -> the last settled window that he was heard in
 
     def __repr__(self) -> str:
@@ -130,8 +148,11 @@ class SessionClustering:
             odds = self._odds(windows)
         if not self.indices:
             return
-        overlaps, num_locals = _overlaps(windows), windows[0].activity.shape[1]  # (W, S, W, S)
         heard = _Heard(windows, odds, self._params)
+        num_locals = len(windows[0].speakers)
+        # What one vote of a local speaker (W, S) takes off the costs of another's (W, S) for the same session speaker.
+        pull = _overlaps(windows) * (self._params.agreement_weight / heard.spoken)[:, :, None, None]
+        pull = pull.reshape(len(windows), num_locals, -1)  # (W, S, W * S)
         # A window counts as much as there was clean speech to tell its speakers by, so that guesses do not support
         # each other. One row a local speaker of a window, one column a session speaker.
         votes = np.zeros((len(windows), num_locals, len(self.indices)), np.float32)  # (W, S, K)
@@ -140,32 +161,28 @@ class SessionClustering:
             for local, index in enumerate(window.speakers.tolist()):
                 if index != NOBODY:
                     votes[at, local, columns[index]] = heard.trust[at, local]
-        indices = np.array(self.indices)
+        nobody = self._left_out(heard.is_told).tolist()  # (W, S)
+        flat = votes.reshape(-1, len(self.indices))  # (W * S, K), of the same numbers
         for at, window in enumerate(windows):
             votes[at] = 0.0
             window.speakers[:] = NOBODY
-            present = heard.present[at]
-            if not len(present):
+            if not (present := heard.present[at]):
                 continue
-            others = overlaps[at, present].reshape(len(present), -1) @ votes.reshape(-1, len(indices))  # (S', K)
-            agreement = others / heard.spoken[at, present, None]  # (S', K)
-            costs = heard.costs[at, present] - self._params.agreement_weight * agreement
-            nobody = self._left_out(window, present)
-            rows, taken = _one_to_one(costs, nobody)
-            locals_now = present[rows]
-            window.speakers[locals_now] = indices[taken]
-            votes[at, locals_now, taken] = heard.trust[at, locals_now]
+            costs = (heard.costs[at] - pull[at] @ flat).tolist()  # (S, K)
+            for local, column in _one_to_one(costs, nobody[at], present):
+                window.speakers[local] = self.indices[column]
+                votes[at, local, column] = heard.trust[at, local]
 
     def centroids(self, windows: list[LocalWindow]) -> FloatArray:
         """Unit centroids (K, D) of `indices`, from the memory and the recent windows; zeros where nothing is known."""
-        memory, thin = self.memory, self._params.memory_hop_windows
-        embeddings = np.concatenate([memory.embeddings, *(w.embeddings for w in windows)])  # (M', D)
-        weights = np.concatenate([memory.weights, *(w.clean_frames / thin for w in windows)])  # (M',)
-        speakers = np.concatenate([memory.speakers, *(w.speakers for w in windows)])  # (M',)
-        member = np.array(self.indices, np.int64)[:, None] == speakers[None, :]  # (K, M')
-        sums = (member * weights[None, :]).astype(np.float32) @ embeddings  # (K, D)
-        norms = np.linalg.norm(sums, axis=1, keepdims=True)
-        return np.asarray(sums / np.maximum(norms, 1e-6), np.float32)
+        sums = self._remembered()[1]  # (K, D)
+        if windows:
+            embeddings = np.concatenate([window.embeddings for window in windows])  # (W * S, D)
+            clean_frames = np.concatenate([window.clean_frames for window in windows])  # (W * S,)
+            speakers = np.concatenate([window.speakers for window in windows])  # (W * S,)
+            sums = sums + self._gathered(embeddings, self._thinned(clean_frames), speakers)[1]
+        norms = np.sqrt(np.einsum("kd,kd->k", sums, sums))[:, None]
+        return np.asarray(sums / np.maximum(norms, np.float32(1e-6)), np.float32)
 
     def settle(self, window: LocalWindow) -> None:
         """A window is decided for good: remember what it said."""
@@ -173,7 +190,7 @@ class SessionClustering:
         for local in ((window.speakers != NOBODY) & (window.clean_frames > 0)).nonzero()[0]:
             speaker = int(window.speakers[local])
             self.last_settled[speaker] = self.settled_windows
-            if self.settled_windows % self._params.memory_hop_windows == 0 and window.embeddings[local].any():
+            if self.settled_windows % self._params.memory_hop_windows == 0 and window.is_told[local]:
                 spoken = (window.activity[:, local] > ACTIVE).nonzero()[0]
                 first, last = (spoken[0], spoken[-1]) if len(spoken) else (0, len(window.activity) - 1)
                 span = (window.start_frame + int(first), window.start_frame + int(last) + 1)
@@ -227,7 +244,7 @@ class SessionClustering:
         voices that are alike are still two when they are heard side by side, unless one is as close as oneself.
         """
         window = windows[-1]
-        is_heard = np.asarray(window.embeddings.any(axis=1))  # (S,)
+        is_heard = window.is_told  # (S,)
         if not (is_heard & (window.clean_frames >= self._params.new_clean_frames)).any():
             return False
         heard = is_heard.nonzero()[0]
@@ -246,8 +263,8 @@ class SessionClustering:
                 has_opened = True
         return has_opened
 
-    def _left_out(self, window: LocalWindow, present: IntArray) -> Values:
-        """What it costs to take local speakers (S',) for nobody, as `assign` counts costs.
+    def _left_out(self, is_told: npt.NDArray[np.bool_]) -> Values:
+        """What it costs to take local speakers for nobody, as `assign` counts costs. is_told: who has an embedding.
 
         Whoever is most likely somebody new is nobody until enough is heard of him, and so is a fragment, most often of
         overlap, that has neither an embedding nor a neighbour: it would be shown under somebody's name at random.
@@ -255,7 +272,6 @@ class SessionClustering:
         params = self._params
         is_room = len(self.indices) < self._num_speakers_max  # else whoever is new has to be somebody
         told = -params.odds_weight * params.nobody_odds if is_room else LEFT_TO_OTHERS
-        is_told = window.embeddings[present].any(axis=1)
         return np.where(is_told, told, -params.agreement_weight * params.agreement_min)
 
     def _odds(self, windows: Sequence[LocalWindow]) -> Values:
@@ -266,30 +282,39 @@ class SessionClustering:
         num_locals = len(windows[-1].clean_frames)
         odds = np.zeros((len(windows) * num_locals, len(self.indices)))
         embeddings = np.concatenate([window.embeddings for window in windows])  # (W * S, D)
-        heard = np.flatnonzero(embeddings.any(axis=1))
+        heard = np.concatenate([window.is_told for window in windows]).nonzero()[0]
         if len(heard) and self.indices:
             embeddings = embeddings[heard]
             clean_frames = np.concatenate([window.clean_frames for window in windows])[heard]
             speakers = np.concatenate([window.speakers for window in windows])[heard]
-            weights = np.asarray(clean_frames / self._params.memory_hop_windows, np.float32)
-            known = self._remembered() + self._known(embeddings, weights, speakers)
+            now_frames, now = self._gathered(embeddings, self._thinned(clean_frames), speakers)
+            frames, sums = self._remembered()
+            observations = self._evidence.evidence_per_second * self._seconds_a_frame
+            known = VoiceEvidence(
+                observations * (frames + now_frames).astype(np.float64), observations * (sums + now).astype(np.float64)
+            )
             asked = VoiceEvidence.of(embeddings, clean_frames * np.float32(self._frame_s), self._evidence)
             odds[heard] = asked.odds(known, self._evidence)
         return odds.reshape(len(windows), num_locals, -1)
 
-    def _remembered(self) -> VoiceEvidence:
-        """What the memory knows of the session speakers."""
+    def _thinned(self, clean_frames: FloatArray) -> FloatArray:
+        """What windows count beside the memory, which takes some of them alone."""
+        return clean_frames / np.float32(self._params.memory_hop_windows)
+
+    def _remembered(self) -> tuple[FloatArray, FloatArray]:
+        """What the memory knows of the session speakers: as `_gathered`."""
         memory = self.memory
         key = (memory.changes, tuple(self.indices))
         if self._kept is None or self._kept[0] != key:
-            self._kept = (key, self._known(memory.embeddings, memory.weights, memory.speakers))
-        return self._kept[1]
+            self._kept = (key, *self._gathered(memory.embeddings, memory.weights, memory.speakers))
+        return self._kept[1:]
 
-    def _known(self, embeddings: FloatArray, weights: FloatArray, speakers: IntArray) -> VoiceEvidence:
-        """What M embeddings tell of the K session speakers whose they are, each with its share of clean frames."""
-        members = np.array(self.indices, np.int64)[:, None] == speakers[None, :]  # (K, M)
-        seconds = weights * np.float32(self._seconds_a_frame)
-        return VoiceEvidence.of(embeddings, seconds, self._evidence).gathered(members)
+    def _gathered(
+        self, embeddings: FloatArray, weights: FloatArray, speakers: IntArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Of M embeddings, the clean frames (K,) of each session speaker, and the sums (K, D) weighted with them."""
+        mine = np.where(np.array(self.indices, np.int64)[:, None] == speakers, weights, np.float32(0.0))  # (K, M)
+        return mine.sum(axis=1), mine @ embeddings
 
     def _open_speaker(self) -> int:
         index = self.next_index
@@ -358,23 +383,32 @@ class _Heard:
         """odds: (W, S, K)."""
         clean_frames = np.stack([window.clean_frames for window in windows])  # (W, S)
         self.trust = np.minimum(1.0, clean_frames / params.full_weight_frames)  # (W, S)
-        self.spoken = np.stack([window.activity.sum(axis=0) for window in windows])  # (W, S)
-        is_present = self.spoken > 0.5
-        self.present = [row.nonzero()[0] for row in is_present]
+        spoken = np.stack([window.spoken for window in windows])  # (W, S), frames
+        self.present = [[local for local, frames in enumerate(row) if frames > 0.5] for row in spoken.tolist()]
+        self.spoken = np.maximum(spoken, np.float32(0.5))
+        self.is_told = np.stack([window.is_told for window in windows])  # (W, S)
         self.costs: Values = -params.odds_weight * np.clip(odds, -params.odds_max, params.odds_max)
 
 
-def _one_to_one(costs: Values, nobody: Values) -> tuple[IntArray, IntArray]:
-    """Rows and columns of the cheapest assignment of (R, C), without the rows that are cheaper left out: (R,)."""
-    num_rows, num_columns = costs.shape
-    if num_rows == 1:
-        best = costs.argmin(axis=1)
-        return (np.zeros(1, np.int64), best) if costs[0, best[0]] <= nobody[0] else (best[:0], best[:0])
-    left_out = np.full((num_rows, num_rows), LEFT_TO_OTHERS)
-    np.fill_diagonal(left_out, nobody)
-    rows, columns = linear_sum_assignment(np.concatenate([costs, left_out], axis=1))
-    is_taken = columns < num_columns
-    return rows[is_taken], columns[is_taken]
+def _one_to_one(
+    costs: Sequence[Sequence[float]], nobody: Sequence[float], rows: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Rows and columns of the cheapest assignment of (R, C), without the rows that are cheaper left out: (R,).
+
+    rows: the ones that are asked about. Lists, since few numbers are compared faster one by one.
+    """
+    wanted: list[tuple[int, int]] = []
+    for row in rows:
+        cheapest = min(costs[row])
+        if cheapest <= nobody[row]:
+            wanted.append((row, costs[row].index(cheapest)))
+    if len({column for _, column in wanted}) == len(wanted):
+        return wanted  # no two want the same, so that what is best for each is best for all
+    left_out = np.full((len(rows), len(rows)), LEFT_TO_OTHERS)
+    np.fill_diagonal(left_out, [nobody[row] for row in rows])
+    table = np.concatenate([np.array([costs[row] for row in rows]), left_out], axis=1)
+    found = zip(*(side.tolist() for side in linear_sum_assignment(table)), strict=True)
+    return [(rows[row], column) for row, column in found if column < len(costs[0])]
 
 
 def _overlaps(windows: list[LocalWindow]) -> FloatArray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 
 import numpy as np
+from scipy.fft import rfft
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.clustering import ClusteringParameters
@@ -207,7 +208,7 @@ class _Ring:
         return loud, spectra
 
 
-_TAPER = np.hanning(GRID.step_samples)
+_TAPER = np.hanning(GRID.step_samples).astype(np.float32)
 # 2.5 bins of 50 Hz a band: 125 Hz, up to 8 kHz.
 _BAND_STARTS = (np.arange(GRID.embedding_dim) * 2.5).astype(int)
 
@@ -215,10 +216,11 @@ _BAND_STARTS = (np.arange(GRID.embedding_dim) * 2.5).astype(int)
 def _hear(samples: FloatArray) -> tuple[np.ndarray, FloatArray]:
     """Which frames of (N,) samples are loud (F,), and the shape of their spectra (F, D)."""
     frames = samples.reshape(-1, GRID.step_samples)  # (F, 320)
-    loud = np.sqrt((frames**2).mean(axis=1)) > FLOOR_RMS  # (F,)
-    power = np.abs(np.fft.rfft(frames * _TAPER, axis=1))  # (F, 161)
+    loud = np.einsum("fn,fn->f", frames, frames) > FLOOR_RMS**2 * GRID.step_samples  # (F,)
+    power = np.abs(rfft(frames * _TAPER, axis=1))  # (F, 161), NumPy's own would be of doubles
     bands = np.add.reduceat(power[:, :160], _BAND_STARTS, axis=1)  # (F, D)
-    return loud, (bands / np.maximum(np.linalg.norm(bands, axis=1, keepdims=True), 1e-9)).astype(np.float32)
+    norms = np.sqrt(np.einsum("fd,fd->f", bands, bands))[:, None]
+    return loud, bands / np.maximum(norms, np.float32(1e-9))
 
 
 def _group(loud: np.ndarray, spectra: FloatArray, num_groups: int) -> np.ndarray:
