@@ -31,6 +31,7 @@ ERASING = people_pb2.Erasure.STATE_ERASING
 ERASED = people_pb2.Erasure.STATE_ERASED
 
 
+@pytest.mark.fault("F3", "P2")
 async def test_an_erasure_waits_for_a_silent_node_until_its_lease_has_run_out(any_world: World) -> None:
     plane = await any_world.plane()
     client = await any_world.client(plane)
@@ -69,6 +70,7 @@ async def test_a_node_that_joins_after_the_erasure_is_not_waited_for(world: Worl
     assert {(outcome.node_id, outcome.ok) for outcome in erasure.nodes} == {("node-1", False), ("node-2", True)}
 
 
+@pytest.mark.fault("F3", "P1")
 async def test_a_node_that_read_the_log_and_never_said_so_is_named_as_residual(any_world: World) -> None:
     plane = await any_world.plane()
     client = await any_world.client(plane)

@@ -65,6 +65,7 @@ async def test_without_redis_the_nodes_of_other_control_planes_hear_of_it_all_th
         os.kill(first._redis.pid, signal.SIGCONT)
 
 
+@pytest.mark.fault("F5", "P5")
 async def test_an_enrolment_waits_but_a_moment_for_a_node_that_is_frozen(world: World) -> None:
     plane = await world.plane(node_lease_s=8.0, lease_s=9.0)
     client = await world.client(plane)

@@ -39,6 +39,7 @@ async def test_the_first_renewal_gives_an_incarnation_and_later_ones_prolong_it(
     assert after.incarnation == before.incarnation
 
 
+@pytest.mark.fault("F5", "P3")
 async def test_a_lapsed_incarnation_never_renews_again(any_world: World) -> None:
     plane = await any_world.plane(**HASTY)
     node = await any_world.node(plane, renew=False)
@@ -53,6 +54,7 @@ async def test_a_lapsed_incarnation_never_renews_again(any_world: World) -> None
     assert (await node.renew_once()).incarnation == 2
 
 
+@pytest.mark.fault("F20", "P1")
 async def test_a_second_process_under_a_living_nodes_id_is_refused(any_world: World) -> None:
     plane = await any_world.plane()
     first = await any_world.node(plane)
@@ -63,6 +65,7 @@ async def test_a_second_process_under_a_living_nodes_id_is_refused(any_world: Wo
     assert await status_of(second.renew_once()) is grpc.StatusCode.FAILED_PRECONDITION
 
 
+@pytest.mark.fault("F20", "P1")
 async def test_a_frozen_nodes_id_is_not_given_away_while_its_lease_lasts(world: World) -> None:
     plane = await world.plane()
     first = await world.node(plane)
@@ -183,6 +186,7 @@ async def test_leases_of_an_earlier_run_are_waited_for_in_full(world: World) -> 
     assert now_s < lease.deadline_s <= now_s + again.settings.lease_s
 
 
+@pytest.mark.fault("F20", "P1")
 async def test_a_request_to_join_that_arrives_late_does_not_end_the_wait_for_the_lease_given_since(
     any_world: World,
 ) -> None:
@@ -270,6 +274,7 @@ async def test_a_databases_clock_that_is_set_fences_nobody_and_keeps_nobody(
     assert {(outcome.node_id, outcome.ok) for outcome in erasure.nodes} == {("node-1", True), ("node-2", False)}
 
 
+@pytest.mark.fault("F6", "P10")
 async def test_a_control_plane_that_freezes_within_a_transaction_holds_up_the_others_only_for_a_moment(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

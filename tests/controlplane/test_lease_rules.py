@@ -87,12 +87,14 @@ def test_a_clock_that_is_set_back_does_not_prolong_what_was_held() -> None:
     assert isinstance(later, Renewed) and later.is_held
 
 
+@pytest.mark.fault("F20", "P1")
 def test_a_cursor_never_goes_back_whatever_comes_late() -> None:
     verdict = renewed(lease(cursor=5), report(cursor=3))
     assert isinstance(verdict, Renewed) and verdict.lease.cursor == 5
     assert RULES.acknowledgement(lease(cursor=5), incarnation=7, cursor=4, head=9) is None
 
 
+@pytest.mark.fault("F20", "P1")
 def test_an_acknowledgement_counts_for_the_incarnation_that_gave_it_and_not_beyond_the_log() -> None:
     assert RULES.acknowledgement(lease(), incarnation=8, cursor=6, head=9) is None
     assert RULES.acknowledgement(lease(), incarnation=7, cursor=10, head=9) is None

@@ -173,6 +173,7 @@ async def test_a_killed_redis_comes_back_and_placement_goes_on_meanwhile(world: 
     assert (await place(client)).node_id == "node-1"
 
 
+@pytest.mark.fault("F6", "P4")
 async def test_a_frozen_redis_slows_placement_but_does_not_stop_it(world: World) -> None:
     plane = await world.plane()
     client = await world.client(plane)

@@ -267,6 +267,7 @@ async def test_an_emptied_redis_is_filled_with_nodes_reservations_placements_and
     await tasks.cancel()
 
 
+@pytest.mark.fault("F6", "P4")
 @pytest.mark.fault("F11", "P4", "P8")
 async def test_a_frozen_redis_costs_one_caller_half_a_second_and_no_placement(fleet: Fleet) -> None:
     registry = fleet.registry()

@@ -142,10 +142,12 @@ async def rolling_restart(daemons: Processes, num_streams: int) -> None:
         await require_same(client, sounds, told, options)
 
 
+@pytest.mark.fault("F21", "P9")
 async def test_a_rolling_restart_of_all_nodes_costs_no_stream_anything(daemons: Processes) -> None:
     await rolling_restart(daemons, 20)
 
 
+@pytest.mark.fault("F21", "P9")
 @pytest.mark.deep
 async def test_a_rolling_restart_under_many_streams_costs_no_stream_anything(daemons: Processes) -> None:
     await rolling_restart(daemons, 60)

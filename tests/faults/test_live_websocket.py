@@ -68,6 +68,8 @@ async def carriers(client: Client) -> list[str]:
     return [node.node_id for node in (await client.nodes()).nodes if node.load.streams]
 
 
+@pytest.mark.fault("F1", "P6")
+@pytest.mark.fault("F5", "P6")
 async def test_a_node_killed_and_one_frozen_cost_a_websocket_no_label_and_nothing_said(daemons: Processes) -> None:
     sound = conversation(0, 20)
     async with fleet(daemons, "n1", "n2", "n3") as made, made.client() as client, http_of(made) as http:
@@ -161,6 +163,7 @@ class RelayFleet(CutFleet):
         return f"{user}@{host}:{port}/{name}"
 
 
+@pytest.mark.fault("F7", "P1", "P2")
 @pytest.mark.deep
 @pytest.mark.usefixtures("needs_netns")
 async def test_a_relay_that_is_cut_off_names_nobody_who_is_erased_meanwhile_and_keeps_its_labels(
