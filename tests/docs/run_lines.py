@@ -34,7 +34,10 @@ class Block:
 
 
 def read_page(name: str) -> dict[str, Block]:
-    """The blocks of docs/NAME by their names. A block of these languages without a name is an error of the page."""
+    """The blocks of docs/NAME (or ../README.md) by their names.
+
+    A block of these languages without a name is an error of the page.
+    """
     found: dict[str, Block] = {}
     for language, block, text in _FENCE.findall((DOCS / name).read_text()):
         assert block, f"docs/{name}: a block of {language} has no name: {text[:60]!r}"

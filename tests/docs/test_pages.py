@@ -80,6 +80,15 @@ def test_a_page_does_not_tell_where_it_was_written(page: Path) -> None:
     assert found is None, f"{page.name}: {found and found[0]}"
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent == ROOT], ids=lambda page: page.name)
+def test_links_of_pages_outside_the_site_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
+        path, _, anchor = link.partition("#")
+        assert "//" not in link, f"{page.name}: {link} leaves the repository"
+        assert (page.parent / path).exists(), f"{page.name}: there is no {path}"
+        assert not anchor, f"{page.name}: {link}: nobody checks anchors here"
+
+
 def commands_of(text: str) -> Iterator[list[str]]:
     """Each `speakerd …` that a page shows: in blocks a line (with what goes on in the next), in text a span."""
     blocks = "\n".join(FENCE.findall(text)) + "\n" + "\n".join(re.findall(r"^    (\S.*)$", text, re.MULTILINE))

@@ -1,4 +1,4 @@
-"""The quick start and the how-tos, every line of them as it stands, in a folder that looks like a fresh clone."""
+"""The quick start, the README and the how-tos, each line as it stands, in a folder that looks like a fresh clone."""
 
 from __future__ import annotations
 
@@ -86,6 +86,20 @@ def test_the_quick_start_names_two_people_and_forgets_one(quick_start: Lines) ->
 def labels_of(shown: str) -> set[str]:
     """Who the turns that a command printed are of."""
     return {found[1] for line in shown.splitlines() if (found := re.fullmatch(r"\S+ – \S+ +(.+)", line))}
+
+
+def test_the_readme_s_lines_do_what_it_says(quick_start: Lines) -> None:
+    readme = Lines(read_page("../README.md"), quick_start.folder, dict(quick_start.variables))
+    for recording, source in {"ada": "Robin", "grace": "Sam", "meeting": "conversation"}.items():
+        shutil.copy(readme.folder / "demo-out" / f"{source}.wav", readme.folder / f"{recording}.wav")
+    for name in ("demo", "up"):
+        assert readme.blocks[name].text == quick_start.blocks[name].text, "run with the quick start, in the same words"
+    assert {"Ada", "Grace"} <= set(readme.run("diarize").stdout.split())
+    said = readme.run("server").stdout
+    assert "spk_0 is Ada" in said
+    assert "erased Ada" in said
+    assert "whole: " in said
+    assert readme.left() == {"demo", "up"}
 
 
 @pytest.fixture
