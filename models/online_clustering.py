@@ -87,7 +87,7 @@ class LocalWindow:
     def __post_init__(self) -> None:
         num_frames, num_locals = self.activity.shape
         self.spoken = self.activity.sum(axis=0)
-        self.is_told = self.embeddings.any(axis=1)
+        self.is_told = np.asarray(self.embeddings.any(axis=1))
         self.weighted = np.ones((num_frames, 2 + num_locals), np.float32)
         np.minimum(self.activity.sum(axis=1), np.float32(1.0), out=self.weighted[:, 1])
         self.weighted[:, 2:] = self.activity
