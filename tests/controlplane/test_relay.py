@@ -90,6 +90,38 @@ async def test_match_reports_come_from_the_same_way(world: World) -> None:
     assert [speaker.speaker for speaker in report.speakers] == ["spk_0"]
 
 
+async def test_a_caller_who_sends_next_to_nothing_is_let_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "IDLE_S", 1.0)
+    plane = await world.plane()
+    client = await world.client(plane)
+    await world.node(plane)
+
+    async def trickle(*messages: Any) -> AsyncIterator[Any]:
+        for message in messages[:-1]:
+            yield message
+        while True:
+            yield messages[-1]
+            await asyncio.sleep(0.05)
+
+    spec, opening = people_pb2.VoiceSpec(label="Alice"), node_pb2.FileOpen()
+    calls: tuple[Any, ...] = (
+        client.people.EnrollVoice(
+            trickle(people_pb2.EnrollVoiceRequest(spec=spec), people_pb2.EnrollVoiceRequest(chunk={})),
+            metadata=client.metadata,
+        ),
+        client.jobs.DiarizeFile(
+            trickle(node_pb2.DiarizeFileRequest(open=opening), node_pb2.DiarizeFileRequest(audio=b"\0")),
+            metadata=client.metadata,
+        ),
+    )
+    for call in calls:
+        with pytest.raises(aio.AioRpcError) as error:
+            async with asyncio.timeout(30):
+                await (call if hasattr(call, "__await__") else call.read())
+        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "less than 1024 bytes" in (error.value.details() or "")
+
+
 async def test_a_caller_who_stops_half_way_is_let_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "IDLE_S", 0.2)
     plane = await world.plane()
