@@ -24,8 +24,9 @@ class Health(Enum):
 class NodeView:
     """What a node said of itself in its last heartbeat, and what has become of it since.
 
-    cursor: what it has applied of the fleet log. age_s: since that heartbeat. reserved: streams placed and not yet
-    opened. faults: streams that left it as failed of late. doubted: it was found to hold something else than it should.
+    cursor: what it has applied of the fleet log. voices: held. queued: windows that wait for the device. age_s: since
+    that heartbeat. reserved: streams placed and not yet opened. faults: streams that left it as failed of late.
+    doubted: it was found to hold something else than it should.
     tenants: how many of its streams are whose; of a heartbeat that came here, else empty.
     """
 
@@ -41,6 +42,8 @@ class NodeView:
     files: int = 0
     files_max: int = 0
     lag_ms: int = 0
+    voices: int = 0
+    queued: int = 0
     doubted: bool = False
     reserved: int = 0
     faults: int = 0

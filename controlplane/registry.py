@@ -336,6 +336,8 @@ def _view(fields: list[Any]) -> NodeView:
         files=int(said["files"] or 0),
         files_max=int(said["files_max"] or 0),
         lag_ms=int(said["lag_ms"] or 0),
+        voices=int(said["voices"] or 0),
+        queued=int(said["queued"] or 0),
         doubted=said["doubted"] == "1",
         reserved=int(text[-2]),
         faults=int(text[-1]),

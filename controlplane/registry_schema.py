@@ -72,6 +72,8 @@ NODE_FIELDS = (
     "files",
     "files_max",
     "lag_ms",
+    "voices",
+    "queued",
     "doubted",
 )
 _FIELDS = ", ".join(f"'{name}'" for name in NODE_FIELDS)
@@ -101,13 +103,13 @@ end
 if incarnation ~= tonumber(ARGV[5]) or ARGV[9] ~= 'serving' then redis.call('HDEL', node, 'doubted') end
 redis.call('HSET', node, 'incarnation', ARGV[5], 'address', ARGV[6], 'model', ARGV[7], 'zone', ARGV[8],
   'state', ARGV[9], 'cursor', cursor, 'streams', ARGV[11], 'streams_max', ARGV[12], 'files', ARGV[13],
-  'files_max', ARGV[14], 'lag_ms', ARGV[15])
+  'files_max', ARGV[14], 'lag_ms', ARGV[15], 'voices', ARGV[16], 'queued', ARGV[17])
 redis.call('PEXPIRE', node, math.ceil(tonumber(ARGV[3]) * 1000))
 redis.call('ZADD', ARGV[1] .. 'nodes', now, ARGV[2])
 local tenants = ARGV[1] .. 'tenants:' .. ARGV[2]
 redis.call('DEL', tenants)
-for at = 17, #ARGV, 2 do redis.call('HSET', tenants, ARGV[at], ARGV[at + 1]) end
-redis.call('PEXPIRE', tenants, math.ceil(tonumber(ARGV[16]) * 1000))
+for at = 19, #ARGV, 2 do redis.call('HSET', tenants, ARGV[at], ARGV[at + 1]) end
+redis.call('PEXPIRE', tenants, math.ceil(tonumber(ARGV[18]) * 1000))
 return epoch
 """
 )

@@ -105,6 +105,8 @@ class FleetServicer(fleet_pb2_grpc.FleetServicer):
                 files=load.files,
                 files_max=load.files_max,
                 lag_ms=load.lag_p99_ms,
+                voices=load.voices,
+                queued=load.queued_windows,
                 tenants={one.tenant_id: one.streams for one in request.tenants},
             )
         )

@@ -107,6 +107,8 @@ def _status(node: NodeView) -> streams_pb2.NodeStatus:
             files=node.files,
             files_max=node.files_max,
             lag_p99_ms=node.lag_ms,
+            voices=node.voices,
+            queued_windows=node.queued,
         ),
         reserved=node.reserved,
         faults=node.faults,

@@ -7,7 +7,7 @@ and nothing else, when it does not succeed. A standalone node has a client of it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -102,15 +102,23 @@ class Client:
         return await self.enroll_as(spec, clips)
 
     async def enroll_as(
-        self, spec: people_pb2.VoiceSpec, clips: Sequence[Clip], *, consent_clip: Clip | None = None
+        self,
+        spec: people_pb2.VoiceSpec,
+        clips: Sequence[Clip],
+        *,
+        consent_clip: Clip | None = None,
+        on_sent: Callable[[int, int], None] = lambda _sent, _all: None,
     ) -> people_pb2.EnrollVoiceResponse:
-        """Enrol a person with all that can be said of them. consent_clip: the person speaking their consent."""
+        """Enrol a person with all that can be said of them. consent_clip: the person speaking their consent.
+
+        on_sent: told how many bytes have gone out, of how many; what follows the last is the listening.
+        """
         sound = [await clip_content(clip) for clip in clips]
         spoken_consent = None if consent_clip is None else await clip_content(consent_clip)
         return await self._ask(
             keep_status(
                 self._people.EnrollVoice(
-                    enrolment(spec, sound, spoken_consent), metadata=self._metadata, timeout=CALL_BOUND_S
+                    enrolment(spec, sound, spoken_consent, on_sent), metadata=self._metadata, timeout=CALL_BOUND_S
                 )
             )
         )

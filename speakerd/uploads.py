@@ -140,18 +140,24 @@ async def opened(clip: Clip) -> AsyncIterator[OpenRecording]:
 
 
 async def enrolment(
-    spec: people_pb2.VoiceSpec, clips: Sequence[bytes], consent: bytes | None
+    spec: people_pb2.VoiceSpec,
+    clips: Sequence[bytes],
+    consent: bytes | None,
+    on_sent: Callable[[int, int], None] = lambda _sent, _all: None,
 ) -> AsyncIterator[people_pb2.EnrollVoiceRequest]:
-    """The requests of an enrolment."""
+    """The requests of an enrolment. on_sent: told how many bytes have gone out, of how many."""
     yield people_pb2.EnrollVoiceRequest(spec=spec)
     container = common_pb2.AudioFormat(encoding=common_pb2.ENCODING_CONTAINER)
     spoken = [*((clip, False) for clip in clips), *([(consent, True)] if consent is not None else [])]
+    sent, whole = 0, sum(len(clip) for clip, _ in spoken)
     for number, (clip, is_consent) in enumerate(spoken):
         for at in range(0, max(len(clip), 1), CHUNK_BYTES):
             chunk = people_pb2.ClipChunk(
                 clip=number, format=container, data=clip[at : at + CHUNK_BYTES], is_consent=is_consent
             )
             yield people_pb2.EnrollVoiceRequest(chunk=chunk)
+            sent += len(chunk.data)
+            on_sent(sent, whole)
 
 
 async def _file_requests(file: OpenRecording, options: FileOptions) -> AsyncIterator[node_pb2.DiarizeFileRequest]:

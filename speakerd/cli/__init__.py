@@ -31,7 +31,7 @@ from speakerd.cli.voices import voices_commands
 app = typer.Typer(
     cls=SpeakerdGroup,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     help="Who is speaking, by name: live and in recordings, on your own machines.",
 )

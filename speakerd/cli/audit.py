@@ -32,7 +32,7 @@ OFFLINE_GROUP = "speakerd.offline"
 BROKEN = "not whole"
 
 audit_commands = typer.Typer(no_args_is_help=True, help="The audit: verify it, list erasures.")
-fleet_commands = typer.Typer(no_args_is_help=True, help="Nodes: what only an operator knows.")
+fleet_commands = typer.Typer(invoke_without_command=True, help="The fleet as a live table; and what is known of nodes.")
 
 
 @dataclass(frozen=True, slots=True)

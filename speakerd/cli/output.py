@@ -61,6 +61,11 @@ class Output:
             table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
         self._out.print(table)
 
+    def show(self, drawn: Table) -> None:
+        """A table of the result that is drawn already, for people."""
+        if not self._as_json:
+            self._out.print(drawn)
+
     def result(self, value: Any) -> None:
         """The result, for programs."""
         if self._as_json:

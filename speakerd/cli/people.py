@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,8 +60,18 @@ def enroll(
         voice_id=voice_id, label=name, consent=consent, scope=_scope(scope), subject=subject, add_clips=add
     )
     connection = find_connection(server, key, data)
-    with out.working(f"enrolling {name}"):
-        answer = asyncio.run(_enroll(connection, spec, files, consent_audio))
+    with out.progress() as progress:
+        if progress.disable:
+            out.note(f"enrolling {name} …")
+        task = progress.add_task(f"sending {name}", total=None)
+
+        def on_sent(sent: int, whole: int) -> None:
+            if sent < whole:
+                progress.update(task, completed=sent, total=whole)
+            else:  # how long the listening takes is not known
+                progress.update(task, description=f"listening to {name}", total=None)
+
+        answer = asyncio.run(_enroll(connection, spec, files, consent_audio, on_sent))
     voice = answer.voice
     out.say(f"enrolled {voice.label or name} as {voice.voice_id}: {state_of(voice)}", style="green")
     if answer.HasField("analysis"):
@@ -128,8 +138,8 @@ def missing_files(files: Sequence[Path]) -> None:
 async def enroll_all(client: Client, people: dict[str, list[Path]], out: Output) -> list[people_pb2.Voice]:
     """Enrol people and wait until a node holds each of them."""
     enrolled = []
-    for name, files in people.items():
-        with out.working(f"enrolling {name}"):
+    for number, (name, files) in enumerate(people.items(), start=1):
+        with out.working(f"enrolling {name} ({number} of {len(people)})"):
             voice = await enroll_or_renew(client, name, files)
             enrolled.append(voice)
         out.note(f"enrolled {name} ({voice.net_speech_ms / 1000:.1f} s of clean speech)")
@@ -207,7 +217,11 @@ async def _ready(client: Client, voice: people_pb2.Voice) -> people_pb2.Voice:
 
 
 async def _enroll(
-    connection: Connection, spec: people_pb2.VoiceSpec, files: Sequence[Path], consent_audio: Path | None
+    connection: Connection,
+    spec: people_pb2.VoiceSpec,
+    files: Sequence[Path],
+    consent_audio: Path | None,
+    on_sent: Callable[[int, int], None],
 ) -> people_pb2.EnrollVoiceResponse:
     missing_files([*files, *([consent_audio] if consent_audio else [])])
     name, voice_id = spec.label, spec.voice_id
@@ -218,7 +232,7 @@ async def _enroll(
                 f"{name} is enrolled already: say --voice-id {voice.voice_id} to enrol that voice anew, "
                 "or give another person another name",
             )
-        return await client.enroll_as(spec, list(files), consent_clip=consent_audio)
+        return await client.enroll_as(spec, list(files), consent_clip=consent_audio, on_sent=on_sent)
 
 
 async def _voices(connection: Connection) -> list[people_pb2.Voice]:
