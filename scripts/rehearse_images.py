@@ -6,10 +6,10 @@ In: the checkout, with what deploy/air-gapped/collect.sh has gathered. Out: for 
 to build, to be healthy and to end; exit code 0 when all of it went well. Needs root, and buildah, runc and debootstrap
 (Debian's packages of those names).
 
-What is real: the Dockerfiles, run step by step by a builder (buildah), without a network from the first to the last; the
-image's own ENTRYPOINT, CMD, ENV, USER and HEALTHCHECK, run by an OCI runtime (runc) with a read-only root, no
-capabilities, no new privileges and no network. What stands in: the base image. It cannot be had without its registry, so
-debootstrap makes one of Debian 12 with Debian's own Python 3.11.
+What is real: the Dockerfiles, run step by step by a builder (buildah), without a network from the first to the last;
+the image's own ENTRYPOINT, CMD, ENV, USER and HEALTHCHECK, run by an OCI runtime (runc) with a read-only root, no
+capabilities, no new privileges and no network. What stands in: the base image. It cannot be had without its registry,
+so debootstrap makes one of Debian 12 with Debian's own Python 3.11.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ class Rehearsal:
 
 
 def runtime_config(image: Rehearsed, tree: Path, config: dict[str, Any], data: Path) -> dict[str, Any]:
-    """What `docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --network none` asks of a
-    runtime, for an image's configuration.
+    """What docker run asks of a runtime for an image's configuration, with --read-only --tmpfs /tmp --cap-drop ALL
+    --security-opt no-new-privileges --network none.
     """
     uid, _, gid = config["User"].partition(":")
     private = ["rprivate", "nosuid", "nodev"]
