@@ -294,6 +294,11 @@ async def test_an_erasure_is_answered_when_it_is_in_the_journal_and_not_before(w
     assert (await client.get(voice_id)).state == people_pb2.Voice.STATE_ERASING
     await asyncio.sleep(0.7)
     assert (await client.get(voice_id)).state == people_pb2.Voice.STATE_ERASING
+    # Nor when the proof is there already, and nobody looks at the journal before.
+    work = plane.core.erasures._work
+    (waiting,) = await work._open()
+    await work._finish(waiting)
+    assert (await client.get(voice_id)).state == people_pb2.Voice.STATE_ERASING
     aside.rename(path)
     erasure = await client.erase(voice_id, wait_ms=WAIT_MS)
     assert erasure.state == ERASED

@@ -1,0 +1,1 @@
+"""The leak scan: whatever daemons wrote is searched for names, sound, voiceprints and keys, in many encodings."""
