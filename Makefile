@@ -33,7 +33,7 @@ reference: setup ## the generated pages of the documentation, from the contract,
 	@$(BIN)/python -m scripts.reference
 
 docs: setup ## the documentation as a site, in site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "site/index.html; to look at it: mkdocs serve"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "site/index.html; to look at it: mkdocs serve"
 
 bench: setup ## measurements; each script tells its options with --help
 	@ls benchmarks/*.py

@@ -33,13 +33,14 @@ _HEADS = ("setting", "type", "default", "meaning")
 
 INTRO = """
 `speakerd node` and `speakerd controlplane` read their settings from a TOML file (`--config FILE`, tables `[node]` and
-`[controlplane]`; one file may hold both), then from variables, then from flags; the later one wins. A setting that is
-unknown or out of range ends the daemon at once, and is named. Times are in seconds. `deploy/speakerd.example.toml` is a
-file to begin with; `speakerd up` has [options](command-line.md#speakerd-up) instead, and hands variables on to
-both daemons.
+`[controlplane]`; one file may hold both), then from files of secrets, then from variables, then from flags; the later
+one wins. A setting that is unknown or out of range ends the daemon at once, and is named. Times are in seconds.
+`deploy/speakerd.example.toml` is a file to begin with. `speakerd up` has [options](command-line.md#speakerd-up)
+instead, and hands variables on to both daemons.
 
-In a variable, lists and tables are JSON: `SPEAKERD_FETCH_PORTS='[443, 8443]'`. Secrets are better kept in files
-([security](../operations/security.md)).
+In a variable, lists and tables are JSON: `SPEAKERD_FETCH_PORTS='[443, 8443]'`. Any setting may lie in a file of its
+own: `SPEAKERD_NAME_FILE` names it, or `SPEAKERD_SECRETS_DIR` a folder of files that are called as settings are. Secrets
+belong there, and are refused as flags ([security](../operations/security.md#secrets-of-settings)).
 """.strip()
 
 OTHERS = (

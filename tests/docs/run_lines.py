@@ -61,11 +61,12 @@ class Ran:
 
 @dataclass
 class Lines:
-    """The lines of a page, run one block after another."""
+    """The lines of a page, run one block after another. warnings: what Python does with those of programs."""
 
     blocks: Mapping[str, Block]
     folder: Path
     variables: dict[str, str]
+    warnings: str = "error"
     ran: set[str] = field(default_factory=set)
 
     def run(self, name: str, **variables: str) -> Ran:
@@ -78,7 +79,7 @@ class Lines:
         lines = f"source {shlex.quote(str(file))}\nenv --null > {shlex.quote(str(exported))}"
         command = {
             "bash": ["bash", "-euo", "pipefail", "-c", lines],
-            "python": [sys.executable, "-W", "error", str(file)],
+            "python": [sys.executable, "-W", self.warnings, str(file)],
             "javascript": ["node", str(file)],
         }[block.language]
         before = self.environment()

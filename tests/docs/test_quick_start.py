@@ -144,7 +144,7 @@ def test_how_people_are_enrolled_named_in_a_dispatcher_and_erased(how_to: HowTo)
     listed = (erase.folder / "erasures.json").read_text()
     assert erased["audit_id"] in listed
     assert "dpo-3" in listed
-    assert json.loads((erase.folder / "verdict.json").read_text())["whole"] is True
+    assert json.loads((erase.folder / "verdict.json").read_text())["ok"] is True
 
 
 def test_how_recordings_are_worked_through(how_to: HowTo) -> None:
@@ -160,13 +160,14 @@ def test_how_one_moves_from_pyannoteai(how_to: HowTo) -> None:
     move = how_to("move-from-pyannoteai")
     key = key_of(move.run("key").stdout)
     client = Path(sys.prefix) / "pyannoteai-sdk" / "0.4.0"
+    move.warnings = "default"  # the client says where it takes its uploads to be kept
     path = os.pathsep.join(filter(None, (str(client), os.environ.get("PYTHONPATH"))))
     assert len(move.run("sdk", KEY=key, PYTHONPATH=path).stdout.splitlines()) >= 2
 
 
 def test_how_thresholds_are_looked_at_and_set(how_to: HowTo) -> None:
     tune = how_to("tune-thresholds")
-    assert '"outcome": "matched"' in tune.run("report").stdout
+    assert tune.run("report").stdout.count('"outcome": "matched"') == 2
     shown = re.search(r"```toml builtin\n(.*?)```", (ROOT / "docs/how-to/tune-thresholds.md").read_text(), re.DOTALL)
     assert shown is not None
     (tune.folder / "own.toml").write_text(shown[1])
