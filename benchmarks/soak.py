@@ -26,7 +26,7 @@ import grpc
 import numpy as np
 
 from benchmarks.soak_chart import draw
-from benchmarks.soak_churn import Churn, Record
+from benchmarks.soak_churn import Churn, Record, wrong_labels
 from benchmarks.soak_fleet import SoakFleet, soak_fleet
 from benchmarks.soak_judge import Series, Verdict, judge
 from runtime.grpc_server import open_channel
@@ -133,7 +133,11 @@ class Soak:
                 return
             at_s = round(time.monotonic() - self._began_s, 1)
             self.restarts.append({"at_s": at_s, "name": restart.member, "how": restart.number.name})
+            died = members[restart.member].has_died
             code = await self._fleet.restart(members[restart.member], restart.number)
+            if died:
+                self._churn.record.broken.append(f"{restart.member} ended by itself, exit code {code}")
+                continue
             if restart.number is signal.SIGTERM and code != 0:
                 self._churn.record.broken.append(f"{restart.member}: exit code {code} on SIGTERM")
 
@@ -157,8 +161,15 @@ class Soak:
             if number % STORED_EVERY == 0:
                 row["stored"] = await self._fleet.stored()
             self.rows.append(row)
+            if number % STORED_EVERY == 0:
+                self.write_report()
             file.write(json.dumps(row) + "\n")
             file.flush()
+
+    def write_report(self) -> None:
+        """As far as it has got."""
+        found = report(self, self._fleet, self._churn.record, self._given)
+        (self._given.out / "report.json").write_text(json.dumps(found, indent=1) + "\n")
 
     async def _require_settled(self) -> None:
         """Nobody streams any more: every node holds who is enrolled and nobody else, and the audit verifies."""
@@ -249,6 +260,7 @@ def report(soak: Soak, fleet: SoakFleet, record: Record, given: argparse.Namespa
             cpu_s[name, taken["life"]] = taken["cpu_s"]
     return {
         "minutes": given.minutes,
+        "minutes_run": round(seconds / 60, 1),
         "seed": given.seed,
         "streams_at_once": given.streams,
         "done": dict(sorted(record.done.items())),
@@ -288,13 +300,35 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
         try:
             await soak.run()
         finally:
+            soak.write_report()
             found = report(soak, fleet, record, given)
-            (given.out / "report.json").write_text(json.dumps(found, indent=1) + "\n")
             if soak.rows:
                 title = f"{given.minutes:g} minutes of churn: two nodes (null engine), two control planes"
                 for path in (given.out / "soak.png", given.chart or given.out / "soak.svg"):
                     draw(soak.rows, soak.restarts, title, path)
     return found
+
+
+def judged(out: Path) -> dict[str, Any]:
+    """The report of a soak that has run, judged by the rules of now: from its samples and what it was told."""
+    found: dict[str, Any] = json.loads((out / "report.json").read_text())
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    slack = 1.0 if 60.0 * found["minutes"] >= LONG_S else 5.0
+    verdicts = [judge(series, slack_times=slack) for series in series_of(rows)]
+    found["verdicts"] = [{**asdict(verdict), "text": str(verdict)} for verdict in verdicts]
+    found["not_flat"] = [str(verdict) for verdict in verdicts if verdict.flat is False]
+    found["broken"] = [line for line in found["broken"] if _is_broken(line)]
+    return found
+
+
+def _is_broken(line: str) -> bool:
+    _, _, story = line.partition(": {")
+    if not story:
+        return True
+    told = json.loads("{" + story)
+    named = {label for _, _, label in told["told"] if label.startswith("P")}
+    known = {told["talk"][1][2]: next(iter(named), None)} if len(named) == 1 else {}
+    return wrong_labels(told["told"], told["talk"], known) is not None
 
 
 def holds(found: dict[str, Any]) -> bool:
@@ -311,12 +345,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--chart", type=Path)
+    parser.add_argument("--judge", action="store_true", help="judge again what has run before, in --out")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     """Run, tell, and say by the exit code whether it held."""
-    found = asyncio.run(run(parse()))
+    given = parse()
+    found = judged(given.out) if given.judge else asyncio.run(run(given))
     told = {name: found[name] for name in found if name not in ("lives", "verdicts", "stored_first", "stored_last")}
     print(json.dumps(told, indent=1))
     sys.exit(0 if holds(found) else 1)

@@ -16,7 +16,7 @@ import random
 import time
 import wave
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -42,6 +42,8 @@ GRACE_S = 1.0
 SETTLED_S = 4.0
 """A voice that was enrolled so long ago is expected to be named on every node."""
 TRIES = 60
+FIRST_TURN_MS = 3_500
+OVERLAP_MS = 600
 REFUSALS = ("overloaded",)
 
 
@@ -506,23 +508,43 @@ class _Heard:
             return  # the machine stalled, and what it left out was counted
         if self._was_nameless:
             return
-        labels: dict[int, set[str]] = {}
-        for turn in self._timeline.turns():
-            for segment in self._segments:
-                overlap_ms = min(turn.end_ms, segment.end_ms) - max(turn.start_ms, segment.start_ms)
-                if overlap_ms > 600:
-                    labels.setdefault(segment.person, set()).add(turn.label)
-        for who, said in labels.items():
-            expected = label if who == person else None
-            if len(said) > 1 and not (who == person and label is None):
-                record.broken.append(f"stream: one person was called {sorted(said)}: {self._story()}")
-            elif expected is not None and said != {expected}:
-                record.broken.append(f"stream: {expected} was called {sorted(said)}: {self._story()}")
-
-    def _story(self) -> str:
         told = [(turn.start_ms, turn.end_ms, turn.label) for turn in self._timeline.turns()]
         talk = [(segment.start_ms, segment.end_ms, segment.person) for segment in self._segments]
-        return json.dumps({"told": told, "talk": talk, "resumed": self._resumed})
+        wrong = wrong_labels(told, talk, {person: label}, excused=person if label is None else None)
+        if wrong is not None:
+            story = {"told": told, "talk": talk, "resumed": self._resumed}
+            record.broken.append(f"stream: {wrong}: {json.dumps(story)}")
+
+
+def wrong_labels(
+    told: Sequence[tuple[int, int, str]],
+    talk: Sequence[tuple[int, int, int]],
+    expected: Mapping[int, str | None],
+    *,
+    excused: int | None = None,
+) -> str | None:
+    """What is wrong with the labels that a stream ended with; None: nothing.
+
+    told: turns, as (start, end, label), milliseconds. talk: who spoke when. expected: the names of who is enrolled.
+    excused: somebody whose label may change, for the voice was erased meanwhile. Who speaks for the first time, and for
+    less than FIRST_TURN_MS, may be taken for whoever spoke before: that is not enough to tell a new voice by.
+    """
+    labels: dict[int, set[str]] = {}
+    seen: set[int] = set()
+    for start_ms, end_ms, who in talk:
+        is_first = who not in seen
+        seen.add(who)
+        if is_first and end_ms - start_ms < FIRST_TURN_MS:
+            continue
+        said = {label for began, ended, label in told if min(ended, end_ms) - max(began, start_ms) > OVERLAP_MS}
+        labels.setdefault(who, set()).update(said)
+    for who, said in labels.items():
+        name = expected.get(who)
+        if len(said) > 1 and who != excused:
+            return f"one person was called {sorted(said)}"
+        if name is not None and said and said != {name}:
+            return f"{name} was called {sorted(said)}"
+    return None
 
 
 async def _erasure(audit_id: str, client: Client) -> people_pb2.Erasure:

@@ -85,10 +85,16 @@ class Member:
             raise RuntimeError(f"{self.name} did not start: {self.log.read_text()[-2000:]}")
         self.ready = dict(part.split("=", 1) for part in line[1:])
 
+    @property
+    def has_died(self) -> bool:
+        """Whether it has ended by itself."""
+        return self.process is not None and self.process.returncode is not None and self.lives[-1].ended_s is None
+
     async def stop(self, number: signal.Signals) -> int:
         """End it; its exit code."""
         assert self.process is not None
-        self.process.send_signal(number)
+        if self.process.returncode is None:
+            self.process.send_signal(number)
         async with asyncio.timeout(END_S):
             code = await self.process.wait()
         self.lives[-1].ended_s, self.lives[-1].how, self.lives[-1].exit_code = time.monotonic(), number.name, code

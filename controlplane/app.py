@@ -86,6 +86,7 @@ from controlplane.webhook_post import WebhookPost
 from controlplane.webhook_secrets import WebhookSecrets
 from controlplane.webhooks import BodyOf, Webhooks
 from runtime.clock import Clock
+from runtime.connection_caps import ConnectionCaps
 from runtime.grpc_server import GrpcHealth
 from runtime.health import Health
 from runtime.lifecycle import Part, Tasks
@@ -277,8 +278,10 @@ class ControlPlane:
             tasks.spawn("webhooks.tell", self._core.webhooks.run()),
             tasks.spawn("told.chores", self._told_chores(self._core).run()),
             tasks.spawn("census", Census(database, self._clock, self.metrics, every_s=settings.reconcile_s).run()),
-            tasks.spawn("metrics", self._watch().run()),
         ]
+        watch = self._watch()
+        self._workers.append(tasks.spawn("metrics", watch.run()))
+        await ConnectionCaps(settings.connection_caps(), watch.connections_cut).start(tasks)
         await self._core.job_part.start(tasks.spawn)
         # Usually there by now; where millions of voices take longer, readiness tells when.
         await wait_s(self._core.reconciler.read, RECONCILED_S_MAX)

@@ -39,6 +39,7 @@ from node.standing import NodeState, Standing
 from node.streams import LiveStreams
 from node.voice_store import VoiceStore
 from runtime.clock import Clock, SystemClock
+from runtime.connection_caps import ConnectionCaps
 from runtime.errors import InvalidRequest
 from runtime.grpc_server import GrpcHealth
 from runtime.health import Health
@@ -159,6 +160,7 @@ class NodeDaemon:
         gauges = NodeGauges(self._metrics, engine=engine, standing=self._standing, load=self._load)
         watch = LoopWatch(metrics_registry, part=PART, version=__version__, clock=clock, tls=self._tls, look=gauges)
         tasks.spawn("metrics", watch.run())
+        await ConnectionCaps(self._settings.connection_caps(), watch.connections_cut).start(tasks)
         await self._serve(engine)
         if control_plane is not None:
             membership = self._membership = self._join(control_plane)

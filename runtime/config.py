@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from runtime.connection_caps import Caps, networks
 from runtime.errors import InvalidRequest
 from runtime.tls import Tls, TlsFiles
 
@@ -39,6 +40,15 @@ class DaemonSettings(BaseSettings):
         description="Seconds for which the event loop or the device may hang before the process ends itself (exit code "
         "70), for its supervisor to start another; 0: never.",
     )
+    connections_per_address: int = Field(
+        1_000,
+        ge=0,
+        description="Connections from one address at once, on all ports together; the newest beyond are closed. 0: any "
+        "number. All descriptors but some are the bound in all.",
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="Networks (CIDR) of load balancers and proxies: no bound on connections from one of these."
+    )
     # `speakerd certs init` makes them; exchanged files are taken by themselves.
     tls_cert: Path | None = Field(
         None, description="This daemon's certificate chain, PEM. Absent: plain text, on loopback alone."
@@ -51,6 +61,15 @@ class DaemonSettings(BaseSettings):
         if len({path is None for path in (self.tls_cert, self.tls_key, self.tls_ca)}) > 1:
             raise ValueError("tls_cert, tls_key and tls_ca belong together: give all three, or none")
         return self
+
+    @model_validator(mode="after")
+    def _proxies_are_networks(self) -> Self:
+        self.connection_caps()
+        return self
+
+    def connection_caps(self) -> Caps:
+        """How many connections are let be."""
+        return Caps(self.connections_per_address, networks(self.trusted_proxies))
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():

@@ -37,6 +37,7 @@ class LoopWatch:
         metrics = declare(registry, part)
         self._lag = metrics.lag_seconds
         self._expiry = metrics.expiry_seconds
+        self.connections_cut = metrics.connections_cut
         metrics.build.labels(version).set(1)
         self._clock = clock
         self._tls = tls
@@ -79,6 +80,9 @@ class DaemonMetrics:
         )
         self.expiry_seconds = metrics.gauge(
             "certificate_expiry_timestamp_seconds", "When the daemon's certificate expires, Unix time; 0 without TLS."
+        )
+        self.connections_cut = metrics.counter(
+            "connections_cut_total", "Connections that were closed, for there were too many from one address or in all."
         )
         self.build = metrics.gauge("build_info", "Always 1; the label says which version runs.", version=())
         self.described = metrics.described

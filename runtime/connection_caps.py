@@ -1,0 +1,197 @@
+"""How many connections a daemon holds, from one address and in all: who opens more has the newest of them closed.
+
+In: the process's own sockets, looked at twice a second. Out: connections shut down. What always holds: a connection
+that was there before a flood outlives it; proxies that the operator trusts are bound by the total alone, for behind
+one of them is everybody; descriptors are left for what the daemon itself opens. It works on sockets and not in a
+server, for gRPC's listen in C, out of Python's reach, and say nothing of who connects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import resource
+import socket
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client import Counter as Metric
+
+from runtime.lifecycle import Tasks
+from runtime.logs import get_logger
+
+LOOK_S = 0.5
+RESERVED_MAX = 256
+"""Descriptors that are left for files, databases and other daemons; of few, a quarter of them."""
+FOLDER = "/proc/self/fd"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_Key = tuple[int, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """per_address: from one address; 0: any number. trusted: whose connections count in the total alone."""
+
+    per_address: int
+    trusted: tuple[Network, ...] = ()
+
+    def is_trusted(self, address: str) -> bool:
+        """Whether an address is that of a proxy."""
+        if not self.trusted:
+            return False
+        found = ipaddress.ip_address(address.partition("%")[0])
+        mapped = getattr(found, "ipv4_mapped", None) or found
+        return any(mapped.version == network.version and mapped in network for network in self.trusted)
+
+
+def networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    """Networks as they are written in configuration. Raises ValueError."""
+    return tuple(ipaddress.ip_network(text) for text in texts)
+
+
+def raise_descriptor_limit() -> int:
+    """Take as many descriptors as the system gives; how many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def excess(since: dict[_Key, int], caps: Caps, total: int) -> list[_Key]:
+    """Which connections are too many: the newest of each address that has too many, then of whoever has the most.
+
+    since: when each was first seen, in looks; a key is (local port, peer's address, peer's port).
+    """
+    by_address: dict[str, list[_Key]] = {}
+    for key in sorted(since, key=lambda key: since[key]):
+        by_address.setdefault(key[1], []).append(key)
+    cut: list[_Key] = []
+    for address, keys in by_address.items():
+        if caps.per_address and len(keys) > caps.per_address and not caps.is_trusted(address):
+            cut += keys[caps.per_address :]
+            del keys[caps.per_address :]
+    num_left = sum(map(len, by_address.values()))
+    sizes = Counter({address: len(keys) for address, keys in by_address.items()})
+    while num_left > total:
+        # Whoever has the most gives up what is beyond the next, at once: one at a time would take long of ten thousand.
+        (most, size), *others = sizes.most_common(2)
+        step = max(1, min(num_left - total, size - (others[0][1] if others else 0)))
+        keys = by_address[most]
+        cut += keys[size - step :]
+        del keys[size - step :]
+        sizes[most], num_left = size - step, num_left - step
+    return cut
+
+
+class ConnectionCaps:
+    """A part of a daemon. cut: counts what was closed."""
+
+    def __init__(self, caps: Caps, cut: Metric) -> None:
+        self._caps = caps
+        self._cut = cut
+        self._since: dict[_Key, int] = {}
+        self._looks = 0
+        self._total = 0
+
+    def __repr__(self) -> str:
+        return f"ConnectionCaps({len(self._since)} of {self._total})"
+
+    async def start(self, tasks: Tasks) -> None:
+        """Begin to look, where the system shows a process its descriptors (Linux)."""
+        limit = raise_descriptor_limit()
+        self._total = limit - min(RESERVED_MAX, limit // 4)
+        if Path(FOLDER).is_dir():  # noqa: ASYNC240 - asked once
+            tasks.spawn("connections.cap", self._run())
+
+    async def drain(self, deadline_s: float) -> None:
+        """Nothing is under way."""
+
+    async def stop(self) -> None:
+        """The task ends with the others."""
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            num_cut = await asyncio.to_thread(self._look)
+            if num_cut:
+                self._cut.inc(num_cut)
+                get_logger().warning("connections.cut", connections=num_cut, kept=len(self._since))
+
+    def _look(self) -> int:
+        """Count, and close what is too many; how many. On a thread: of ten thousand sockets it takes a while."""
+        bound = min(self._total, self._caps.per_address or self._total)
+        names = os.listdir(FOLDER)  # noqa: PTH208 - thousands of names, and no paths needed
+        if len(names) <= bound // 2:
+            self._since.clear()  # not worth the looking: should there be more, these are as old as one another
+            return 0
+        self._looks += 1
+        found: dict[_Key, int] = {}
+        for key, _ in _connections(names):
+            found[key] = self._since.get(key, self._looks)
+        self._since = found
+        over = set(excess(found, self._caps, self._total))
+        num_cut = 0
+        if over:
+            for key, connection in _connections(names):
+                if key in over:
+                    with contextlib.suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)
+                        num_cut += 1
+                    self._since.pop(key, None)
+        return num_cut
+
+
+def _connections(names: Iterable[str]) -> Iterator[tuple[_Key, socket.socket]]:
+    """The process's accepted connections. Each is good until the next is asked for."""
+    sockets: list[tuple[str, _Key]] = []
+    listening: set[int] = set()
+    for name in names:
+        with _opened(name) as one:
+            if one is None:
+                continue
+            if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                listening.add(one.getsockname()[1])
+            else:
+                key = _key(one)
+                if key is not None:
+                    sockets.append((name, key))
+    for name, key in sockets:
+        if key[0] not in listening:
+            continue
+        with _opened(name) as one:
+            # The descriptor may have become another's since: only one that is the same connection still is given out.
+            if one is not None and _key(one) == key:
+                yield key, one
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[socket.socket | None]:
+    """A socket of ours under a descriptor of its own; None for what is no TCP socket."""
+    found: socket.socket | None = None
+    try:
+        if os.readlink(f"{FOLDER}/{name}").startswith("socket:"):  # noqa: PTH115 - likewise
+            found = socket.socket(fileno=os.dup(int(name)))
+            if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
+                found.close()
+                found = None
+    except OSError:
+        found = None  # it was closed meanwhile
+    try:
+        yield found
+    finally:
+        if found is not None:
+            found.close()
+
+
+def _key(one: socket.socket) -> _Key | None:
+    try:
+        peer = one.getpeername()
+        return int(one.getsockname()[1]), str(peer[0]), int(peer[1])
+    except OSError:
+        return None
