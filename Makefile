@@ -31,6 +31,7 @@ proto: setup ## generate the stubs from proto/
 
 reference: setup ## the generated pages of the documentation, from the contract, the settings, the commands, the errors
 	@$(BIN)/python -m scripts.reference
+	@$(BIN)/python -m scripts.generate_metrics_reference
 
 docs: setup ## the documentation as a site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "site/index.html; to look at it: mkdocs serve"
