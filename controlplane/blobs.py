@@ -1,11 +1,13 @@
 """Recordings of enrolments, as ciphertext, in an object store: a folder by default.
 
 What comes in is encrypted already; what goes out is ciphertext. Keys are random, so that a blob does not say whose it
-is; deleting one that is not there is no error, for an erasure may be tried again.
+is; deleting one that is not there is no error, for an erasure may be tried again. A store that is away, refuses or
+does not answer is Unavailable (TimeoutError is an OSError).
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +17,9 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore
 
 from runtime.errors import Unavailable
+
+BOUND_S = 20.0
+"""How long a store may take over one recording: one that hangs is as good as away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,8 @@ class Blobs:
         """Store, and return the key. Raises Unavailable when the store is away or full."""
         key = f"samples/{secrets.token_hex(16)}"
         try:
-            await self._store.put_async(key, ciphertext, mode="create")
+            async with asyncio.timeout(BOUND_S):
+                await self._store.put_async(key, ciphertext, mode="create")
         except (BaseError, OSError) as error:
             raise Unavailable("the recordings' store is away or full; try again", retry_after_s=1.0) from error
         return key
@@ -48,8 +54,9 @@ class Blobs:
     async def get(self, key: str) -> bytes | None:
         """The ciphertext, or None when there is none under this key."""
         try:
-            result = await self._store.get_async(key)
-            return bytes(await result.bytes_async())
+            async with asyncio.timeout(BOUND_S):
+                result = await self._store.get_async(key)
+                return bytes(await result.bytes_async())
         except (NotFoundError, FileNotFoundError):
             return None
         except (BaseError, OSError) as error:
@@ -58,7 +65,8 @@ class Blobs:
     async def delete(self, key: str) -> None:
         """Delete. Raises Unavailable when the store is away; absent is fine."""
         try:
-            await self._store.delete_async(key)
+            async with asyncio.timeout(BOUND_S):
+                await self._store.delete_async(key)
         except (NotFoundError, FileNotFoundError):
             return
         except (BaseError, OSError) as error:

@@ -67,7 +67,10 @@ def verify_ticket(text: str, keys: Sequence[bytes], *, node_id: str, now_s: floa
     if ticket.node_id != node_id:
         raise Unauthenticated("the stream ticket is for another node: dial the address that PlaceStream gave with it")
     if now_s >= ticket.expires_at_s:
-        raise Unauthenticated("the stream ticket has expired: call PlaceStream again")
+        raise Unauthenticated(
+            "the stream ticket has expired: call PlaceStream again; if it is new, the clocks of this node and of its "
+            "control plane are apart: set them"
+        )
     return ticket
 
 

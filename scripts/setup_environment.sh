@@ -44,6 +44,7 @@ case ",$extras," in
                 --target "$venv/pyannoteai-sdk/$version" "pyannoteai-sdk==$version"
         done
         sh "$root/scripts/fetch_prometheus.sh" "$venv/opt/prometheus"
+        sh "$root/scripts/fetch_faketime.sh" "$venv/opt/faketime"
         ;;
 esac
 echo "$want" > "$stamp"

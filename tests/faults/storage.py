@@ -196,15 +196,20 @@ async def toxic(port: int) -> AsyncIterator[Toxic]:
         task = asyncio.current_task()
         assert task is not None
         running.add(task)
+        writers = [writer]
         try:
             if made.is_cut:
                 return
-            there = await asyncio.open_connection("127.0.0.1", port)
-            await asyncio.gather(pump(reader, there[1]), pump(there[0], writer))
+            back, there = await asyncio.open_connection("127.0.0.1", port)
+            writers.append(there)
+            await asyncio.gather(pump(reader, there), pump(back, writer))
         except (OSError, asyncio.CancelledError):
             pass  # a proxy has nothing to say of its peers
         finally:
-            writer.close()
+            for one in writers:
+                one.close()
+                with contextlib.suppress(OSError):
+                    await one.wait_closed()
             running.discard(task)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)

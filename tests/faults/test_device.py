@@ -18,6 +18,7 @@ from speakerd.v1 import people_pb2
 from tests.faults.altered import start_altered
 from tests.faults.figures import Figures
 from tests.faults.processes import Daemon, Processes, node_arguments, pcm, plane_arguments, tones, until, voice
+from tests.faults.ready_voices import enrol, held
 from tests.faults.streaming import Told, stream
 from tests.faults.test_continuity import wav
 from tests.node.test_batcher import GRID, Bench, bench, collect, sound
@@ -117,10 +118,6 @@ async def faulty_node(daemons: Processes, plane: Daemon, data: Path, orders: Pat
     )
 
 
-async def enrol(client: Client, label: str, number: int) -> people_pb2.Voice:
-    return (await client.enroll(label, [wav(tones(4, *voice(number)))])).voice
-
-
 @pytest.mark.fault("F15", "P5", "P8")
 async def test_out_of_memory_refuses_streams_and_clips_for_as_long_as_it_lasts_and_ends_nothing(
     daemons: Processes, tmp_path: Path
@@ -129,7 +126,7 @@ async def test_out_of_memory_refuses_streams_and_clips_for_as_long_as_it_lasts_a
     plane = await daemons.start("plane", *plane_arguments(data))
     node = await faulty_node(daemons, plane, data, orders)
     async with Client(plane.grpc, (data / "admin.key").read_text().strip()) as client:
-        assert (await enrol(client, "Ada", 0)).state == people_pb2.Voice.STATE_READY
+        await enrol(client, "Ada", 0)
         sound = pcm(tones(6, *ADA))
         calm = await stream(client, sound, pace=0)
         orders.write_text("memory 1")
@@ -140,18 +137,14 @@ async def test_out_of_memory_refuses_streams_and_clips_for_as_long_as_it_lasts_a
         orders.write_text("memory 0")
         async with Client(plane.grpc, (data / "admin.key").read_text().strip()) as other:
             # Durable, and heard as soon as there is a device for it.
-            bob = await enrol(other, "Bob", 1)
+            bob = (await other.enroll("Bob", [wav(tones(4, *voice(1)))])).voice
             assert bob.state == people_pb2.Voice.STATE_PENDING
             running = asyncio.create_task(stream(client, sound, pace=0))
             await until(lambda: "device.out_of_memory" in node.log.read_text())
             orders.write_text("")
             # The client of users places the stream again by itself, and nothing is lost.
             assert (await running).whole() == calm.whole()
-
-            async def is_ready() -> bool:
-                return (await other.voice(bob.voice_id)).state == people_pb2.Voice.STATE_READY
-
-            await until(is_ready, 30)
+            await held(other, bob.voice_id)
         assert node.process.returncode is None
 
 
