@@ -74,6 +74,11 @@ def test_every_page_is_built_and_in_the_nav(site: Path) -> None:
             assert re.search(rf'href="{re.escape(str(place))}/"', first), f"{page} is not in the nav of mkdocs.yml"
 
 
+def test_every_block_of_code_is_drawn_as_one(site: Path) -> None:
+    for file in site.rglob("*.html"):
+        assert "```" not in file.read_text(), file
+
+
 def test_the_site_fetches_nothing_from_elsewhere_and_links_only_to_what_is_listed(site: Path) -> None:
     found: set[str] = set()
     for file in site.rglob("*.html"):
