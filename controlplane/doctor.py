@@ -73,6 +73,11 @@ async def _outside(settings: ControlPlaneSettings, *, is_running: bool) -> list[
             rows.append(_problem(name, f"no answer in {2 * ASK_S:.0f} s", "see whether it runs and can be reached"))
         except SpeakerdError as error:
             rows.append(_problem(name, str(error), "mend what is named"))
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            rows.append(
+                _problem(name, f"cannot be looked at ({why})", "see the rights of the data folder, and the disk")
+            )
     return rows
 
 
@@ -200,7 +205,8 @@ async def _database(settings: ControlPlaneSettings, *, is_running: bool) -> Asyn
 async def _store(name: str, where: str, setting: str) -> AsyncIterator[Row]:
     if not is_url(where):
         folder = Path(where)
-        there = next(path for path in (folder, *folder.parents) if path.exists())
+        # Some are files, some are folders, and some are made by the first start.
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
         why = await asyncio.to_thread(_write_probe, there)
         if why:
             yield _problem(

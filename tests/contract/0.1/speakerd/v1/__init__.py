@@ -1,0 +1,1 @@
+"""Stubs generated from proto/speakerd/v1 (`make proto`). Do not edit."""
