@@ -61,6 +61,16 @@ def error_from_status(error: aio.AioRpcError, *, peer: str, had_answered: bool =
     cause = _CAUSE_OF_STATUS.get(error.code(), "internal")
     if cause == "unavailable" and had_answered:
         return SpeakerdError(cause, f"{peer} went away in the middle of the stream: stream it again")
+    details = (error.details() or "").lower()
+    if cause == "unavailable" and "http1" in details:
+        return SpeakerdError(
+            cause, f"{peer} speaks HTTP and not gRPC: name the address that its ready line calls grpc="
+        )
+    if cause == "unavailable" and ("handshake" in details or "certificate" in details):
+        return SpeakerdError(
+            cause,
+            f"{peer} and we do not trust one another: name its authority's ca.crt with --tls-ca, if it speaks TLS",
+        )
     if cause == "unavailable":
         return SpeakerdError(cause, f"{peer} does not answer: start it with `speakerd up`, or name another address")
     return SpeakerdError(cause, error.details() or f"the call to {peer} failed with status {error.code().name}")

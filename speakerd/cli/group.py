@@ -7,13 +7,14 @@ for, so that `speakerd voices` never loads an engine. A command whose package ca
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from speakerd.cli.failures import tell
 from speakerd.errors import SpeakerdError
@@ -23,6 +24,7 @@ KNOWN = {
     "node": ("node", "node"),
     "controlplane": ("controlplane", "controlplane"),
     "models": ("models", "node"),
+    "calibrate": ("models", "node"),
     "certs": ("certs", "runtime"),
     "backup": ("backup", "controlplane"),
     "restore": ("backup", "controlplane"),
@@ -39,12 +41,18 @@ class SpeakerdGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Every command there is."""
+        if _words_to_complete() is not None:
+            return sorted({*super().list_commands(ctx), *KNOWN})
         self._load_all()
         return sorted(super().list_commands(ctx))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command by name, or None."""
         if cmd_name not in self.commands:
+            words = _words_to_complete()
+            if words is not None and cmd_name in KNOWN and cmd_name not in words:
+                # Offered by its name alone: a shell that completes does not wait for an engine to be imported.
+                return TyperCommand(cmd_name, help="")
             if cmd_name in KNOWN:
                 self._load(KNOWN[cmd_name][0])
             else:
@@ -55,6 +63,9 @@ class SpeakerdGroup(TyperGroup):
         """Run a command line, and end the process with its exit code."""
         given = list(sys.argv[1:] if args is None else args)
         settings["standalone_mode"] = False
+        if not set(DAEMONS) & set(given):
+            # What gRPC says of a failed handshake, an error of ours says better, and in one line.
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         try:
             code = super().main(_everywhere(given, TLS_CA_FLAG), *more, **settings)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, the user is told in one line
@@ -82,6 +93,13 @@ class SpeakerdGroup(TyperGroup):
                 )
         for name, command in typer.main.get_group(found).commands.items():
             self.commands.setdefault(name, command)
+
+
+def _words_to_complete() -> list[str] | None:
+    """What stands on the command line that a shell has us complete; None where none does."""
+    if not any(name.startswith("_SPEAKERD_COMPLETE") for name in os.environ):
+        return None
+    return " ".join(os.environ.get(name, "") for name in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")).split()
 
 
 def _everywhere(given: Sequence[str], flag: str) -> list[str]:
