@@ -149,7 +149,8 @@ def test_how_people_are_enrolled_named_in_a_dispatcher_and_erased(how_to: HowTo)
 
 def test_how_recordings_are_worked_through(how_to: HowTo) -> None:
     batch = how_to("batch")
-    assert batch.run("diarize").stdout.split()[-4:] == ["call.json", "call.rttm", "meeting.json", "meeting.rttm"]
+    written = [f"{name}.{kind}" for name in ("call", "meeting") for kind in ("json", "rttm", "svg")]
+    assert batch.run("diarize").stdout.split()[-6:] == written
     assert " Ada " in (batch.folder / "turns" / "call.rttm").read_text()
     batch.run("jobs")
     assert (batch.folder / "call.rttm").read_text().startswith("SPEAKER ")
