@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
+from controlplane.database import engine
 from controlplane.database.engine import open_database
 from controlplane.database.schema import metadata
 from controlplane.secret_files import prepare_data_folder, read_or_make_bytes, read_or_make_text
@@ -50,6 +53,39 @@ async def test_a_write_that_fails_leaves_nothing(any_world: World) -> None:
         assert (await connection.execute(text("SELECT count(*) FROM tenants WHERE tenant_id = 'x'"))).scalar_one() == 0
 
 
+LONG = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000) SELECT max(i) FROM n"
+
+
+async def test_a_caller_who_goes_away_in_the_middle_of_a_write_leaves_the_database_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT_MS", 1_000)
+    database = await open_database(url(tmp_path), SteppedClock(), lease_s=1.0)
+
+    async def write(tenant_id: str, statement: str) -> None:
+        async with database.write() as connection:
+            await connection.execute(text(f"INSERT INTO tenants (tenant_id, created_at_s) VALUES ('{tenant_id}', 0)"))
+            begun.set()
+            await connection.execute(text(statement))
+
+    kept = []
+    for number in range(6):
+        begun = asyncio.Event()
+        going = asyncio.create_task(write(f"left-{number}", LONG))
+        await begun.wait()
+        await asyncio.sleep(0.01 * number)
+        going.cancel()
+        # Whoever was cancelled is looked at for long: what it held is not collected.
+        kept += await asyncio.gather(going, return_exceptions=True)
+        assert isinstance(kept[-1], asyncio.CancelledError)
+        begun = asyncio.Event()
+        await write(f"stays-{number}", "SELECT 1")
+    async with database.read() as connection:
+        found = (await connection.execute(text("SELECT tenant_id FROM tenants ORDER BY 1"))).scalars().all()
+    assert found == [f"stays-{number}" for number in range(6)]
+    await database.close()
+
+
 async def test_a_second_process_on_the_same_sqlite_is_refused(tmp_path: Path) -> None:
     database = await open_database(url(tmp_path), SteppedClock(), lease_s=1.0)
     with pytest.raises(Unavailable, match="another control plane"):
@@ -82,6 +118,40 @@ async def test_a_full_database_is_unavailable_and_reads_go_on(world: World) -> N
                 await connection.execute(text("INSERT INTO tenants VALUES (:tenant, 0)"), values)
     async with database.read() as connection:
         assert (await connection.execute(text("SELECT count(*) FROM tenants"))).scalar_one() == before
+
+
+class SaidByPostgres(Exception):
+    def __init__(self, sqlstate: str) -> None:
+        super().__init__(sqlstate)
+        self.sqlstate = sqlstate
+
+
+@pytest.mark.fault("F12", "P10")
+@pytest.mark.parametrize("sqlstate", ["08006", "53100", "53200", "53300", "57P01", "57P03", "58030", "55P03", "40P01"])
+def test_what_postgresql_says_of_its_own_trouble_is_worth_another_try(sqlstate: str) -> None:
+    with pytest.raises(Unavailable), engine._availability():
+        raise DBAPIError("INSERT", {}, SaidByPostgres(sqlstate))
+
+
+@pytest.mark.parametrize("sqlstate", ["42P01", "23505", "42601"])
+def test_what_postgresql_says_of_our_mistakes_is_not(sqlstate: str) -> None:
+    with pytest.raises(DBAPIError), engine._availability():
+        raise DBAPIError("INSERT", {}, SaidByPostgres(sqlstate))
+
+
+@pytest.mark.fault("F12", "P10", "P8")
+async def test_who_is_far_back_in_the_queue_of_writers_is_told_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = (await world.plane()).core.database
+    async with database.write():
+        monkeypatch.setattr(engine, "TURN_S", 0.2)
+        with pytest.raises(Unavailable, match="busy"):
+            async with database.write():
+                pass
+        monkeypatch.setattr(engine, "TURN_S", 60.0)
+    async with database.write():
+        pass
 
 
 def test_secrets_are_their_owners_alone_and_stay_what_they_are(tmp_path: Path) -> None:
