@@ -16,7 +16,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RATE = 16_000
-START_S = 60.0
+START_S = 120.0
 
 
 def tones(seconds: float, *frequencies: float) -> np.ndarray:
