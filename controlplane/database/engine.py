@@ -8,6 +8,7 @@ database, and a second process on the same SQLite file is refused, for its lease
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import time
@@ -173,6 +174,7 @@ async def open_database(url: str, clock: Clock, *, lease_s: float) -> Database:
         engine = create_async_engine(parsed, pool_size=POOL_SIZE, max_overflow=0, hide_parameters=True)
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        event.listen(engine.sync_engine, "invalidate", _roll_back_sqlite)
     else:
         settings = {
             "idle_in_transaction_session_timeout": str(round(IDLE_IN_TRANSACTION_S * 1000)),
@@ -254,6 +256,17 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     immediate = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _roll_back_sqlite(connection: Any, _record: Any, _error: Any) -> None:
+    """Called before a connection is given up: its statement was cancelled, by a caller who went away or by a bound.
+
+    Closing does not end its transaction while somebody holds a cursor of it, and the cancelled statement's lies in a
+    traceback until garbage is collected: nobody could write until then.
+    """
+    # What gives it up goes on as it was going: cancelled, whether or not it is cancelled again meanwhile.
+    with contextlib.suppress(Exception, asyncio.CancelledError):
+        connection.rollback()
 
 
 def _lock(path: Path) -> int:
