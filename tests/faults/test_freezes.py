@@ -109,6 +109,7 @@ async def test_a_node_that_thaws_names_nobody_who_was_erased_while_it_was_frozen
         await until(verified, 30)
 
 
+@pytest.mark.deep
 @pytest.mark.fault("F6", "P10", "P4", "P1")
 @pytest.mark.timeout(400)
 async def test_streams_outlive_a_frozen_redis_and_a_frozen_control_plane(daemons: Processes, figures: Figures) -> None:

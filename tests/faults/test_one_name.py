@@ -39,6 +39,7 @@ async def state_of(client: Client, node_id: str) -> int:
     return states[0] if states else node_pb2.NODE_STATE_UNSPECIFIED
 
 
+@pytest.mark.deep
 @pytest.mark.fault("F20", "P1", "P2", "P3")
 async def test_of_two_nodes_of_one_name_one_serves_and_who_lost_it_forgets_everybody(
     daemons: Processes, figures: Figures
