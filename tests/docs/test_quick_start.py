@@ -147,6 +147,7 @@ def test_how_people_are_enrolled_named_in_a_dispatcher_and_erased(how_to: HowTo)
     assert json.loads((erase.folder / "verdict.json").read_text())["ok"] is True
 
 
+@pytest.mark.deep
 def test_how_recordings_are_worked_through(how_to: HowTo) -> None:
     batch = how_to("batch")
     written = [f"{name}.{kind}" for name in ("call", "meeting") for kind in ("json", "rttm", "svg")]
@@ -163,17 +164,21 @@ def test_how_one_moves_from_pyannoteai(how_to: HowTo) -> None:
     client = Path(sys.prefix) / "pyannoteai-sdk" / "0.4.0"
     move.warnings = "default"  # the client says where it takes its uploads to be kept
     path = os.pathsep.join(filter(None, (str(client), os.environ.get("PYTHONPATH"))))
-    assert len(move.run("sdk", KEY=key, PYTHONPATH=path).stdout.splitlines()) >= 2
+    assert "SPEAKER_00" in move.run("sdk", KEY=key, PYTHONPATH=path).stdout
 
 
-def test_how_thresholds_are_looked_at_and_set(how_to: HowTo) -> None:
-    tune = how_to("tune-thresholds")
-    assert tune.run("report").stdout.count('"outcome": "matched"') == 2
-    shown = re.search(r"```toml builtin\n(.*?)```", (ROOT / "docs/how-to/tune-thresholds.md").read_text(), re.DOTALL)
+@pytest.mark.deep
+def test_how_thresholds_are_looked_at(how_to: HowTo) -> None:
+    assert how_to("tune-thresholds").run("report").stdout.count('"outcome": "matched"') == 2
+
+
+def test_the_thresholds_that_are_shown_are_those_that_ship(tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/tune-thresholds.md").read_text()
+    shown = re.search(r"```toml builtin\n(.*?)```", page, re.DOTALL)
     assert shown is not None
-    (tune.folder / "own.toml").write_text(shown[1])
+    (tmp_path / "own.toml").write_text(shown[1])
     bundle = load_bundle("builtin")
-    assert with_calibration(bundle, tune.folder / "own.toml").naming == bundle.naming, "the page shows other parameters"
+    assert with_calibration(bundle, tmp_path / "own.toml").naming == bundle.naming
 
 
 def key_of(printed: str) -> str:
