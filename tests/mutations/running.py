@@ -20,6 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LIST = Path(__file__).with_name("guards.toml")
 RUN_S_MAX = 600.0
+SHADOWS = (("runtime/media/decoding.py", "sys.path.append(sys.argv[5])", "sys.path.insert(0, sys.argv[5])"),)
 PLUGINS = (
     "no:cacheprovider",
     "pytest_asyncio.plugin",
@@ -78,6 +79,11 @@ def copied(folder: Path) -> Path:
         if name and here.is_file() and "node_modules" not in name:
             there.parent.mkdir(parents=True, exist_ok=True)
             there.write_bytes(here.read_bytes())
+    # The decoder's child looks for us among what is installed first, and that is the tree here.
+    for file, old, new in SHADOWS:
+        text = (folder / file).read_text()
+        assert text.count(old) == 1, (file, old)
+        (folder / file).write_text(text.replace(old, new))
     return folder
 
 

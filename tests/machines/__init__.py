@@ -1,0 +1,1 @@
+"""State machines of hypothesis: whatever is done in whatever order, the promises hold."""
