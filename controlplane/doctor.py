@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,13 @@ from controlplane.embedded_redis import find_server
 from controlplane.offline import reading, sqlite_file
 from controlplane.outside import is_url, open_outside
 from controlplane.redis_client import close_redis, open_redis
-from runtime.certificates import describe
 from runtime.config import load
+from runtime.diagnosis import Row, certificates, note, ok, problem
 from runtime.errors import SpeakerdError, Unavailable
 
 ASK_S = 5.0
-CERTIFICATE_DAYS_MIN = 14.0
 KEY_FILES = ("admin.key", "fleet.key", "ticket.key", "audit.key", "kek.key")
 MIGRATIONS = Path(__file__).parent / "database" / "migrations"
-
-Row = dict[str, Any]
 
 
 def look(data: Path, config: Path | None, *, is_running: bool) -> list[Row]:
@@ -47,10 +43,10 @@ def look(data: Path, config: Path | None, *, is_running: bool) -> list[Row]:
     try:
         settings = load(ControlPlaneSettings, section="controlplane", file=config, flags={"data": data})
     except SpeakerdError as error:
-        return [_problem("configuration", str(error), "mend the setting that is named")]
-    rows = [_ok("configuration", "can be read")]
+        return [problem("configuration", str(error), "mend the setting that is named")]
+    rows = [ok("configuration", "can be read")]
     rows += _keys(settings)
-    rows += _certificates(settings)
+    rows += certificates(settings, "control plane")
     return rows + asyncio.run(_outside(settings, is_running=is_running))
 
 
@@ -70,13 +66,13 @@ async def _outside(settings: ControlPlaneSettings, *, is_running: bool) -> list[
             async with asyncio.timeout(2 * ASK_S):
                 rows += [row async for row in found()]
         except TimeoutError:
-            rows.append(_problem(name, f"no answer in {2 * ASK_S:.0f} s", "see whether it runs and can be reached"))
+            rows.append(problem(name, f"no answer in {2 * ASK_S:.0f} s", "see whether it runs and can be reached"))
         except SpeakerdError as error:
-            rows.append(_problem(name, str(error), "mend what is named"))
+            rows.append(problem(name, str(error), "mend what is named"))
         except OSError as error:
             why = error.strerror or type(error).__name__
             rows.append(
-                _problem(name, f"cannot be looked at ({why})", "see the rights of the data folder, and the disk")
+                problem(name, f"cannot be looked at ({why})", "see the rights of the data folder, and the disk")
             )
     return rows
 
@@ -86,38 +82,15 @@ def _keys(settings: ControlPlaneSettings) -> Iterator[Row]:
     open_to_all = [file.name for file in there if file.stat().st_mode & 0o077]
     if open_to_all:
         names = ", ".join(open_to_all)
-        yield _problem(
-            "keys", f"others can read {names}", f"chmod 600 in {settings.data}, and replace them if in doubt"
-        )
+        yield problem("keys", f"others can read {names}", f"chmod 600 in {settings.data}, and replace them if in doubt")
     elif there:
-        yield _ok("keys", f"{len(there)} files, their owner's alone")
+        yield ok("keys", f"{len(there)} files, their owner's alone")
     if (settings.data / "speakerd.db").exists() and settings.kek is None and settings.kek_source == "file":
         kek = settings.kek_file or settings.data / "kek.key"
         if not kek.exists():
-            yield _problem(
+            yield problem(
                 "key-encryption key", f"{kek} is gone", "restore it from your backup: no voice opens without it"
             )
-
-
-def _certificates(settings: ControlPlaneSettings) -> Iterator[Row]:
-    for setting in ("tls_cert", "tls_ca"):
-        file: Path | None = getattr(settings, setting)
-        if file is None:
-            continue
-        try:
-            report = describe(file)
-        except SpeakerdError as error:
-            yield _problem(f"certificate {setting}", str(error), "make certificates: speakerd certs init")
-            continue
-        left_days = (report.not_after - datetime.now(UTC)).total_seconds() / 86_400
-        found = f"{report.name}, good until {report.not_after:%Y-%m-%d}"
-        mend = "issue another with `speakerd certs init`: daemons take exchanged files by themselves"
-        if left_days <= 0:
-            yield _problem(f"certificate {setting}", f"{found}: it has run out", mend)
-        elif left_days < CERTIFICATE_DAYS_MIN:
-            yield _note(f"certificate {setting}", f"{found}: {left_days:.0f} days left", mend)
-        else:
-            yield _ok(f"certificate {setting}", found)
 
 
 async def _redis(settings: ControlPlaneSettings, *, is_running: bool) -> AsyncIterator[Row]:
@@ -126,10 +99,10 @@ async def _redis(settings: ControlPlaneSettings, *, is_running: bool) -> AsyncIt
         try:
             server = find_server()
         except Unavailable as error:
-            yield _problem("Redis", "none", str(error).removeprefix("no Redis: "))
+            yield problem("Redis", "none", str(error).removeprefix("no Redis: "))
             return
         if not is_running:
-            yield _ok("Redis", f"{server}, started with the control plane")
+            yield ok("Redis", f"{server}, started with the control plane")
             return
         folder = settings.data.resolve() / "redis"
         said_where = folder / "socket"
@@ -144,20 +117,20 @@ async def _redis(settings: ControlPlaneSettings, *, is_running: bool) -> AsyncIt
         took_s = time.monotonic() - began_s
         said: dict[str, Any] = await client.info()
     except (RedisError, OSError) as error:
-        yield _problem("Redis", f"does not answer ({type(error).__name__})", mend)
+        yield problem("Redis", f"does not answer ({type(error).__name__})", mend)
         return
     finally:
         await close_redis(client)
     up_s = said.get("uptime_in_seconds", 0)
     found = f"{said.get('redis_version', '?')} answers in {took_s * 1000:.0f} ms, up for {up_s} s"
     if said.get("loading"):
-        yield _note("Redis", f"{found}, and is loading", "wait")
+        yield note("Redis", f"{found}, and is loading", "wait")
     elif said.get("aof_last_write_status", "ok") != "ok" or said.get("rdb_last_bgsave_status", "ok") != "ok":
-        yield _problem("Redis", f"{found}, and cannot write its file", "make room on its disk")
+        yield problem("Redis", f"{found}, and cannot write its file", "make room on its disk")
     elif took_s > 0.1:
-        yield _note("Redis", found, "it is slow: see what else the machine does, and how far away it is")
+        yield note("Redis", found, "it is slow: see what else the machine does, and how far away it is")
     else:
-        yield _ok("Redis", found)
+        yield ok("Redis", found)
 
 
 async def _database(settings: ControlPlaneSettings, *, is_running: bool) -> AsyncIterator[Row]:
@@ -166,11 +139,11 @@ async def _database(settings: ControlPlaneSettings, *, is_running: bool) -> Asyn
     name = f"SQLite at {file}" if file is not None else f"PostgreSQL at {make_url(url).host}"
     if file is not None and not file.exists():
         if is_running:
-            yield _problem(
+            yield problem(
                 "database", f"{file} is gone", "stop the control plane and restore a backup: speakerd restore"
             )
         else:
-            yield _ok("database", f"none yet: made at {file} by the first start")
+            yield ok("database", f"none yet: made at {file} by the first start")
         return
     head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
     try:
@@ -183,23 +156,23 @@ async def _database(settings: ControlPlaneSettings, *, is_running: bool) -> Asyn
             )
             ours_s = time.time()
     except SpeakerdError as error:
-        yield _problem("database", f"{name}: {error}", "see that it runs, that database_url is right, and its password")
+        yield problem("database", f"{name}: {error}", "see that it runs, that database_url is right, and its password")
         return
     if at == head:
-        yield _ok("database", f"{name} answers; its tables are of this version ({at})")
+        yield ok("database", f"{name} answers; its tables are of this version ({at})")
     elif at is not None and at > str(head):
-        yield _problem(
+        yield problem(
             "database", f"{name} has tables of a later version ({at})", "install the version that it was used with"
         )
     else:
-        yield _note(
+        yield note(
             "database", f"{name} is at {at}, this version at {head}", "the next start of a control plane migrates it"
         )
     if now is not None:
         ahead_s = float(now) - ours_s
         mend = "let both machines follow one time service (chrony, systemd-timesyncd)"
         found = f"{ahead_s:+.1f} s from this machine's"
-        yield _ok("clock of the database", found) if abs(ahead_s) < 1 else _note("clock of the database", found, mend)
+        yield ok("clock of the database", found) if abs(ahead_s) < 1 else note("clock of the database", found, mend)
 
 
 async def _store(name: str, where: str, setting: str) -> AsyncIterator[Row]:
@@ -209,11 +182,11 @@ async def _store(name: str, where: str, setting: str) -> AsyncIterator[Row]:
         there = next(path for path in (folder, *folder.parents) if path.is_dir())
         why = await asyncio.to_thread(_write_probe, there)
         if why:
-            yield _problem(
+            yield problem(
                 name, f"{folder} cannot be written to ({why})", f"make room or mend its rights, or set {setting}"
             )
         else:
-            yield _ok(name, f"{folder} can be written to")
+            yield ok(name, f"{folder} can be written to")
         return
     said = where.partition("?")[0]
     try:
@@ -222,12 +195,12 @@ async def _store(name: str, where: str, setting: str) -> AsyncIterator[Row]:
             probe = f"doctor-{time.time_ns()}"
             await obstore.put_async(store, probe, b"\0")
             await obstore.delete_async(store, probe)
-            yield _ok(name, f"{said} can be written to")
+            yield ok(name, f"{said} can be written to")
         else:
             # What is written there stays for ever: it is looked at, and no more.
-            yield _ok(name, f"{said} answers ({len(await open_outside(where).names())} objects)")
+            yield ok(name, f"{said} answers ({len(await open_outside(where).names())} objects)")
     except (BaseError, SpeakerdError, OSError, ValueError):
-        yield _problem(
+        yield problem(
             name, f"{said} does not answer or refuses", f"see {setting}, its credentials, and whether it runs"
         )
 
@@ -241,19 +214,3 @@ def _write_probe(folder: Path) -> str:
     finally:
         probe.unlink(missing_ok=True)
     return ""
-
-
-def _row(name: str, verdict: str, found: str, mend: str = "") -> Row:
-    return {"name": name, "verdict": verdict, "found": found, "mend": mend}
-
-
-def _ok(name: str, found: str) -> Row:
-    return _row(name, "ok", found)
-
-
-def _note(name: str, found: str, mend: str) -> Row:
-    return _row(name, "note", found, mend)
-
-
-def _problem(name: str, found: str, mend: str) -> Row:
-    return _row(name, "problem", found, mend)

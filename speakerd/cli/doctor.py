@@ -6,6 +6,7 @@ exit code 1 where there is a problem. What always holds: nothing is changed, and
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from speakerd.cli.output import JsonFlag, Output
 from speakerd.errors import SpeakerdError
 
 OFFLINE_GROUP = "speakerd.offline"
+ANY = "127.0.0.1:0"
 STYLES = {"ok": "green", "note": "yellow", "problem": "red"}
 
 
@@ -58,13 +60,12 @@ def doctor(
     if endpoints is not None:
         looks.append(("server", lambda: servers.running(folder, endpoints)))
     else:
-        wanted = (
-            ("port of HTTP", http or plan.get("http") or "127.0.0.1:0", "--http"),
-            ("port of gRPC", grpc or plan.get("grpc") or "127.0.0.1:0", "--grpc"),
-        )
-        looks.append(("ports", lambda: [servers.port(*one) for one in wanted]))
+        said = _addresses(config) if config is not None else plan
+        wanted = {"http": http or said.get("http") or ANY, "grpc": grpc or said.get("grpc") or ANY, **said}
+        looks.append(("ports", lambda: [servers.port(name, wanted[name]) for name in wanted if name in servers.PORTS]))
     looks += [
         ("control plane", lambda: _control_plane(folder, config, is_running=endpoints is not None)),
+        ("node", lambda: _node(config)),
         ("Redis of late", lambda: servers.deaths_of_redis(folder)),
         ("clock", machine.clock),
     ]
@@ -84,6 +85,33 @@ def doctor(
     )
     if bad:
         raise typer.Exit(1)
+
+
+def _addresses(config: Path) -> dict[str, str]:
+    """Where daemons are to listen, as their file says; what cannot be read is told where the settings are."""
+    try:
+        tables = tomllib.loads(config.read_text())
+    except (OSError, ValueError):
+        return {}
+    plane, node = tables.get("controlplane", {}), tables.get("node", {})
+    found = {name: plane.get(name) for name in ("http", "grpc", "fleet_grpc", "metrics")}
+    found |= {
+        "node": node.get("listen"),
+        "node_streams": node.get("stream_listen"),
+        "node_metrics": node.get("metrics"),
+    }
+    return {name: address for name, address in found.items() if isinstance(address, str)}
+
+
+def _node(config: Path | None) -> Iterator[Check]:
+    try:
+        look: Callable[..., list[dict[str, Any]]] = load_installed(
+            OFFLINE_GROUP, "doctor-node", extra="node", what_for="running a node here"
+        )
+    except SpeakerdError:
+        return  # the packages above tell it
+    for row in look(config):
+        yield Check(**row)
 
 
 def _control_plane(folder: Path, config: Path | None, *, is_running: bool) -> Iterator[Check]:

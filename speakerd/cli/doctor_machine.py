@@ -140,6 +140,8 @@ def engine(bundle: str | None, device: str | None) -> Iterator[Check]:
         else:
             yield note("engine", said, "pip install 'speakerd[node]' to run it on this machine")
         return
+    if not bundle and BUILTIN not in {found["id"] for found in report["bundles"]}:
+        yield problem(f"bundle {BUILTIN}", "is gone", _bundle_back(BUILTIN))
     for found in report["bundles"]:
         for weights in found["weights"]:
             name = f"{found['id']}: {weights['name']}"

@@ -7,10 +7,11 @@ system lets us see.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from speakerd.cli.connection import Endpoints, own_connection, trusted
@@ -63,8 +64,9 @@ def skew(name: str, ahead_s: float) -> Check:
     return problem(name, found, mend) if abs(ahead_s) > SKEW_S_MAX else note(name, found, mend)
 
 
-def port(name: str, address: str, flag: str) -> Check:
-    """A port that something of ours will want to listen on, while it does not run."""
+def port(what: str, address: str) -> Check:
+    """A port that something of ours wants to listen on, or listens on. what: one of PORTS."""
+    name, flag, ask = PORTS[what]
     host, _, number = address.rpartition(":")
     if number == "0":
         return ok(name, f"{address}: any free one")
@@ -77,6 +79,9 @@ def port(name: str, address: str, flag: str) -> Check:
     except (OSError, ValueError) as error:
         owner = holder_of(address)
         if owner:
+            with contextlib.suppress(SpeakerdError):
+                ask(address, "live")
+                return ok(name, f"a daemon of ours serves at {address}")
             return problem(name, f"{address} is taken by {owner}", f"stop {owner}, or choose another port with {flag}")
         why = (getattr(error, "strerror", None) or "no address").lower()
         return problem(name, f"{address} cannot be listened on ({why})", f"choose another address with {flag}")
@@ -172,3 +177,15 @@ def _by_grpc(address: str, word: str) -> Answer:
 
 def _by_http(address: str, word: str) -> Answer:
     return ask_http(address, word, ASK_S)
+
+
+PORTS: dict[str, tuple[str, str, Callable[[str, str], Answer]]] = {
+    "http": ("port of HTTP", "--http", _by_http),
+    "grpc": ("port of gRPC", "--grpc", _by_grpc),
+    "fleet_grpc": ("port of gRPC for nodes", "--fleet-grpc", _by_grpc),
+    "metrics": ("port of metrics", "--metrics", _by_http),
+    "node": ("port of the node", "--listen", _by_grpc),
+    "node_streams": ("port of the node's streams", "--stream-listen", _by_grpc),
+    "node_metrics": ("port of the node's metrics", "--metrics", _by_http),
+}
+"""Every port there may be: what it is called here, the flag that moves it, and how a daemon of ours answers there."""

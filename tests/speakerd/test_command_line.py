@@ -83,7 +83,7 @@ ON_SERVER = ("--key", "sk_test")
         (["stream", "a.wav", "--latency", "9"], "--latency"),
         (["stream", "a.wav", "--enroll", "alice"], "write NAME=FILE"),
         (["stream", "a.wav", "--server", "nowhere"], "write HOST:PORT"),
-        (["diarize", "a.wav", "--format", "srt"], "say rttm, json"),
+        (["diarize", "a.wav", "--format", "docx"], "one or several of rttm, json"),
         (["diarize", "a.wav", "--min-speakers", "3", "--max-speakers", "2"], "--min-speakers is more"),
         (["diarize", "a.wav", "--server", "127.0.0.1:1", "--device", "cpu"], "server's to choose"),
         (["diarize"], "Missing argument"),
