@@ -526,15 +526,15 @@ def wrong_labels(
     """What is wrong with the labels that a stream ended with; None: nothing.
 
     told: turns, as (start, end, label), milliseconds. talk: who spoke when. expected: the names of who is enrolled.
-    excused: somebody whose label may change, for the voice was erased meanwhile. Who speaks for the first time, and for
-    less than FIRST_TURN_MS, may be taken for whoever spoke before: that is not enough to tell a new voice by.
+    excused: somebody whose label may change, for the voice was erased meanwhile. Until somebody has spoken for
+    FIRST_TURN_MS at a stretch they may be taken for whoever spoke before: that is not enough to tell a new voice by.
     """
     labels: dict[int, set[str]] = {}
-    seen: set[int] = set()
+    heard: set[int] = set()
     for start_ms, end_ms, who in talk:
-        is_first = who not in seen
-        seen.add(who)
-        if is_first and end_ms - start_ms < FIRST_TURN_MS:
+        if end_ms - start_ms >= FIRST_TURN_MS:
+            heard.add(who)
+        if who not in heard:
             continue
         said = {label for began, ended, label in told if min(ended, end_ms) - max(began, start_ms) > OVERLAP_MS}
         labels.setdefault(who, set()).update(said)

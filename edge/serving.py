@@ -11,11 +11,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from edge.late_websocket import LateWebSocketProtocol
+from edge.patient_http import KEEP_ALIVE_S, PatientHttpProtocol
 from runtime.errors import InvalidRequest, Unavailable
 from runtime.grpc_server import is_loopback
 from runtime.lifecycle import Tasks
 
-KEEP_ALIVE_S = 15
 CONCURRENCY_MAX = 2_000
 BACKLOG = 512
 START_BOUND_S = 10.0
@@ -57,6 +57,7 @@ class HttpServer:
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             limit_concurrency=CONCURRENCY_MAX,
+            http=PatientHttpProtocol,
             ws=LateWebSocketProtocol,
             ws_max_size=FRAME_BYTES_MAX,
             ws_ping_interval=PING_S,

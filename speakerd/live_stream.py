@@ -415,5 +415,8 @@ async def open_placed(options: StreamOptions, find: Finding, *, is_only_node: bo
             avoid.append(place.node_id)
             if error.cause not in _FULL_OR_GONE or len(avoid) == PLACEMENTS_MAX or is_only_node:
                 raise
+            if error.cause == "stale":
+                # The node has begun anew since it was last heard: where it is placed by, that is known in a second.
+                await asyncio.sleep(PAUSE_MAX_S)
         else:
             return LiveStream(leg, options, again, is_only_node=is_only_node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
+from edge import patient_http
 from edge.app import application, build
 from edge.envelope import install_error_envelope
 from edge.serving import HttpServer
@@ -141,6 +143,42 @@ async def test_it_listens_and_lets_a_running_request_end_as_it_drains(world: Wor
     await edge.stop()
     await tasks.cancel()
     assert not tasks.failed.done()
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET /health/live HT", b"GET /health/live HTTP/1.1\r\nHost: here\r\n", b"WHOLE"]
+)
+async def test_a_connection_that_never_ends_its_request_is_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(patient_http, "HEAD_S", 0.5)
+    monkeypatch.setattr(patient_http, "KEEP_ALIVE_S", 1.0)
+    edge, tasks = build(await world.plane()), Tasks()
+    await edge.start(tasks)
+    try:
+        host, _, port = edge.url.removeprefix("http://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        if said == b"WHOLE":  # one that is answered, and then half of the next
+            writer.write(b"GET /health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            said = b"GET /hea"
+
+        async def trickle() -> None:
+            for byte in said:
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.1)
+
+        trickling = asyncio.create_task(trickle())
+        async with asyncio.timeout(20):
+            with contextlib.suppress(ConnectionResetError):
+                assert b"200 OK" not in await reader.read()
+        trickling.cancel()
+        writer.close()
+        async with httpx.AsyncClient(base_url=edge.url) as http:
+            assert (await http.get("/health/live")).status_code == 200
+    finally:
+        await edge.stop()
+        await tasks.cancel()
 
 
 async def test_a_bad_address_and_a_taken_port_are_named() -> None:

@@ -247,6 +247,9 @@ class _TrustsAll:
 
 
 class _Idle:
+    def __init__(self) -> None:
+        self.streams_changed = asyncio.Event()
+
     def now(self) -> Load:
         return IDLE
 

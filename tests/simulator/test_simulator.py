@@ -21,7 +21,7 @@ CATCHING_SEEDS = {
     "redis-listed-holders-only": 1,
     "no-self-eviction": 0,
     "lease-counted-from-receipt": 319,
-    "no-as-of": 4,
+    "no-as-of": 6,
     "acknowledgements-with-gaps": 1,
     "without-incarnation": 50,
     "not-waiting-for-silent-leases": 1,
