@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import typer
+import os
 
-from controlplane.commands import register
+import typer
 
 
 def main() -> None:
     """Run the daemon."""
+    # As speakerd.cli does, and for its reason: before gRPC is imported.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    from controlplane.commands import register
+
     # typer's own tracebacks would show the locals of every frame, and so the keys.
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     register(app)

@@ -82,8 +82,6 @@ def controlplane(
     config: Annotated[Path | None, typer.Option(help="TOML file with a table `controlplane`.")] = None,
 ) -> None:
     """Run until SIGTERM or SIGINT."""
-    # gRPC's fork handlers would look at Redis being spawned, and say so on stderr among the JSON lines.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     flags = {
         "data": data,
         "grpc": grpc,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,8 +65,6 @@ def node(
     """Run a node until SIGTERM. Prints one line when it serves: `ready grpc=HOST:PORT metrics=HOST:PORT`, and
     `streams=HOST:PORT` where streams have a port of their own.
     """
-    # gRPC's fork handlers would look at every decoder that is spawned, and say so on stderr among the JSON lines.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     # Daemon code is imported by the daemon's command alone, so that other commands start fast.
     from node.app import run_node
     from node.config import NodeSettings

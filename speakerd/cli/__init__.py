@@ -4,7 +4,14 @@ Commands for people and for scripts (`--json` on each). Results go to stdout; an
 code 1, or 2 where the command line itself cannot be understood.
 """
 
+
 from __future__ import annotations
+
+import os
+
+# Daemons start here too, and start children. gRPC's fork handlers would look at each of those, and say so on stderr
+# among the JSON lines.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from pathlib import Path
 from typing import Annotated
