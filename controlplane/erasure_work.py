@@ -248,6 +248,7 @@ class ErasureWork:
         reach("erase.finished")
         self._audited(sequence)
         self._metrics.erasure_seconds.observe(max(0.0, now_s - current.requested_at_s))
+        self._metrics.nodes_fenced.inc(len(settlement.silent))
         self.moved.beat()
         self._on_completed()
         get_logger().info("erasure.completed", audit_id=current.audit_id, revision=current.revision)

@@ -14,7 +14,7 @@ import tempfile
 import wave
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -260,7 +260,14 @@ def postgresql_server() -> Iterator[tuple[Path, str]]:
 @pytest.fixture
 def postgresql_url(postgresql_server: tuple[Path, str]) -> Iterator[str]:
     """An empty database."""
-    folder, user = postgresql_server
+    with new_database(postgresql_server) as url:
+        yield url
+
+
+@contextmanager
+def new_database(server: tuple[Path, str]) -> Iterator[str]:
+    """A database for a while; its URL."""
+    folder, user = server
     name = f"t{secrets.token_hex(6)}"
     _administer(folder, user, f"CREATE DATABASE {name}")
     try:
