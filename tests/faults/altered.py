@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from tests.faults.processes import ROOT, START_S, Daemon, Processes, environment
 
+LONG_LEASES = {"SPEAKERD_NODE_LEASE_S": "20", "SPEAKERD_LEASE_S": "22"}
+"""Settings of a control plane whose leases a machine that stalls for a while does not end."""
+OVER_A_LEASE_S = 24.0
+
 
 async def start_altered(
     daemons: Processes,
@@ -35,7 +39,7 @@ async def start_altered(
     assert process.stdout is not None
     daemon = Daemon(process, {}, log)
     daemons.daemons.append(daemon)
-    line = (await asyncio.wait_for(process.stdout.readline(), START_S)).decode().split()
+    line = (await asyncio.wait_for(process.stdout.readline(), 3 * START_S)).decode().split()
     assert line[:1] == ["ready"], log.read_text()[-3000:]
     daemon.ready.update(part.split("=", 1) for part in line[1:])
     return daemon

@@ -20,7 +20,7 @@ from runtime.tls import CONTROL_PLANE, NODE
 from speakerd.client import Client, StreamOptions, TlsTrust
 from speakerd.errors import SpeakerdError
 from speakerd.v1 import people_pb2
-from tests.faults.altered import start_altered
+from tests.faults.altered import LONG_LEASES, OVER_A_LEASE_S, start_altered
 from tests.faults.figures import Figures
 from tests.faults.processes import Processes, node_arguments, pcm, plane_arguments, tones, until, voice
 from tests.faults.ready_voices import enrol
@@ -29,7 +29,6 @@ from tests.faults.test_tls_fleet import DOMAIN, tls_flags
 from tests.runtime.test_tickets import KEY, PUBLIC, TICKET, sign_ticket
 
 LIBRARY = Path(sys.prefix) / "opt" / "faketime" / "libfaketime.so.1"
-OVER_A_LEASE_S = 12.0
 JUMPED_AFTER_S = 2.5
 """How soon the library looks into its file again."""
 
@@ -59,7 +58,7 @@ class WallClock:
 
 @asynccontextmanager
 async def fleet(daemons: Processes, data: Path, *, of_plane: WallClock, of_node: WallClock) -> AsyncIterator[Client]:
-    plane = await start_altered(daemons, "plane", *plane_arguments(data), env=of_plane.env)
+    plane = await start_altered(daemons, "plane", *plane_arguments(data), env={**LONG_LEASES, **of_plane.env})
     await start_altered(daemons, "node", *node_arguments("node", plane.grpc, data), env=of_node.env)
     async with Client(plane.grpc, (data / "admin.key").read_text().strip()) as client:
         await enrol(client, "Ada", 0)
@@ -75,7 +74,7 @@ async def test_wall_clocks_that_jump_touch_no_lease_no_stream_and_no_erasure(
     async with fleet(daemons, tmp_path / "data", of_plane=clock, of_node=clock) as client:
         bob = (await enrol(client, "Bob", 1)).voice_id
         told, done = Told(), asyncio.Event()
-        running = asyncio.create_task(stream(client, pcm(tones(60, *voice(0))), told=told, until=done))
+        running = asyncio.create_task(stream(client, pcm(tones(200, *voice(0))), told=told, until=done))
         await until(lambda: told.turns, 30)
         clock.set(offset)
         await asyncio.sleep(JUMPED_AFTER_S)
@@ -101,7 +100,7 @@ async def test_clocks_that_disagree_refuse_new_streams_with_what_to_set_and_end_
     of_plane, of_node = WallClock(tmp_path / "plane-clock"), WallClock(tmp_path / "node-clock")
     async with fleet(daemons, tmp_path / "data", of_plane=of_plane, of_node=of_node) as client:
         told, done = Told(), asyncio.Event()
-        running = asyncio.create_task(stream(client, pcm(tones(60, *voice(0))), told=told, until=done))
+        running = asyncio.create_task(stream(client, pcm(tones(200, *voice(0))), told=told, until=done))
         await until(lambda: told.turns, 30)
         of_node.set("+1h")
         await asyncio.sleep(JUMPED_AFTER_S)
@@ -128,7 +127,7 @@ async def test_a_node_whose_clock_of_leases_began_elsewhere_holds_them_as_any_ot
     if tried.returncode:
         pytest.skip(f"no time namespaces: {tried.stderr.strip()}")
     data = tmp_path / "data"
-    plane = await daemons.start("plane", *plane_arguments(data))
+    plane = await start_altered(daemons, "plane", *plane_arguments(data), env=LONG_LEASES)
     await start_altered(daemons, "node", *node_arguments("node", plane.grpc, data), before=shifted)
     async with Client(plane.grpc, (data / "admin.key").read_text().strip()) as client:
         ada = await enrol(client, "Ada", 0)

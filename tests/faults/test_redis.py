@@ -19,6 +19,7 @@ from speakerd.client import Client
 from speakerd.errors import SpeakerdError
 from speakerd.v1 import people_pb2
 from tests.controlplane.redis_server import free_port
+from tests.faults.altered import LONG_LEASES, start_altered
 from tests.faults.figures import Figures
 from tests.faults.processes import Daemon, Processes, node_arguments, pcm, plane_arguments, tones, until, voice
 from tests.faults.ready_voices import enrol
@@ -136,7 +137,8 @@ class Load:
 
 @asynccontextmanager
 async def fleet(daemons: Processes, data: Path, redis_url: str) -> AsyncIterator[tuple[Client, Load, Daemon]]:
-    plane = await daemons.start("plane", *plane_arguments(data, "127.0.0.1:0", "--redis-url", redis_url))
+    arguments = plane_arguments(data, "127.0.0.1:0", "--redis-url", redis_url)
+    plane = await start_altered(daemons, "plane", *arguments, env=LONG_LEASES)
     for node_id in ("n1", "n2"):
         await daemons.start(node_id, *node_arguments(node_id, plane.grpc, data))
     async with Client(plane.grpc, (data / "admin.key").read_text().strip()) as client:
