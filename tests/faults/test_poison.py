@@ -181,7 +181,7 @@ class Doors:
 
     async def _record(self, data: bytes) -> str:
         opening = json.dumps({"type": "open", "display_name": "P", "language_primary": "en", **CONSENT})
-        frames = [opening, *pieces(data), json.dumps({"type": "end_phase"})]
+        frames: list[str | bytes] = [opening, *pieces(data), json.dumps({"type": "end_phase"})]
         return await self._frames(f"{self._ws}{SPEAK}/voices/record", frames)
 
     async def _frames(self, url: str, frames: Sequence[str | bytes]) -> str:
