@@ -25,7 +25,7 @@ PACKAGES = ("benchmarks", "controlplane", "edge", "models", "node", "runtime", "
 FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
 A_PATH = re.compile(rf"(?<![\w/.~-])(?:{FOLDERS})/[\w./*<>{{}}-]+")
-A_MODULE = re.compile(rf"(?:python -m )?((?:{'|'.join(PACKAGES)})(?:\.[a-z_]\w*)+)")
+A_MODULE = re.compile(rf"(?:python -m )?((?:{'|'.join(PACKAGES)})(?:\.[a-z_]\w*){{2,}})")
 # What a page may not tell: where it was written.
 MACHINE = re.compile(
     r"(?<![\w.-])(?:/work/|/tmp/o\d|/opt/(?:pypi|wheels)|/root/)|pypi\.(?!org)\w+\.\w+|artifactory", re.IGNORECASE

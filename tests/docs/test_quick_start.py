@@ -126,8 +126,8 @@ def how_to(quick_start: Lines) -> Iterator[HowTo]:
 
 def test_how_people_are_enrolled_named_in_a_dispatcher_and_erased(how_to: HowTo) -> None:
     enrol = how_to("enrol")
-    # Whoever read the quick start has these two voices under other names; nobody can be told from himself.
-    subprocess.run(["speakerd", "erase", "Sam", "--wait"], env=enrol.environment(), check=True, capture_output=True)
+    # Whoever has read the quick start has one of these voices under another name; nobody can be told from himself.
+    subprocess.run(["speakerd", "erase", "Sam", "--wait"], env=enrol.environment(), check=False, capture_output=True)
     assert "ready" in enrol.run("enrol").stdout
     assert "ready" in enrol.run("consent").stdout
     assert "node-0" in enrol.run("program").stdout
