@@ -8,6 +8,7 @@ once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -58,7 +59,8 @@ def live(
         if not as_json:
             out.show(_table(fleet))
         return
-    asyncio.run(_follow(connection, every))
+    with contextlib.suppress(KeyboardInterrupt):  # how one ends it
+        asyncio.run(_follow(connection, every))
 
 
 async def _follow(connection: Connection, every_s: float) -> None:
