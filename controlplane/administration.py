@@ -240,7 +240,8 @@ class Administration:
                 .where(api_keys.c.key_id == key_id)
                 .values(replaced_by=made.key_id, expires_at_s=until_s)
             )
-        await self._decisions.write([KeyEnded(old.tenant_id, key_id, until_s, is_revoked=False)])
+        # The new key's secret leaves with this answer or never.
+        await self._decisions.write_soon([KeyEnded(old.tenant_id, key_id, until_s, is_revoked=False)])
         return made, secret
 
     async def revoke_key(self, principal: Principal, key_id: str) -> Key:

@@ -21,6 +21,7 @@ from controlplane.journal_records import Closed, Decision, KeyEnded, OptedOut, W
 from controlplane.keys import KeyRing, VoiceAddress
 from controlplane.metrics import Metrics
 from runtime.errors import SpeakerdError, Unavailable
+from runtime.logs import get_logger
 
 
 class Decisions:
@@ -46,6 +47,15 @@ class Decisions:
             raise Unavailable(
                 f"{error}; this is in effect, and answered when it is in the journal: ask again", retry_after_s=1.0
             ) from None
+
+    async def write_soon(self, decided: Sequence[Decision]) -> None:
+        """In the journal now if it can be, else as soon as it can: for what may not be asked for a second time."""
+        self._unwritten.update(dict.fromkeys(decided))
+        try:
+            await self.catch_up()
+        except SpeakerdError as error:
+            self._metrics.erasure_journal_failures.inc()
+            get_logger().warning("journal.delayed", reason=str(error))
 
     async def catch_up(self) -> int:
         """Write what could not be written before; how many. Raises Unavailable."""

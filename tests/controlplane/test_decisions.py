@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.app import ControlPlane
-from controlplane.erasure_journal import open_journal
+from controlplane.erasure_journal import Journal, open_journal
 from controlplane.journal_records import Closed, Decision, KeyEnded, OptedOut, Withdrawn
 from runtime.errors import Conflict, Unauthenticated, Unavailable
 from speakerd.administration import Administration
@@ -106,9 +106,12 @@ async def test_a_tenant_of_the_same_id_that_came_after_the_restore_is_another(wo
         assert [one.closed_at.seconds for one in await admin.tenants() if one.tenant_id == "acme"] == [0]
 
 
+def journal_of(plane: ControlPlane) -> Journal:
+    return plane.core.erasures._work._journal
+
+
 async def decisions(plane: ControlPlane) -> set[type[Decision]]:
-    journal = plane.core.erasures._work._journal
-    return {type(record) for record in await journal.read() if isinstance(record, Decision)}
+    return {type(record) for record in await journal_of(plane).read() if isinstance(record, Decision)}
 
 
 async def test_what_was_ended_is_answered_when_it_is_in_the_journal_and_asked_for_again_until_then(
@@ -126,12 +129,17 @@ async def test_what_was_ended_is_answered_when_it_is_in_the_journal_and_asked_fo
                 await library.WithdrawConsent(root, voice_id=voice_id)
             with pytest.raises(SpeakerdError, match="in effect"):
                 await admin.revoke_key(made.key.key_id)
+        # A successor is told all the same: its secret is told once.
+        old = await admin.create_key(READER)
+        successor = (await admin.rotate_key(old.key.key_id)).secret
+        assert not await is_refused(library, successor)
         # Unanswered, and in effect.
         assert (await library.GetVoice(root, voice_id=voice_id)).state == FROZEN
         assert await is_refused(library, made.secret)
         aside.rename(path)
         await admin.revoke_key(made.key.key_id)
     assert await decisions(plane) == {Withdrawn, KeyEnded}
+    assert len([one for one in await journal_of(plane).read() if isinstance(one, KeyEnded)]) == 2
 
 
 async def test_a_journal_of_before_decisions_were_kept_learns_them_at_the_next_start(world: World) -> None:
