@@ -37,7 +37,7 @@ def listening_at(address: str) -> tuple[str, int]:
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
-        raise InvalidRequest(f"metrics address {address!r}: write HOST:PORT, for example 127.0.0.1:9464")
+        raise InvalidRequest(f"metrics address {address!r}: write HOST:PORT, for example 127.0.0.1:9101")
     return host.strip("[]"), int(port)
 
 

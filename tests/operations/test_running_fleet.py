@@ -113,18 +113,17 @@ def test_labels_take_the_values_that_are_declared(shown: Shown) -> None:
 
 
 def test_a_streams_id_is_in_the_logs_of_all_who_had_to_do_with_it(shown: Shown) -> None:
+    through = {"stream.opened", "stream.ended"}
     assert shown.events("controlplane", stream_id=shown.stream_id) == {"stream.placed"}
-    node = shown.lines("controlplane", stream_id=shown.stream_id)[0]["node_id"]
-    assert shown.events(node, stream_id=shown.stream_id) == {"stream.opened", "stream.ended"}
-    # Of a WebSocket, the edge is who places.
-    (placed,) = [line for line in shown.logs["edge"] if line["event"] == "stream.placed"]
-    assert shown.events(placed["node_id"], stream_id=placed["stream_id"]) == {"stream.opened", "stream.ended"}
+    nodes = {line["node_id"] for line in shown.lines("controlplane", stream_id=shown.stream_id)}
+    assert any(shown.events(node, stream_id=shown.stream_id) == through for node in nodes)
+    # Of a WebSocket, the edge is who places; a node that was behind may have refused it first.
+    placed = [line for line in shown.logs["edge"] if line["event"] == "stream.placed"]
+    assert any(shown.events(line["node_id"], stream_id=line["stream_id"]) == through for line in placed)
 
 
 def test_a_jobs_id_is_in_the_logs_of_all_who_had_to_do_with_it(shown: Shown) -> None:
-    assert {"job.created", "webhook.told"} <= shown.events("edge", job_id=shown.job_id) | {
-        event for event in shown.events("controlplane", job_id=shown.job_id) if event == "webhook.told"
-    }
+    assert {"job.created", "webhook.told"} <= shown.events("edge", job_id=shown.job_id)
     assert {"job.begun", "job.ended"} <= shown.events("controlplane", job_id=shown.job_id)
     heard = [shown.events(node, job_id=shown.job_id) for node in ("n1", "n2")]
     assert {"file.opened", "file.ended"} in heard
@@ -135,7 +134,10 @@ def test_a_jobs_id_is_in_the_logs_of_all_who_had_to_do_with_it(shown: Shown) -> 
 
 
 def test_an_erasures_id_is_in_the_logs_of_all_who_had_to_do_with_it(shown: Shown) -> None:
-    assert shown.events("controlplane", audit_id=shown.audit_id) >= {"erasure.asked", "erasure.completed"}
+    assert "erasure.asked" in shown.events("controlplane", audit_id=shown.audit_id)
+    # Whoever of those who share the database is first proves it.
+    both = shown.events("controlplane", audit_id=shown.audit_id) | shown.events("edge", audit_id=shown.audit_id)
+    assert "erasure.completed" in both
     for node in ("n1", "n2"):
         # One that lost its lease meanwhile, on a machine that stood still, forgot everybody and asked for a new one.
         assert shown.events(node, audit_id=shown.audit_id) == {"voice.forgotten"} or "lease.lapsed" in shown.events(
