@@ -17,7 +17,7 @@ __all__ = ["figures", "pytest_runtest_makereport"]  # a fixture and a hook
 
 ROOT = Path(__file__).resolve().parent.parent
 
-REAL_TIME = ("controlplane", "docs", "edge", "faults", "interop", "node", "speakerd")
+REAL_TIME = ("controlplane", "docs", "edge", "faults", "interop", "node", "operations", "speakerd")
 """Tests of daemons under real clocks. `make test` gives these a second try, and prints which needed it."""
 
 
