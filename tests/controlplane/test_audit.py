@@ -158,6 +158,25 @@ async def test_it_is_red_after_a_hand_in_the_database(any_world: World) -> None:
         assert any(says in problem for problem in found.problems), (says, found.problems)
 
 
+async def test_a_checkpoint_that_somebody_else_signed_vouches_for_nothing_and_is_told(world: World) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    await erased_one(world, plane, client)
+    foreign = Ed25519PrivateKey.generate()
+    async with plane.core.database.read() as connection:
+        head = (await connection.execute(text("SELECT sequence, hash FROM audit ORDER BY sequence DESC"))).first()
+        assert head is not None
+        found = await verify(
+            connection,
+            checkpoints=[signed(int(head.sequence), bytes(head.hash), epoch="e", at_s=1.0, key=foreign)],
+            journal=None,
+            trusted_keys=frozenset({plane.core.checkpoints.public_key}),
+            subject_of=None,
+        )
+    assert found.num_checkpoints == 0
+    assert any("not this deployment's" in problem for problem in found.problems), found.problems
+
+
 async def test_it_is_red_when_the_triggers_are_gone(any_world: World) -> None:
     plane = await any_world.plane()
     client = await any_world.client(plane)
