@@ -24,7 +24,7 @@ QUIET = {
     "speakerd_cp_connections_cut_total": "tests/runtime/test_connection_caps.py",
     "speakerd_node_late_results_total": "tests/node/test_batcher.py",
     "speakerd_node_device_faults_total": "tests/node/test_batcher.py",
-    "speakerd_node_device_batches_halved_total": "tests/node/test_batcher.py",
+    "speakerd_node_device_batches_halved_total": "tests/faults/test_device.py",
     "speakerd_node_rejected_total": "tests/node/test_standalone_node.py",
     "speakerd_node_windows_due": "tests/node/test_node_metrics.py",
     "speakerd_node_cursor_lag_revisions": "tests/node/test_node_metrics.py",
