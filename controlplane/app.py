@@ -288,8 +288,10 @@ class ControlPlane:
         await self._core.readiness.look()
         if "grpc" in settings.roles:
             self._serve(self._core, tickets, CheckpointKeys(fleet_key.encode(), self._clock))
-        self.health.started(self._core.readiness.is_ready)
-        await self._told.tell()
+
+    def tell_started(self) -> None:
+        """Every part of this process serves, HTTP too: from now on health says started, and ready where it is."""
+        self.health.started(self.core.readiness.is_ready)
 
     async def drain(self, deadline_s: float) -> None:
         """Refuse new calls and let those that run end."""

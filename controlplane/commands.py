@@ -137,6 +137,7 @@ async def serve(settings: ControlPlaneSettings) -> int:
     edge = find_http()(plane) if "http" in settings.roles else None
 
     def ready() -> None:
+        plane.tell_started()
         said = [] if edge is None else [f"http={edge.url}"]
         if "grpc" not in settings.roles:
             said.append(f"health={plane.grpc_address}")

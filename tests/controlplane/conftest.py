@@ -128,6 +128,7 @@ class World:
         tasks = Tasks()
         try:
             await plane.start(tasks)
+            plane.tell_started()
             yield plane
             assert not tasks.failed.done(), tasks.failed.result()
         finally:
