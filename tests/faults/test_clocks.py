@@ -66,6 +66,7 @@ async def fleet(daemons: Processes, data: Path, *, of_plane: WallClock, of_node:
 
 
 @pytest.mark.fault("F19", "P1", "P2", "P13")
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("offset", ["+1h", pytest.param("-1h", marks=pytest.mark.deep)])
 async def test_wall_clocks_that_jump_touch_no_lease_no_stream_and_no_erasure(
     offset: str, daemons: Processes, tmp_path: Path, figures: Figures
@@ -93,6 +94,7 @@ async def test_wall_clocks_that_jump_touch_no_lease_no_stream_and_no_erasure(
         assert (await client.verify_audit()).ok
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.fault("F19", "P1", "P14")
 async def test_clocks_that_disagree_refuse_new_streams_with_what_to_set_and_end_none(
     daemons: Processes, tmp_path: Path

@@ -23,6 +23,8 @@ from tests.faults.storage import Postgres, SmallDisk, postgres, small_disk
 from tests.faults.streaming import Told, stream
 from tests.faults.test_continuity import wav
 
+pytestmark = pytest.mark.timeout(600)  # each waits for bounds of ten seconds, several times over
+
 CLIP = wav(tones(4, *voice(0)))
 LEASE_S = 9.0
 ANSWERED_WITHIN_S = 25.0

@@ -305,6 +305,7 @@ async def test_poison_at_every_door_is_refused_and_harms_no_stream(
 
 
 @pytest.mark.deep
+@pytest.mark.timeout(1800)
 @pytest.mark.fault("F16", "P14", "P7")
 async def test_every_poison_at_every_door_is_refused_and_harms_no_stream(
     daemons: Processes, tmp_path: Path, figures: Figures

@@ -27,6 +27,8 @@ from tests.faults.storage import SmallDisk, small_disk, toxic
 from tests.faults.streaming import Told, stream
 from tests.faults.test_continuity import wav
 
+pytestmark = pytest.mark.timeout(600)
+
 ROUTED_WITHIN_S = 5.0
 
 
