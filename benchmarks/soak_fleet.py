@@ -25,8 +25,8 @@ from redis.asyncio import Redis
 
 from benchmarks.fleet_processes import ROOT, end, postgresql, redis_server
 
-READY_S = 60.0
-END_S = 60.0
+READY_S = 240.0
+END_S = 120.0
 AWAY_AFTER_S = 5.0
 """So long after a daemon is back, its callers may still meet what its absence left behind."""
 MIB = 1 << 20

@@ -106,8 +106,10 @@ class DeviceThread:
             except Exception as error:  # noqa: BLE001 - handed to the caller
                 self._failed(engine, future, error)
             except BaseException as error:
-                self._post(_fail, future, error)
-                self._post(self.declare_lost, DeviceLost(f"the device thread ended: {type(error).__name__}"))
+                # Not the error itself: a SystemExit that reaches the event loop ends the process as if all were well.
+                lost = DeviceLost(f"the device thread ended: {type(error).__name__}")
+                self._post(_fail, future, lost)
+                self._post(self.declare_lost, lost)
                 raise
             else:
                 self._post(_resolve, future, result)

@@ -14,6 +14,7 @@ import ipaddress
 import os
 import resource
 import socket
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -118,7 +119,12 @@ class ConnectionCaps:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(LOOK_S)
-            num_cut = await asyncio.to_thread(self._look)
+            try:
+                num_cut = await asyncio.to_thread(self._look)
+            except OSError as error:
+                # The next look may see more; a daemon does not end because it is crowded.
+                get_logger().warning("connections.not_counted", error_type=type(error).__name__)
+                continue
             if num_cut:
                 self._cut.inc(num_cut)
                 get_logger().warning("connections.cut", connections=num_cut, kept=len(self._since))
@@ -126,7 +132,7 @@ class ConnectionCaps:
     def _look(self) -> int:
         """Count, and close what is too many; how many. On a thread: of ten thousand sockets it takes a while."""
         bound = min(self._total, self._caps.per_address or self._total)
-        names = os.listdir(FOLDER)  # noqa: PTH208 - thousands of names, and no paths needed
+        names = _open_descriptors()
         if len(names) <= bound // 2:
             self._since.clear()  # not worth the looking: should there be more, these are as old as one another
             return 0
@@ -147,12 +153,28 @@ class ConnectionCaps:
         return num_cut
 
 
-def _connections(names: Iterable[str]) -> Iterator[tuple[_Key, socket.socket]]:
+def _open_descriptors() -> list[int]:
+    """All of them. To list them takes one more: where there is none left, each number is tried."""
+    try:
+        return [int(name) for name in os.listdir(FOLDER)]  # noqa: PTH208 - thousands of names, and no paths needed
+    except OSError:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return [number for number in range(limit) if _is_socket(number)]
+
+
+def _is_socket(number: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(number).st_mode)
+    except OSError:
+        return False
+
+
+def _connections(numbers: Iterable[int]) -> Iterator[tuple[_Key, socket.socket]]:
     """The process's accepted connections. Each is good until the next is asked for."""
-    sockets: list[tuple[str, _Key]] = []
+    sockets: list[tuple[int, _Key]] = []
     listening: set[int] = set()
-    for name in names:
-        with _opened(name) as one:
+    for number in numbers:
+        with _opened(number) as one:
             if one is None:
                 continue
             if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -160,33 +182,41 @@ def _connections(names: Iterable[str]) -> Iterator[tuple[_Key, socket.socket]]:
             else:
                 key = _key(one)
                 if key is not None:
-                    sockets.append((name, key))
-    for name, key in sockets:
+                    sockets.append((number, key))
+    for number, key in sockets:
         if key[0] not in listening:
             continue
-        with _opened(name) as one:
+        with _opened(number) as one:
             # The descriptor may have become another's since: only one that is the same connection still is given out.
             if one is not None and _key(one) == key:
                 yield key, one
 
 
 @contextlib.contextmanager
-def _opened(name: str) -> Iterator[socket.socket | None]:
-    """A socket of ours under a descriptor of its own; None for what is no TCP socket."""
+def _opened(number: int) -> Iterator[socket.socket | None]:
+    """A TCP socket of ours; None for what is none. Under a descriptor of its own, where there is one left."""
+    if not _is_socket(number):
+        yield None
+        return
+    is_borrowed = False
     found: socket.socket | None = None
     try:
-        if os.readlink(f"{FOLDER}/{name}").startswith("socket:"):  # noqa: PTH115 - likewise
-            found = socket.socket(fileno=os.dup(int(name)))
-            if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
-                found.close()
-                found = None
+        try:
+            own = os.dup(number)
+        except OSError:
+            own, is_borrowed = number, True
+        found = socket.socket(fileno=own)
     except OSError:
         found = None  # it was closed meanwhile
     try:
-        yield found
+        is_tcp = found is not None and found.family in (socket.AF_INET, socket.AF_INET6)
+        yield found if is_tcp and found is not None and found.type == socket.SOCK_STREAM else None
     finally:
         if found is not None:
-            found.close()
+            if is_borrowed:
+                found.detach()
+            else:
+                found.close()
 
 
 def _key(one: socket.socket) -> _Key | None:

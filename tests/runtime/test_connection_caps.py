@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -100,6 +102,40 @@ async def test_a_flood_from_one_address_is_cut_and_everybody_else_is_served(monk
         assert await answers(late)
         for _, writer in (good, late, *old, *flood):
             writer.close()
+
+
+async def test_a_flood_is_cut_when_no_descriptor_is_left_to_look_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(connection_caps, "LOOK_S", 0.05)
+    async with capped(Caps(20)) as (port, cut):
+        flood = await connect(port, 60, "127.0.0.2")
+        with monkeypatch.context() as crowded:
+            crowded.setattr(connection_caps.os, "listdir", none_left)
+            crowded.setattr(connection_caps.os, "dup", none_left)
+            async with asyncio.timeout(20):
+                while cut._value.get() < 40:
+                    await asyncio.sleep(0.05)
+        alive = [one for one in flood if await answers(one)]
+        assert len(alive) == 20
+        for _, writer in flood:
+            writer.close()
+
+
+async def test_a_look_that_fails_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def fails(_: object) -> int:
+        nonlocal looks
+        looks += 1
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(connection_caps, "LOOK_S", 0.01)
+    monkeypatch.setattr(ConnectionCaps, "_look", fails)
+    async with capped(Caps(20)), asyncio.timeout(20):
+        while looks < 3:
+            await asyncio.sleep(0.01)
 
 
 async def test_connections_that_this_process_makes_itself_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
