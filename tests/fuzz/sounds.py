@@ -211,5 +211,5 @@ TARGETS = (
     Target("report", plain(read_report), _reports, replays=6_000),
     Target("sniff", plain(read_head), files, replays=6_000),
     Target("decoder", plain(decode_here), files, replays=300),
-    Target("media", plain(decode_confined), files, replays=30, is_fast=False),
+    Target("media", plain(decode_confined), files, replays=10, is_fast=False),
 )

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine
 
 T = TypeVar("T")
@@ -22,6 +22,8 @@ def bounded(examples: int, steps: int) -> settings:
         stateful_step_count=steps,
         deadline=None,
         derandomize=examples < 50,
+        # An example takes seconds: what is found is read as it is, and not sought for in smaller.
+        phases=[Phase.explicit, Phase.reuse, Phase.generate],
         suppress_health_check=list(HealthCheck),
         print_blob=True,
     )

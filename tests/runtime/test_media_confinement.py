@@ -181,8 +181,8 @@ async def test_many_files_are_decoded_side_by_side() -> None:
 
 
 PROBE = """
-import json, os, socket, sys, threading
-sys.path.append(sys.argv[1])
+import json, os, resource, socket, sys, threading
+sys.path.insert(0, sys.argv[1])
 from runtime.media_child.confine import confine, shut
 confine(os.getppid(), 1 << 30, 5)
 shut(os.getppid())
@@ -199,6 +199,7 @@ print(json.dumps({
     "socket": tried(socket.socket),
     "thread": tried(lambda: threading.Thread(target=print).start()),
     "fork": tried(lambda: os._exit(0) if os.fork() == 0 else None),
+    "limits": [resource.getrlimit(getattr(resource, f"RLIMIT_{which}")) for which in ("AS", "CPU", "CORE", "FSIZE")],
     "environment": [name for name in os.environ if not name.endswith("_NUM_THREADS") and name != "LC_CTYPE"],
 }))
 """
@@ -213,6 +214,8 @@ def test_the_child_can_open_nothing_and_start_nothing() -> None:
     assert tried["socket"] == "OSError"
     assert tried["thread"] != "done"
     assert tried["fork"] != "done"
+    # The kernel stops a decoder that has been taken over, and looks at no clock of its own any more.
+    assert tried["limits"] == [[1 << 30, 1 << 30], [5, 6], [0, 0], [0, 0]]
     assert tried["environment"] == []
 
 

@@ -1,0 +1,236 @@
+"""Voices, through a whole control plane with SQL and a node: enrolled, shared, withdrawn, erased, restored, at random.
+
+Each caller sees what is theirs and nothing else; the node holds exactly the voices that may be used; what was erased or
+withdrawn stays so, through restarts and through a database put back from before; and the audit is whole at the end.
+"""
+
+from __future__ import annotations
+
+import shutil
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, precondition, rule, run_state_machine_as_test
+from sqlalchemy import select
+
+from controlplane.app import ControlPlane
+from controlplane.database.schema import data_keys, voiceprints
+from runtime.errors import Cause, SpeakerdError
+from speakerd.v1 import people_pb2
+from tests.controlplane.conftest import HASTY, World, until
+from tests.controlplane.fake_node import FakeNode
+from tests.controlplane.people import Library, make_key, make_tenant
+from tests.controlplane.test_audit import verdict
+from tests.machines.looping import LoopingMachine, bounded
+
+SCOPES = ("voices:read", "voices:write", "voices:share", "voices:erase")
+CALLERS = (("a", None), ("a", "u1"), ("a", "u2"), ("b", None))
+CONSENT = people_pb2.Consent(full_name="N", purpose="p", text="t")
+SETTLE_S = 60.0
+STATE = people_pb2.Voice.State
+
+
+@dataclass
+class Known:
+    """What must be true of a voice. state: live, frozen or erased."""
+
+    tenant: str
+    owner: str | None
+    shared: bool
+    label: str
+    state: str = "live"
+    generation: int = 1
+
+    def is_seen_by(self, tenant: str, user: str | None) -> bool:
+        return self.tenant == tenant and (self.shared or (user is not None and user == self.owner))
+
+
+class Voices(LoopingMachine):
+    enrolled = Bundle("enrolled")
+    caller = st.sampled_from(range(len(CALLERS)))
+
+    async def open(self) -> None:
+        self.world = World(self.folder / "data", self.stack, None)
+        self.known: dict[str, Known] = {}
+        self.kept: dict[str, Known] | None = None
+        self.node: FakeNode | None = None
+        self.count = 0
+        await self._start()
+        for tenant in ("a", "b"):
+            await make_tenant(self.plane, tenant, "u1", "u2")
+        self.keys = [await make_key(self.plane, tenant, *SCOPES, user_id=user) for tenant, user in CALLERS]
+        self.admins = {tenant: await make_key(self.plane, tenant, "admin") for tenant in ("a", "b")}
+
+    async def _start(self, **settings: Any) -> None:
+        self.running = self.world.running(chore_s=3_600.0, **HASTY, **settings)
+        self.plane: ControlPlane = await self.running.__aenter__()
+        self.library = Library(self.plane)
+        key = (self.world.data / "fleet.key").read_text().strip()
+        self.node = await FakeNode("node-1", self.plane.grpc_address, key).start()
+        await until(self._serves, SETTLE_S)
+
+    async def _serves(self) -> bool:
+        return bool(await self.plane.core.fleet.serving())
+
+    async def _stop(self) -> None:
+        if self.node is not None:
+            await self.node.stop()
+        await self.running.__aexit__(None, None, None)
+
+    async def close(self) -> None:
+        try:
+            await self._everything_is_as_known()
+            client = await self.world.client(self.plane)
+            found = await verdict(client)
+            assert found.ok, list(found.problems)
+        finally:
+            await self._stop()
+
+    @rule(target=enrolled, who=caller, own=st.booleans())
+    def enrol(self, who: int, own: bool) -> str:
+        tenant, user = CALLERS[who]
+        own = own and user is not None
+        self.count += 1
+        scope = people_pb2.VOICE_SCOPE_USER if own else people_pb2.VOICE_SCOPE_TENANT
+        label = f"Person {self.count}"
+        answer = self.run(
+            self.library.enrol(self.keys[who], label=label, seed=self.count, scope=scope, subject=f"s{self.count}")
+        )
+        self.known[answer.voice.voice_id] = Known(tenant, user, not own, label)
+        return str(answer.voice.voice_id)
+
+    def _try(self, who: int, voice_id: str, allowed: set[str], doing: str, **fields: Any) -> bool:
+        """Do it; whether it was done. Who may not see the voice is told that it is not there, and nothing changes."""
+        token, known = self.keys[who], self.known.get(voice_id)
+        is_seen = known is not None and known.is_seen_by(*CALLERS[who])
+        try:
+            if doing == "enrol":
+                self.run(self.library.enrol(token, voice_id=voice_id, **fields))
+            else:
+                self.run(getattr(self.library, doing)(token, voice_id=voice_id, **fields))
+        except SpeakerdError as error:
+            assert error.cause in (Cause.NOT_FOUND, Cause.DENIED, Cause.CONFLICT), (doing, error)
+            if not is_seen:
+                assert error.cause is Cause.NOT_FOUND, (doing, error)
+            else:
+                assert known is not None
+                is_refused = known.state not in allowed or error.cause is Cause.DENIED
+                assert is_refused, (doing, known, error)
+            return False
+        assert is_seen, (doing, CALLERS[who], known)
+        return True
+
+    @rule(who=caller, voice_id=enrolled)
+    def enrol_anew(self, who: int, voice_id: str) -> None:
+        self.count += 1
+        if self._try(who, voice_id, {"live", "frozen"}, "enrol", seed=self.count, consent=CONSENT):
+            assert self.known[voice_id].state != "erased"
+            self.known[voice_id].state = "live"
+
+    @rule(who=caller, voice_id=enrolled)
+    def rename(self, who: int, voice_id: str) -> None:
+        self.count += 1
+        if self._try(who, voice_id, {"live", "frozen"}, "UpdateVoice", label=f"Person {self.count}"):
+            self.known[voice_id].label = f"Person {self.count}"
+
+    @rule(who=caller, voice_id=enrolled)
+    def share(self, who: int, voice_id: str) -> None:
+        if self._try(who, voice_id, {"live", "frozen"}, "ShareVoice"):
+            self.known[voice_id].shared = True
+
+    @rule(who=caller, voice_id=enrolled)
+    def withdraw(self, who: int, voice_id: str) -> None:
+        if self._try(who, voice_id, {"live", "frozen"}, "WithdrawConsent"):
+            self.known[voice_id].state = "frozen"
+
+    @rule(who=caller, voice_id=enrolled)
+    def give_consent(self, who: int, voice_id: str) -> None:
+        if self._try(who, voice_id, {"live", "frozen"}, "GiveConsent", consent=CONSENT):
+            self.known[voice_id].state = "live"
+
+    @rule(who=caller, voice_id=enrolled)
+    def erase(self, who: int, voice_id: str) -> None:
+        if self._try(who, voice_id, {"live", "frozen", "erased"}, "EraseVoice", wait_ms=25_000):
+            self.known[voice_id].state = "erased"
+
+    @rule(keep=st.booleans())
+    def restart(self, keep: bool) -> None:
+        """And perhaps keep the database as it is now."""
+
+        async def again() -> None:
+            await self._stop()
+            if keep:
+                shutil.copy(self.world.data / "speakerd.db", self.folder / "kept.db")
+                self.kept = deepcopy(self.known)
+            await self._start()
+
+        self.run(again())
+
+    @precondition(lambda self: self.kept is not None)
+    @rule()
+    def put_the_database_back(self) -> None:
+        """What was erased or withdrawn after the backup stays so; what was enrolled after it is lost."""
+
+        async def again() -> None:
+            await self._stop()
+            # A file of its own: SQLite tells files by what they are, and this process had the other one open.
+            for path in self.world.data.glob("speakerd.db*"):
+                path.unlink()
+            shutil.copy(self.folder / "kept.db", self.world.data / "speakerd.db")
+            await self._start(restored=True)
+
+        assert self.kept is not None
+        now, self.known = self.known, deepcopy(self.kept)
+        for voice_id, known in self.known.items():
+            if now[voice_id].state == "erased" or known.state == "erased":
+                known.state = "erased"
+            elif voice_id in self.withdrawn_since(now):
+                known.state = "frozen"
+        self.run(again())
+
+    def withdrawn_since(self, now: dict[str, Known]) -> set[str]:
+        return {voice_id for voice_id, known in now.items() if known.state == "frozen"}
+
+    @rule()
+    def look(self) -> None:
+        self.run(self._everything_is_as_known())
+
+    async def _everything_is_as_known(self) -> None:
+        for who, (tenant, user) in enumerate(CALLERS):
+            listed = {
+                one.voice_id: one for one in (await self.library.ListVoices(self.keys[who], page_size=200)).voices
+            }
+            wanted = {
+                voice_id
+                for voice_id, known in self.known.items()
+                if known.state != "erased" and known.is_seen_by(tenant, user)
+            }
+            assert set(listed) == wanted, (tenant, user)
+            for voice_id in wanted:
+                assert listed[voice_id].label == self.known[voice_id].label
+                frozen = listed[voice_id].state == STATE.Value("STATE_FROZEN")
+                assert frozen == (self.known[voice_id].state == "frozen"), voice_id
+        live = {(known.tenant, voice_id) for voice_id, known in self.known.items() if known.state == "live"}
+        node = self.node
+        assert node is not None
+        try:
+            await until(lambda: set(node.voices) == live, SETTLE_S)
+        except TimeoutError:
+            raise AssertionError((set(node.voices), live)) from None
+        async with self.plane.core.database.read() as connection:
+            for table in (data_keys, voiceprints):
+                kept = set((await connection.execute(select(table.c.voice_id))).scalars().all())
+                assert not kept & {one for one, known in self.known.items() if known.state == "erased"}, table.name
+
+
+def test_voices_are_whose_they_are_and_what_ended_stays_ended() -> None:
+    run_state_machine_as_test(Voices, settings=bounded(2, 8))
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(3600)
+def test_voices_are_whose_they_are_and_what_ended_stays_ended_however_long_one_looks() -> None:
+    run_state_machine_as_test(Voices, settings=bounded(60, 40))
