@@ -54,7 +54,11 @@ async def test_a_recording_is_submitted_followed_listed_written_out_and_canceled
     watched = await run("watch", made["job_id"])
     assert watched.code == 0 and "0.25" in watched.out and "spk_0" in watched.out
     rttm = tmp_path / "talk.rttm"
-    value(await run("get", made["job_id"], "--rttm", rttm, "--json"))
+    to = [part for suffix in ("srt", "svg", "json") for part in ("--to", tmp_path / f"talk.{suffix}")]
+    value(await run("get", made["job_id"], "--rttm", rttm, *to, "--json"))
+    assert (tmp_path / "talk.srt").read_text() == "1\n00:00:00,250 --> 00:00:01,500\nspk_0\n"
+    assert "spk_0" in (tmp_path / "talk.svg").read_text()
+    assert json.loads((tmp_path / "talk.json").read_text())["turns"]
     assert [(one.start_ms, one.end_ms, one.label) for one in parse_rttm(rttm.read_text())] == [(250, 1_500, "spk_0")]
     prints = tmp_path / "zoe.voiceprint"
     voiceprint = value(await run("submit", talk, "--kind", "voiceprint", "--wait", "--json"))
