@@ -219,4 +219,4 @@ def test_nothing_that_is_called_erased_is_held_by_who_may_name() -> None:
 @pytest.mark.deep
 @pytest.mark.timeout(3600)
 def test_nothing_that_is_called_erased_is_held_by_who_may_name_however_long_one_looks() -> None:
-    run_state_machine_as_test(Fleet, settings=bounded(400, 80))
+    run_state_machine_as_test(Fleet, settings=bounded(100, 60))

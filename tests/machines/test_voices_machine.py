@@ -233,4 +233,4 @@ def test_voices_are_whose_they_are_and_what_ended_stays_ended() -> None:
 @pytest.mark.deep
 @pytest.mark.timeout(3600)
 def test_voices_are_whose_they_are_and_what_ended_stays_ended_however_long_one_looks() -> None:
-    run_state_machine_as_test(Voices, settings=bounded(60, 40))
+    run_state_machine_as_test(Voices, settings=bounded(50, 30))
