@@ -149,6 +149,7 @@ async def test_absent_and_not_yours_are_the_same_in_word_and_in_work(
 
 
 @pytest.mark.deep
+@pytest.mark.timeout(3600)
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(STEP, min_size=4, max_size=20))
 async def test_absent_and_not_yours_are_the_same_in_long_sequences_too(
