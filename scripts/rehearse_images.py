@@ -63,10 +63,11 @@ def what_is_missing() -> str:
 
 
 class Rehearsal:
-    """A store of images in a folder of its own."""
+    """A store of images in a folder. with_layers: keep a layer of each step, for the next time; that takes room."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, *, with_layers: bool = False) -> None:
         self._work = work
+        self._layers = "--layers" if with_layers else "--layers=false"
         self._store = ("--root", str(work / "store"), "--runroot", str(work / "run"))
 
     def make_base(self) -> None:
@@ -87,7 +88,7 @@ class Rehearsal:
         """Build it without a network; its id."""
         target = ("--target", image.target) if image.target else ()
         made = self._buildah(
-            "bud", "--isolation", "chroot", "--format", "docker", "--layers", "--quiet", "--pull-never",
+            "bud", "--isolation", "chroot", "--format", "docker", self._layers, "--quiet", "--pull-never",
             "--build-arg", f"PYTHON_IMAGE={BASE}", "--file", str(ROOT / image.file), *target, str(ROOT),
         )  # fmt: skip
         return made.stdout.strip().splitlines()[-1]
@@ -194,9 +195,9 @@ def size_mb(tree: Path) -> int:
     return int(_call("du", "-sxm", str(tree)).split()[0])
 
 
-def rehearse(name: str, work: Path) -> str:
+def rehearse(name: str, work: Path, *, with_layers: bool = False) -> str:
     """Build and run one image; a line of figures. Raises SystemExit, saying what went wrong."""
-    rehearsal, image = Rehearsal(work), IMAGES[name]
+    rehearsal, image = Rehearsal(work, with_layers=with_layers), IMAGES[name]
     rehearsal.make_base()
     began = time.monotonic()
     built = rehearsal.build(image)
@@ -221,7 +222,9 @@ def _tail(work: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build and run the images in a clean root.")
     parser.add_argument("--target", action="append", choices=list(IMAGES), help="Repeat it; default: all.")
-    parser.add_argument("--work", type=Path, default=Path("/var/tmp/speakerd-rehearsal"), help="Some 25 GB for all.")
+    parser.add_argument(
+        "--work", type=Path, default=Path("/var/tmp/speakerd-rehearsal"), help="Some 25 GB free for all."
+    )
     parser.add_argument("--keep", action="store_true", help="Keep the store, for the next time.")
     arguments = parser.parse_args()
     if reason := what_is_missing():
@@ -232,7 +235,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     try:
         for target in arguments.target or list(IMAGES):
-            print(rehearse(target, work), flush=True)
+            print(rehearse(target, work, with_layers=arguments.keep), flush=True)
     finally:
         if not arguments.keep:
             Rehearsal(work).remove()
