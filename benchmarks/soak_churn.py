@@ -42,6 +42,8 @@ GRACE_S = 1.0
 SETTLED_S = 4.0
 """A voice that was enrolled so long ago is expected to be named on every node."""
 TRIES = 60
+KINDS = ("well", "vanish", "stall", "mute")
+"""How streams go: to their end, left in the middle, silent for a while, silent for good."""
 FIRST_TURN_MS = 3_500
 OVERLAP_MS = 600
 REFUSALS = ("overloaded",)
@@ -135,6 +137,7 @@ class Churn:
         self.fleet = fleet
         self.record = record
         self.over = asyncio.Event()
+        self.weights = (0.7, 0.12, 0.12, 0.06)
         self.enrolled: dict[int, Enrolled] = {}
         self.erased_s: dict[str, float] = {}
         self.jobs: dict[str, float] = {}
@@ -214,7 +217,7 @@ class Churn:
     async def talk(self) -> None:
         """One live stream: most end well, some vanish, some stop sending and are cut."""
         seconds = self._random.uniform(12.0, 40.0)
-        kind = self._random.choices(("well", "vanish", "stall", "mute"), (0.7, 0.12, 0.12, 0.06))[0]
+        kind = self._random.choices(KINDS, self.weights)[0]
         known = self.anybody()
         people = [self.stranger(), *([known.person] if known else [self.stranger()])]
         sound, segments = talk_of(people, seconds, self._random.randrange(1 << 30))

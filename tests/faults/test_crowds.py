@@ -249,7 +249,7 @@ async def test_nine_thousand_connections_delay_no_new_stream(daemons: Processes,
 async def test_of_twice_as_many_streams_half_are_refused_at_once_and_the_others_are_on_time(
     daemons: Processes, figures: Figures
 ) -> None:
-    config = '[controlplane]\nrelay_streams_max = 4\nhttp_rate_limits = { "pyannoteai.submit" = 5 }\n'
+    config = '[controlplane]\nrelay_streams_max = 4\nhttp_rate_limits = { "pyannoteai.submit" = 13 }\n'
     async with served(daemons, streams_max=12, config=config) as made:
         done, told = asyncio.Event(), [Told() for _ in range(12)]
         sounds = [pcm(tones(60, *voice(number))) for number in range(12)]
@@ -298,15 +298,16 @@ async def admitted(client: Client, sound: bytes, told: Told, done: asyncio.Event
 
 async def require_refusals(http: httpx.AsyncClient, figures: Figures) -> None:
     """Twice as many jobs and sessions as are allowed: the rest are told when to come back."""
-    body: dict[str, Any] = {"url": "media://talks/none.wav"}
-    began_s = time.monotonic()
-    answers = [await http.post("/v1/diarize", json=body) for _ in range(10)]
-    refused = [answer for answer in answers if answer.status_code == 429]
-    assert len(refused) == 5 and all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
-    figures.record("ten jobs asked for, five refused, in", round(time.monotonic() - began_s, 2))
     urls = [(await ask(http))[1] for _ in range(8)]
     sessions = await asyncio.gather(*(live(url, tones(3, *voice(0))) for url in urls))
     codes = sorted(session.code or 0 for session in sessions)
     assert codes == [1000] * 3 + [1013] * 5, codes  # of four places one tenant has three
     for session in sessions:
         session.require_in_order()
+    # They and the jobs are calls of one kind, of which there may be so many a minute.
+    body: dict[str, Any] = {"url": "media://talks/none.wav"}
+    began_s = time.monotonic()
+    answers = [await http.post("/v1/diarize", json=body) for _ in range(10)]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert len(refused) == 5 and all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    figures.record("ten jobs asked for, five refused, in", round(time.monotonic() - began_s, 2))
