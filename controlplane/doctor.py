@@ -17,7 +17,7 @@ import obstore
 from alembic.script import ScriptDirectory
 from obstore.exceptions import BaseError
 from obstore.store import from_url
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
@@ -116,6 +116,12 @@ async def _redis(settings: ControlPlaneSettings, *, is_running: bool) -> AsyncIt
         await client.ping()
         took_s = time.monotonic() - began_s
         said: dict[str, Any] = await client.info()
+    except ResponseError as error:
+        # Its own word comes first: MISCONF where it cannot write its file, NOAUTH, LOADING.
+        word = (str(error).split() or ["?"])[0]
+        cure = "make room on its disk" if word == "MISCONF" else "see its log, and redis_url"
+        yield problem("Redis", f"answers, and refuses ({word})", cure)
+        return
     except (RedisError, OSError) as error:
         yield problem("Redis", f"does not answer ({type(error).__name__})", mend)
         return
