@@ -8,6 +8,7 @@ and nothing else, when it does not succeed. A standalone node has a client of it
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -19,7 +20,17 @@ from speakerd.late_status import keep_status
 from speakerd.live_stream import Event, LiveStream, Resumed, open_placed
 from speakerd.node_client import NodeClient
 from speakerd.stream_leg import Place, StreamOptions
-from speakerd.uploads import CHUNK_BYTES, Clip, FileOptions, OnProgress, answer, clip_content, diarized, enrolment
+from speakerd.uploads import (
+    CHUNK_BYTES,
+    Clip,
+    FileOptions,
+    OnProgress,
+    answer,
+    answer_again,
+    clip_content,
+    diarized,
+    enrolment,
+)
 from speakerd.v1 import (
     audit_pb2,
     audit_pb2_grpc,
@@ -115,13 +126,16 @@ class Client:
         """
         sound = [await clip_content(clip) for clip in clips]
         spoken_consent = None if consent_clip is None else await clip_content(consent_clip)
-        return await self._ask(
-            keep_status(
-                self._people.EnrollVoice(
-                    enrolment(spec, sound, spoken_consent, on_sent), metadata=self._metadata, timeout=CALL_BOUND_S
-                )
+
+        def call() -> Awaitable[people_pb2.EnrollVoiceResponse]:
+            sent = enrolment(spec, sound, spoken_consent, on_sent)
+            answered: Awaitable[people_pb2.EnrollVoiceResponse] = keep_status(
+                self._people.EnrollVoice(sent, metadata=self._metadata, timeout=CALL_BOUND_S)
             )
-        )
+            return answered
+
+        # Without a key a second enrolment would be a second voice.
+        return await (self._ask_again(call) if spec.idempotency_key else self._ask(call()))
 
     async def voices(self, *, label: str = "") -> list[people_pb2.Voice]:
         """All voices of the key's tenant, or those with a label."""
@@ -129,7 +143,9 @@ class Client:
         page_token = ""
         for _ in range(PAGES_MAX):
             request = people_pb2.ListVoicesRequest(page_size=200, page_token=page_token, label=label)
-            page = await self._ask(self._people.ListVoices(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+            page = await self._ask_again(
+                partial(self._people.ListVoices, request, metadata=self._metadata, timeout=CALL_BOUND_S)
+            )
             found += page.voices
             page_token = page.next_page_token
             if not page_token:
@@ -139,7 +155,9 @@ class Client:
     async def voice(self, voice_id: str) -> people_pb2.Voice:
         """One voice."""
         request = people_pb2.GetVoiceRequest(voice_id=voice_id)
-        return await self._ask(self._people.GetVoice(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+        return await self._ask_again(
+            lambda: self._people.GetVoice(request, metadata=self._metadata, timeout=CALL_BOUND_S)
+        )
 
     async def erase(
         self,
@@ -163,7 +181,9 @@ class Client:
             source=source,
             wait_ms=round(wait_s * 1000),
         )
-        return await self._ask(self._people.EraseVoice(request, metadata=self._metadata, timeout=CALL_BOUND_S + wait_s))
+        return await self._ask_again(
+            lambda: self._people.EraseVoice(request, metadata=self._metadata, timeout=CALL_BOUND_S + wait_s)
+        )
 
     async def erase_all(
         self, tenant_id: str, *, trigger: str = "", trigger_user: str = "", reason: str = "", source: str = ""
@@ -181,7 +201,9 @@ class Client:
     async def erasure(self, audit_id: str) -> people_pb2.Erasure:
         """How an erasure stands."""
         request = people_pb2.GetErasureRequest(audit_id=audit_id)
-        return await self._ask(self._people.GetErasure(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+        return await self._ask_again(
+            lambda: self._people.GetErasure(request, metadata=self._metadata, timeout=CALL_BOUND_S)
+        )
 
     async def erasures(self, *, limit: int = 50) -> list[people_pb2.Erasure]:
         """The tenant's erasures, newest first."""
@@ -189,7 +211,9 @@ class Client:
         page_token = ""
         while len(found) < limit:
             request = audit_pb2.ListErasuresRequest(page_size=min(200, limit - len(found)), page_token=page_token)
-            page = await self._ask(self._audit.ListErasures(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+            page = await self._ask_again(
+                partial(self._audit.ListErasures, request, metadata=self._metadata, timeout=CALL_BOUND_S)
+            )
             found += page.erasures
             page_token = page.next_page_token
             if not page_token:
@@ -224,12 +248,16 @@ class Client:
     async def nodes(self) -> streams_pb2.ListNodesResponse:
         """The fleet as placement sees it. For keys with the scope platform:admin."""
         request = streams_pb2.ListNodesRequest()
-        return await self._ask(self._streams.ListNodes(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+        return await self._ask_again(
+            lambda: self._streams.ListNodes(request, metadata=self._metadata, timeout=CALL_BOUND_S)
+        )
 
     async def warmth(self, voice_id: str) -> people_pb2.WarmStatus:
         """Where a voice is warm, and why a node that could hold it does not."""
         request = people_pb2.GetWarmRequest(voice_id=voice_id)
-        return await self._ask(self._people.GetWarm(request, metadata=self._metadata, timeout=CALL_BOUND_S))
+        return await self._ask_again(
+            lambda: self._people.GetWarm(request, metadata=self._metadata, timeout=CALL_BOUND_S)
+        )
 
     async def warm(self, voice_id: str, node_ids: Sequence[str] = ()) -> people_pb2.WarmStatus:
         """Send a voice to nodes again: those named, or all; `outcomes` says what became of it, node by node."""
@@ -244,8 +272,8 @@ class Client:
         return await open_placed(options or StreamOptions(), self._find_place)
 
     async def _find_place(self, options: StreamOptions, avoid: Sequence[str], bound_s: float) -> Place:
-        placed = await self._ask(
-            self._streams.PlaceStream(
+        placed = await self._ask_again(
+            lambda: self._streams.PlaceStream(
                 streams_pb2.PlaceStreamRequest(
                     stream_id=options.stream_id,
                     voice_ids=options.voice_ids,
@@ -267,3 +295,6 @@ class Client:
 
     async def _ask(self, call: Awaitable[AnswerT]) -> AnswerT:
         return await answer(call, peer=self._address)
+
+    async def _ask_again(self, call: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
+        return await answer_again(call, peer=self._address)

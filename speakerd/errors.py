@@ -24,6 +24,7 @@ _CAUSE_OF_STATUS = {
     grpc.StatusCode.FAILED_PRECONDITION: "stale",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "overloaded",
     grpc.StatusCode.UNAVAILABLE: "unavailable",
+    grpc.StatusCode.CANCELLED: "unavailable",
     grpc.StatusCode.DEADLINE_EXCEEDED: "timeout",
     grpc.StatusCode.UNIMPLEMENTED: "unimplemented",
 }
@@ -45,6 +46,14 @@ class SpeakerdError(Exception):
 
     def __repr__(self) -> str:
         return f"SpeakerdError({self.cause!r}, {self.message!r}, retry_after_s={self.retry_after_s})"
+
+
+def was_lost(error: aio.AioRpcError) -> bool:
+    """Whether nobody has answered: the peer went away under the call, which may have been heard, or may not."""
+    if any(name == ERROR_TRAILER for name, _ in error.trailing_metadata() or ()):
+        return False
+    # A daemon that ends refuses what has reached it and was not begun as CANCELLED.
+    return error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 def error_from_status(error: aio.AioRpcError, *, peer: str, had_answered: bool = False) -> SpeakerdError:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 from grpc import aio
 
-from speakerd.errors import SpeakerdError, error_from_status
+from speakerd.errors import SpeakerdError, error_from_status, was_lost
 from speakerd.late_status import keep_status
 from speakerd.v1 import common_pb2, node_pb2, people_pb2
 
@@ -28,6 +28,7 @@ OnProgress: TypeAlias = Callable[[node_pb2.FileProgress], None]
 
 CHUNK_BYTES = 256 * 1024
 CLIP_BYTES_MAX = 32 << 20
+AGAIN_S = 0.2
 
 AnswerT = TypeVar("AnswerT")
 
@@ -57,6 +58,22 @@ async def answer(call: Awaitable[AnswerT], *, peer: str) -> AnswerT:
         raise error_from_status(error, peer=peer) from None
     except aio.UsageError:
         raise SpeakerdError("stale", "the client was closed: open another") from None
+
+
+async def answer_again(make: Callable[[], Awaitable[AnswerT]], *, peer: str) -> AnswerT:
+    """The same for a call that may be made twice: once more where its daemon went away under it, as one that restarts.
+
+    Of several daemons behind one name another one answers then.
+    """
+    try:
+        return await make()
+    except aio.AioRpcError as error:
+        if not was_lost(error):
+            raise error_from_status(error, peer=peer) from None
+    except aio.UsageError:
+        raise SpeakerdError("stale", "the client was closed: open another") from None
+    await asyncio.sleep(AGAIN_S)
+    return await answer(make(), peer=peer)
 
 
 async def clip_content(clip: Clip) -> bytes:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -19,6 +19,7 @@ from speakerd.client import CHUNK_BYTES, Client, NodeClient, SpeakerdError, Stre
 from speakerd.errors import ERROR_TRAILER, error_from_status
 from speakerd.sync_client import SyncClient
 from speakerd.timeline import SpeechTimeline
+from speakerd.uploads import answer_again
 from speakerd.v1 import common_pb2, node_pb2
 from tests.speakerd.conftest import Script
 
@@ -235,6 +236,30 @@ async def test_a_status_without_our_trailer_still_has_a_cause() -> None:
     error = aio.AioRpcError(grpc.StatusCode.PERMISSION_DENIED, none, none, details="proxy says no")
     told = error_from_status(error, peer="here")
     assert (told.cause, told.message) == ("denied", "proxy says no")
+
+
+@pytest.mark.parametrize("status", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+async def test_a_call_whose_daemon_went_away_under_it_is_made_once_more(status: grpc.StatusCode) -> None:
+    calls = list[int]()
+
+    def calling(lost: int, trailer: aio.Metadata) -> Callable[[], Awaitable[str]]:
+        async def call() -> str:
+            calls.append(lost)
+            if calls.count(lost) <= lost:
+                raise aio.AioRpcError(status, aio.Metadata(), trailer, details="shutting down")
+            return "answered"
+
+        return call
+
+    assert await answer_again(calling(1, aio.Metadata()), peer="here") == "answered"
+    with pytest.raises(SpeakerdError) as twice:
+        await answer_again(calling(2, aio.Metadata()), peer="here")
+    assert (twice.value.cause, calls.count(2)) == ("unavailable", 2)
+    # Who has answered, and be it with a refusal, is not asked again.
+    refusal = aio.Metadata((ERROR_TRAILER, common_pb2.ErrorInfo(cause="unavailable").SerializeToString()))
+    with pytest.raises(SpeakerdError):
+        await answer_again(calling(3, refusal), peer="here")
+    assert calls.count(3) == 1
 
 
 def test_who_went_away_in_mid_stream_is_told_from_who_was_never_there() -> None:
