@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.soak_chart import draw
 from benchmarks.soak_churn import Churn, Record, wrong_labels
 from benchmarks.soak_fleet import SoakFleet, soak_fleet
-from benchmarks.soak_judge import Series, Verdict, judge
+from benchmarks.soak_judge import JUDGED_MIN_S, Series, Verdict, judge
 from runtime.grpc_server import open_channel
 from speakerd.v1 import node_pb2, node_pb2_grpc
 
@@ -36,6 +36,8 @@ SAMPLE_S = 5.0
 STORED_EVERY = 12
 QUIET_S = 12.0
 LONG_S = 10 * 60.0
+REFUSALS = ("no node is serving", "call PlaceStream again")
+"""Words of refusals that say when, or how, to come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +216,14 @@ class Soak:
 
     def verdicts(self) -> list[Verdict]:
         """Each life of each daemon, each daemon over all of its lives, and Redis."""
-        slack = 1.0 if self._seconds >= LONG_S else 5.0
-        return [judge(series, slack_times=slack) for series in series_of(self.rows)]
+        return judgements(self.rows, self._seconds)
+
+
+def judgements(rows: Sequence[dict[str, Any]], seconds: float) -> list[Verdict]:
+    """Each series of a soak of so many seconds."""
+    if seconds < LONG_S:
+        return [judge(series, slack_times=5.0) for series in series_of(rows)]
+    return [judge(series, judged_min_s=JUDGED_MIN_S) for series in series_of(rows)]
 
 
 def series_of(rows: Sequence[dict[str, Any]]) -> list[Series]:
@@ -303,21 +311,25 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
             soak.write_report()
             found = report(soak, fleet, record, given)
             if soak.rows:
-                title = f"{given.minutes:g} minutes of churn: two nodes (null engine), two control planes"
                 for path in (given.out / "soak.png", given.chart or given.out / "soak.svg"):
-                    draw(soak.rows, soak.restarts, title, path)
+                    draw(soak.rows, soak.restarts, title_of(soak.rows[-1]["at_s"] / 60), path)
     return found
 
 
-def judged(out: Path) -> dict[str, Any]:
+def judged(out: Path, chart: Path | None = None) -> dict[str, Any]:
     """The report of a soak that has run, judged by the rules of now: from its samples and what it was told."""
     found: dict[str, Any] = json.loads((out / "report.json").read_text())
     rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
-    slack = 1.0 if 60.0 * found["minutes"] >= LONG_S else 5.0
-    verdicts = [judge(series, slack_times=slack) for series in series_of(rows)]
+    verdicts = judgements(rows, 60.0 * found["minutes"])
     found["verdicts"] = [{**asdict(verdict), "text": str(verdict)} for verdict in verdicts]
     found["not_flat"] = [str(verdict) for verdict in verdicts if verdict.flat is False]
     found["broken"] = [line for line in found["broken"] if _is_broken(line)]
+    told = [line for line in found["errors"] if any(words in line for words in REFUSALS)]
+    found["errors"] = [line for line in found["errors"] if line not in told]
+    for line in told:
+        found["refused"][line] = found["refused"].get(line, 0) + 1
+    if chart is not None:
+        draw(rows, found["restarts"], title_of(found["minutes_run"]), chart)
     return found
 
 
@@ -329,6 +341,11 @@ def _is_broken(line: str) -> bool:
     named = {label for _, _, label in told["told"] if label.startswith("P")}
     known = {told["talk"][1][2]: next(iter(named), None)} if len(named) == 1 else {}
     return wrong_labels(told["told"], told["talk"], known) is not None
+
+
+def title_of(minutes: float) -> str:
+    """What a chart says above it."""
+    return f"{minutes:.0f} minutes of churn: two nodes (null engine), two control planes"
 
 
 def holds(found: dict[str, Any]) -> bool:
@@ -352,7 +369,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run, tell, and say by the exit code whether it held."""
     given = parse()
-    found = judged(given.out) if given.judge else asyncio.run(run(given))
+    found = judged(given.out, given.chart) if given.judge else asyncio.run(run(given))
     told = {name: found[name] for name in found if name not in ("lives", "verdicts", "stored_first", "stored_last")}
     print(json.dumps(told, indent=1))
     sys.exit(0 if holds(found) else 1)

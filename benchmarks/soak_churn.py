@@ -167,7 +167,7 @@ class Churn:
         raise GivenUp
 
     async def _note(self, what: str, error: SpeakerdError, began_s: float) -> None:
-        if error.cause in REFUSALS:
+        if error.cause in REFUSALS or error.retry_after_s is not None:
             self.record.refused[f"{what}: {error.cause}"] += 1
             await asyncio.sleep(error.retry_after_s or 1.0)
         elif self.fleet.was_away(began_s, time.monotonic()):

@@ -17,6 +17,8 @@ WARM_UP_SHARE = 0.25
 WARM_UP_MAX_S = 600.0
 KEPT_S = 1_000.0
 """Where a stream was placed is kept in Redis for a quarter of an hour: until then there are ever more of them."""
+JUDGED_MIN_S = 900.0
+"""A life of which less is left after its warm-up is judged with the daemon's other lives alone."""
 SAMPLES_MIN = 8
 
 
@@ -71,8 +73,11 @@ class Verdict:
         )
 
 
-def judge(series: Series, *, slack_times: float = 1.0) -> Verdict:
-    """Whether a series is flat past its warm-up. slack_times: for runs too short for allocators to settle."""
+def judge(series: Series, *, slack_times: float = 1.0, judged_min_s: float = 0.0) -> Verdict:
+    """Whether a series is flat past its warm-up.
+
+    slack_times: for runs too short for allocators to settle. judged_min_s: shorter ones are not judged.
+    """
     bound = BOUNDS[series.what]
     times, values = np.asarray(series.times_s, float), np.asarray(series.values, float)
     if len(times) < 2:
@@ -83,7 +88,7 @@ def judge(series: Series, *, slack_times: float = 1.0) -> Verdict:
         warm_s = min(KEPT_S, lasted_s / 2)
     judged = times >= times[0] + warm_s
     times, values = times[judged], values[judged]
-    if len(times) < SAMPLES_MIN:
+    if len(times) < SAMPLES_MIN or times[-1] - times[0] < judged_min_s:
         return Verdict(series.what, series.of, 0.0, 0.0, 0.0, float(values.max(initial=0.0)), None)
     per_hour = slope(times, values) * HOUR_S
     judged_s = float(times[-1] - times[0])
