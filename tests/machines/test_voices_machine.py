@@ -84,8 +84,15 @@ class Voices(LoopingMachine):
         try:
             await self._everything_is_as_known()
             client = await self.world.client(self.plane)
-            found = await verdict(client)
-            assert found.ok, list(found.problems)
+
+            async def is_whole() -> bool:
+                found = await verdict(client)
+                # The lease of a node that was stopped without a word lasts for a while, and nobody answers for it.
+                is_early = all("could not be asked" in problem for problem in found.problems)
+                assert found.ok or is_early, list(found.problems)
+                return bool(found.ok)
+
+            await until(is_whole, SETTLE_S)
         finally:
             await self._stop()
 
