@@ -61,6 +61,8 @@ async def test_metrics_count_requests_by_route_and_never_by_path(world: World) -
         text = (await http.get("/metrics")).text
     assert 'speakerd_http_request_duration_seconds_count{code="200",method="GET",route="/health/live"} 1.0' in text
     assert 'route="none"' in text
+    # The one that asks.
+    assert "speakerd_http_requests_active 1.0" in text
     assert "zanzibar" not in text
     for name in ("erasure_seconds", "erasures_pending", "head_revision", "redis_up", "nodes"):
         assert f"speakerd_cp_{name}" in text

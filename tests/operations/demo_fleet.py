@@ -33,7 +33,7 @@ from tests.operations.prometheus_tools import Prometheus, prometheus
 
 SECRETS = ("Zaphod Canary", "Trillian Canary", "canary purpose", "canary-talk")
 """Names and words that go in at every door, and are to be in no log and no metric."""
-STREAM_S = 12
+STREAM_S = 10
 ROOMY = ("--streams-max", "16")
 """What a busy machine is found to carry may be less than is asked of it here."""
 
@@ -126,6 +126,8 @@ async def _running(folder: Path, database_url: str) -> AsyncIterator[Shown]:
         }
         with prometheus(folder, targets) as server:
             shown = Shown(server)
+            # What is counted before the first scrape is a beginning, and not a growth.
+            await _scraped(server, len(running))
             await _work(shown, plane, edge, data, receiver.url())
             await _scraped(server, len(running))
             shown.seen_s = time.time()
@@ -153,7 +155,8 @@ async def _work(shown: Shown, plane: Daemon, edge: Daemon, data: Path, hook: str
         options = StreamOptions(stream_id=shown.stream_id)
         streams = [asyncio.create_task(stream(client, pcm(talk)[: STREAM_S * 32_000], options))]
         streams += [asyncio.create_task(stream(client, pcm(tones(STREAM_S, *voice(n))))) for n in (0, 1)]
-        live = asyncio.create_task(_live(http, talk[: STREAM_S * 16_000]))
+        is_live = asyncio.Event()
+        live = asyncio.create_task(_live(http, talk[: STREAM_S * 16_000], is_live))
         put = (await http.post("/v1/media/input", json={"url": f"media://{SECRETS[3]}"})).json()["url"]
         (await http.put(put, content=wav(talk))).raise_for_status()
         asked = {"url": f"media://{SECRETS[3]}", "webhook": hook}
@@ -162,7 +165,7 @@ async def _work(shown: Shown, plane: Daemon, edge: Daemon, data: Path, hook: str
         (await http.put(put, content=b"this is no recording")).raise_for_status()
         shown.failed_job_id = (await http.post("/v1/diarize", json={"url": "media://broken"})).json()["jobId"]
         assert (await http.get("/v1/jobs/no-such-job")).status_code == 404
-        await asyncio.sleep(STREAM_S / 3)
+        await asyncio.wait_for(is_live.wait(), 180)
         # In the midst of streams, so that nodes and the edge have to forget a voice that they are naming.
         erasure = await client.erase(trillian, wait_s=30)
         shown.audit_id = erasure.audit_id
@@ -174,12 +177,12 @@ async def _work(shown: Shown, plane: Daemon, edge: Daemon, data: Path, hook: str
             return bool((await http.get(f"/v1/jobs/{job_id}")).json()["status"] in ("succeeded", "failed"))
 
         for job_id in (shown.job_id, shown.failed_job_id):
-            await until(lambda job_id=job_id: has_ended(job_id), 60)  # type: ignore[misc]
+            await until(lambda job_id=job_id: has_ended(job_id), 120)  # type: ignore[misc]
         assert (await client.voice(zaphod)).label == SECRETS[0]
 
 
-async def _live(http: httpx.AsyncClient, samples: np.ndarray) -> None:
-    """A stream over a WebSocket of the edge."""
+async def _live(http: httpx.AsyncClient, samples: np.ndarray, is_live: asyncio.Event) -> None:
+    """A stream over a WebSocket of the edge. is_live: set once it has told of somebody."""
 
     async def send(socket: websockets.ClientConnection) -> None:
         for piece in np.split(samples, np.arange(1_600, len(samples), 1_600)):
@@ -188,14 +191,15 @@ async def _live(http: httpx.AsyncClient, samples: np.ndarray) -> None:
         await socket.send('{"type": "end_of_stream"}')
 
     # A node that is behind for a moment, on a busy machine, refuses: as a client should, this one asks again.
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(240):
         while True:
             url = (await http.post("/v1/live")).json()["url"]
             async with websockets.connect(url) as socket:
                 sending = asyncio.create_task(send(socket))
                 try:
-                    async for _ in socket:
-                        pass
+                    async for frame in socket:
+                        if "diarization_speaker_start" in str(frame):
+                            is_live.set()
                     return await sending
                 except websockets.ConnectionClosedError as refused:
                     assert refused.rcvd is not None and refused.rcvd.code == 1013, refused
@@ -210,11 +214,12 @@ async def _scraped(server: Prometheus, targets: int) -> None:
     done_s = time.time()
 
     def is_seen() -> bool:
-        found = server.get("targets")["activeTargets"]
-        assert len(found) == targets
-        return len(server.values(f"timestamp(up) > {done_s + 1:.3f}")) == targets
+        try:
+            return len(server.values(f"timestamp(up) > {done_s + 1:.3f}")) == targets
+        except OSError:
+            return False  # it has only just been started
 
-    await until(lambda: asyncio.to_thread(is_seen), 60)
+    await until(lambda: asyncio.to_thread(is_seen), 120)
 
 
 def _page(url: str) -> str:
