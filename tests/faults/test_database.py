@@ -19,6 +19,7 @@ from speakerd.errors import SpeakerdError
 from speakerd.v1 import people_pb2
 from tests.faults.figures import Figures
 from tests.faults.processes import Daemon, Processes, node_arguments, pcm, plane_arguments, tones, until, voice
+from tests.faults.ready_voices import enrol
 from tests.faults.storage import Postgres, SmallDisk, postgres, small_disk
 from tests.faults.streaming import Told, stream
 from tests.faults.test_continuity import wav
@@ -266,25 +267,27 @@ async def test_without_a_database_streams_name_until_leases_lapse_and_then_nobod
 ) -> None:
     await own_postgres.answers()
     async with stage(daemons, tmp_path / "data", "--database-url", own_postgres.url) as made:
-        told = Told()
+        await enrol(made.client, "Ada", 5)
+        told, done = Told(), asyncio.Event()
         degraded: list[tuple[bool, float]] = []
-        sound = pcm(tones(45, *voice(0)))
+        sound = pcm(tones(300, *voice(5)))
 
         def note(event: object) -> None:
             if len(told.degraded) > len(degraded):
                 degraded.append((told.degraded[-1], time.monotonic()))
 
-        running = asyncio.create_task(stream(made.client, sound, told=told, on_event=note))
-        await until(lambda: any(turn.label.startswith("before") for turn in told.turns), 20)
+        running = asyncio.create_task(stream(made.client, sound, told=told, until=done, on_event=note))
+        await until(lambda: any(turn.label == "Ada" for turn in told.turns), 60)
         own_postgres.freeze()
         stopped_s = time.monotonic()
         await until(lambda: degraded, 30)
         figures.record("PostgreSQL frozen: last name said after", degraded[0][1] - stopped_s)
-        assert degraded[0][0] and degraded[0][1] - stopped_s <= LEASE_S + 2
+        assert degraded[0][0] and degraded[0][1] - stopped_s <= LEASE_S + 5
         own_postgres.thaw()
         thawed_s = time.monotonic()
-        await until(lambda: told.degraded[-1] is False, 30)
+        await until(lambda: told.degraded[-1] is False, 60)
         figures.record("PostgreSQL frozen: names again after", time.monotonic() - thawed_s)
+        done.set()
         await running
         told.require_in_order()
         assert not told.resumed
