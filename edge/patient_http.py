@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 KEEP_ALIVE_S = 15
@@ -46,3 +48,30 @@ class PatientHttpProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
             transport.close()
             return
         self._timer = self.loop.call_later(max(left_s, HEAD_S / 2) if is_waiting else HEAD_S, self._look)
+
+
+class BoundedRequests:
+    """An application that refuses requests beyond so many at once. WebSockets have bounds of their own."""
+
+    def __init__(self, app: ASGIApp, requests_max: int) -> None:
+        self._app = app
+        self._requests_max = requests_max
+        self._running = 0
+
+    def __repr__(self) -> str:
+        return f"BoundedRequests({self._running} of {self._requests_max})"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._running >= self._requests_max:
+            refusal = JSONResponse({"message": "too many requests at once; try again"}, 503, {"retry-after": "1"})
+            await refusal(scope, receive, send)
+            return
+        self._running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running -= 1

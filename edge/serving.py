@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from edge.late_websocket import LateWebSocketProtocol
-from edge.patient_http import KEEP_ALIVE_S, PatientHttpProtocol
+from edge.patient_http import KEEP_ALIVE_S, BoundedRequests, PatientHttpProtocol
 from runtime.errors import InvalidRequest, Unavailable
 from runtime.grpc_server import is_loopback
 from runtime.lifecycle import Tasks
@@ -49,14 +49,14 @@ class HttpServer:
         self._socket = _listening(self._address, insecure=self._insecure)
         self._port = int(self._socket.getsockname()[1])
         config = uvicorn.Config(
-            self._app,
+            # uvicorn's own limit counts connections that say nothing among the requests.
+            BoundedRequests(self._app, CONCURRENCY_MAX),
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            limit_concurrency=CONCURRENCY_MAX,
             http=PatientHttpProtocol,
             ws=LateWebSocketProtocol,
             ws_max_size=FRAME_BYTES_MAX,

@@ -183,6 +183,28 @@ async def test_a_connection_that_never_ends_its_request_is_closed(
         await tasks.cancel()
 
 
+async def test_requests_beyond_so_many_at_once_are_refused_and_mute_connections_are_none() -> None:
+    goes_on, under_way = asyncio.Event(), asyncio.Event()
+    slow = FastAPI()
+
+    @slow.get("/slow")
+    async def answer() -> PlainTextResponse:
+        under_way.set()
+        await goes_on.wait()
+        return PlainTextResponse("done")
+
+    bounded = patient_http.BoundedRequests(slow, 1)
+    transport = httpx.ASGITransport(bounded)
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
+        first = asyncio.create_task(http.get("/slow"))
+        await under_way.wait()
+        refused = await http.get("/slow")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        goes_on.set()
+        assert (await first).text == "done"
+        assert (await http.get("/slow")).status_code == 200
+
+
 async def test_a_bad_address_and_a_taken_port_are_named() -> None:
     tasks = Tasks()
     with socket.socket() as taken:
