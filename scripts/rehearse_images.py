@@ -59,7 +59,9 @@ def what_is_missing() -> str:
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         return f"{', '.join(missing)} not on this machine"
-    return "" if os.geteuid() == 0 else "this is not root"
+    if os.geteuid() != 0:
+        return "this is not root"
+    return "" if any(BROUGHT.glob("wheels/*.whl")) else "nothing was brought: run deploy/air-gapped/collect.sh first"
 
 
 class Rehearsal:
@@ -229,8 +231,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if reason := what_is_missing():
         sys.exit(f"images cannot be rehearsed: {reason}")
-    if not any(BROUGHT.glob("wheels/*.whl")):
-        sys.exit("nothing was brought: run deploy/air-gapped/collect.sh first")
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     try:
