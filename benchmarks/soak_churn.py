@@ -530,14 +530,15 @@ def wrong_labels(
 
     told: turns, as (start, end, label), milliseconds. talk: who spoke when. expected: the names of who is enrolled.
     excused: somebody whose label may change, for the voice was erased meanwhile. Until somebody has spoken for
-    FIRST_TURN_MS at a stretch they may be taken for whoever spoke before: that is not enough to tell a new voice by.
+    FIRST_TURN_MS at a stretch, and as they begin to, they may be taken for whoever spoke before: what is final by then
+    was not enough to tell a new voice by.
     """
     labels: dict[int, set[str]] = {}
     heard: set[int] = set()
     for start_ms, end_ms, who in talk:
-        if end_ms - start_ms >= FIRST_TURN_MS:
-            heard.add(who)
         if who not in heard:
+            if end_ms - start_ms >= FIRST_TURN_MS:
+                heard.add(who)
             continue
         said = {label for began, ended, label in told if min(ended, end_ms) - max(began, start_ms) > OVERLAP_MS}
         labels.setdefault(who, set()).update(said)
