@@ -307,8 +307,9 @@ class Churn:
         self.record.enrolled_s.append(time.monotonic() - began_s)
         self.enrolled[person] = Enrolled(person, label, answer.voice.voice_id, time.monotonic())
         self.record.done["enrolled"] += 1
-        if len(self.enrolled) > self._enrolled_max:
-            await self.erase(next(iter(self.enrolled.values())))
+        staying = [one for one in self.enrolled.values() if not one.leaving]
+        if len(staying) > self._enrolled_max:
+            await self.erase(staying[0])
 
     async def erase(self, one: Enrolled) -> None:
         """Erase somebody, and wait for the proof."""
