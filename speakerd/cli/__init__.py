@@ -4,7 +4,6 @@ Commands for people and for scripts (`--json` on each). Results go to stdout; an
 code 1, or 2 where the command line itself cannot be understood.
 """
 
-
 from __future__ import annotations
 
 import os
