@@ -146,7 +146,7 @@ class JobRunner:
                 continue
             self._under_way[lease.address] += 1
             try:
-                heard = await self._heard(lease, principal, claimed.job_id, spec, prints, progress)
+                heard = await self._heard(lease, principal, spec, prints, progress, job_id=claimed.job_id)
             except Overloaded as error:
                 refused = NoNode(str(error))
                 continue
@@ -193,10 +193,11 @@ class JobRunner:
         self,
         lease: Lease,
         principal: Principal,
-        job_id: str,
         spec: JobSpec,
         prints: list[Print],
         progress: Progress,
+        *,
+        job_id: str,
     ) -> _Heard:
         """What one node makes of the recording."""
         media = await self._open(principal.tenant_id, progress)

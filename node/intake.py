@@ -183,7 +183,8 @@ class Intake:
             self._waited_s, self._came_bytes = 0.0, 0
         elif self._waited_s > IDLE_S:
             raise TimedOut(
-                f"less than {SOUND_MIN_S:g} s of audio in {IDLE_S:g} s: send audio as it comes, or `finish` when it ends"
+                f"less than {SOUND_MIN_S:g} s of audio in {IDLE_S:g} s: "
+                "send audio as it comes, or `finish` when it ends"
             )
 
     async def _receive(self) -> object:
