@@ -8,6 +8,7 @@
 set -eu
 
 folder=${1:?usage: fetch_faketime.sh FOLDER}
+case $folder in /*) ;; *) folder=$PWD/$folder ;; esac # apt is run elsewhere
 if [ -f "$folder/libfaketime.so.1" ]; then
     exit 0
 fi

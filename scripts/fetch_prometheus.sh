@@ -9,6 +9,7 @@
 set -eu
 
 folder=${1:?usage: fetch_prometheus.sh FOLDER}
+case $folder in /*) ;; *) folder=$PWD/$folder ;; esac # apt is run elsewhere
 if [ -x "$folder/bin/prometheus" ] && [ -x "$folder/bin/promtool" ]; then
     exit 0
 fi
