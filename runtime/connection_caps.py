@@ -117,8 +117,10 @@ class ConnectionCaps:
         """The task ends with the others."""
 
     async def _run(self) -> None:
+        num_cut = 0
         while True:
-            await asyncio.sleep(LOOK_S)
+            # What was closed is taken by those who wait to be accepted: while a crowd lasts it is looked at more often.
+            await asyncio.sleep(LOOK_S / 10 if num_cut else LOOK_S)
             try:
                 num_cut = await asyncio.to_thread(self._look)
             except OSError as error:

@@ -40,6 +40,7 @@ AVOIDED_MAX = 16
 PLACE_BOUND_S = 60.0
 PLACE_AGAIN_BOUND_S = 5.0
 PLACEMENTS_MAX = 3
+AGAIN_S = 1.0
 FRUITLESS_MAX = 5
 """Resumptions one after another without a new final turn or progress: then it is the stream, not the nodes."""
 
@@ -409,6 +410,9 @@ async def open_placed(options: StreamOptions, find: Finding, *, is_only_node: bo
     avoid: list[str] = []
     while True:
         place = await find(options, avoid, PLACE_BOUND_S)
+        if place.node_id in avoid:
+            # There is no other: what failed there a moment ago fails again at once.
+            await asyncio.sleep(AGAIN_S)
         try:
             leg = await open_leg(place, options)
         except SpeakerdError as error:

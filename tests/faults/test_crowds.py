@@ -105,6 +105,7 @@ async def place(made: Served, stream_id: str) -> streams_pb2.PlaceStreamResponse
         )
 
 
+@pytest.mark.deep
 @pytest.mark.fault("F17", "P7")
 async def test_clients_that_read_nothing_cost_little_and_nobody_else_notices(
     daemons: Processes, figures: Figures
