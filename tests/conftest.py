@@ -17,7 +17,10 @@ __all__ = ["figures", "pytest_runtest_makereport"]  # a fixture and a hook
 
 ROOT = Path(__file__).resolve().parent.parent
 
-REAL_TIME = ("controlplane", "docs", "edge", "faults", "interop", "node", "operations", "speakerd")
+REAL_TIME = (
+    "contract", "controlplane", "docs", "edge", "faults", "fuzz", "interop", "leaks", "machines", "node", "operations",
+    "speakerd",
+)  # fmt: skip
 """Tests of daemons under real clocks. `make test` gives these a second try, and prints which needed it."""
 
 

@@ -41,7 +41,7 @@ METHODS: tuple[MethodDescriptor, ...] = tuple(
     for method in service.methods
     if not method.client_streaming and method.name not in LEFT_OUT
 )
-CALL_S = 20.0
+CALL_S = 60.0
 KNOWN = ("default", "a", "v_1", "k", "j_1", "e_1", "u")
 
 

@@ -31,7 +31,7 @@ from runtime.errors import SpeakerdError
 from runtime.lifecycle import Tasks
 from tests.fuzz.target import Target, plain, refused
 
-LIVE_S = 10.0
+LIVE_S = 60.0
 
 
 class Script:

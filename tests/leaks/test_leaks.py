@@ -101,7 +101,7 @@ def _content(redis: Redis, key: bytes) -> bytes:
     return bytes(redis.get(key) or b"") if kind == b"string" else b""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     made = Up(tmp_path_factory.mktemp("leaks"))
     made.start()
