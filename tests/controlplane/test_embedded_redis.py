@@ -83,13 +83,14 @@ async def test_what_a_killed_parent_left_of_its_socket_is_removed_by_the_next_st
         sys.executable, "-c", PARENT, str(folder), "setpriv", stdout=asyncio.subprocess.PIPE
     )
     assert parent.stdout is not None
-    await parent.stdout.readline()
+    pid = int(await parent.stdout.readline())
     left = Path((folder / "socket").read_text().strip()).parent
     redis, tasks = EmbeddedRedis(folder), Tasks()
     embedded_redis._remove_left_folder(left / "redis.sock")
     assert left.is_dir(), "somebody listens there still"
     parent.send_signal(signal.SIGKILL)
     await parent.wait()
+    await until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     assert left.is_dir()
     await redis.start(tasks)
     try:
