@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hmac
 import json
@@ -37,6 +38,9 @@ HEADER_BYTES = len(MAGIC) + ID_CHARACTERS + 1
 MAC_BYTES = 32
 FRAME_BYTES = 4 + MAC_BYTES
 RECORD_BYTES_MAX = 1 << 16
+LOCK_S = 10.0
+"""How long the lock of the file is waited for: a control plane that froze as it wrote keeps it until it is thawed."""
+LOCK_LOOK_S = 0.01
 DAMAGED = (
     "the erasure journal is damaged at byte {at}: put back a whole copy of it, or start with --accept-journal-loss, "
     "which is written into the audit"
@@ -101,7 +105,7 @@ class FileJournal:
         except OSError as error:
             raise Unavailable(f"the erasure journal is away: {error.strerror}", retry_after_s=1.0) from None
         try:
-            fcntl.flock(number, fcntl.LOCK_EX)
+            _lock(number, fcntl.LOCK_EX)
             # What another control plane has appended comes first; a record that was cut off was never relied upon.
             self._catch_up(number, keep=False)
             end, last = self._end, self._last
@@ -128,7 +132,7 @@ class FileJournal:
         except OSError as error:
             raise Unavailable(f"the erasure journal cannot be read: {error.strerror}") from None
         try:
-            fcntl.flock(number, fcntl.LOCK_SH)
+            _lock(number, fcntl.LOCK_SH)
             self._catch_up(number, keep=True)
         except OSError as error:
             raise Unavailable(f"the erasure journal cannot be read: {error.strerror}") from None
@@ -256,6 +260,20 @@ async def _open_objects(url: str, key: bytes, *, make: bool) -> ObjectJournal | 
             await store.put("journal.json", made)
     said: dict[str, Any] = json.loads(await store.get("journal.json"))
     return ObjectJournal(store, key, str(said["journal_id"]))
+
+
+def _lock(number: int, how: int) -> None:
+    """Lock an open file, on a thread. Raises OSError when somebody else keeps it locked."""
+    until_s = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(number, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until_s:
+                raise OSError(errno.ETIMEDOUT, f"somebody keeps it locked for more than {LOCK_S:g} s") from None
+            time.sleep(LOCK_LOOK_S)
+        else:
+            return
 
 
 def _mac(key: bytes, before: bytes, body: bytes) -> bytes:

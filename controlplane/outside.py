@@ -18,6 +18,9 @@ from obstore.store import from_url
 
 from runtime.errors import Conflict, InvalidRequest, Unavailable
 
+PUT_S = 20.0
+"""How long an object store may take over one object: one that hangs is as good as away."""
+
 
 class Outside(Protocol):
     """A store of small objects."""
@@ -112,7 +115,8 @@ class RemoteObjects:
     async def put(self, name: str, content: bytes) -> None:
         """Put on condition that there is no such object."""
         try:
-            await self._store.put_async(name, content, mode="create")
+            async with asyncio.timeout(PUT_S):
+                await self._store.put_async(name, content, mode="create")
         except AlreadyExistsError:
             raise Conflict(f"{name} is there already") from None
         except (BaseError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import shutil
 import sqlite3
@@ -14,8 +15,18 @@ import pytest
 from grpc import aio
 from sqlalchemy import text
 
+from controlplane import erasure_journal, outside
 from controlplane.app import ControlPlane
-from controlplane.erasure_journal import HEADER_BYTES, Erased, FileJournal, Journal, Mark, Proven, open_journal
+from controlplane.erasure_journal import (
+    HEADER_BYTES,
+    Erased,
+    FileJournal,
+    Journal,
+    Mark,
+    ObjectJournal,
+    Proven,
+    open_journal,
+)
 from controlplane.journal_replay import BEFORE_RESTORE
 from runtime.errors import InvalidRequest, SpeakerdError, Unavailable
 from speakerd.v1 import people_pb2
@@ -106,6 +117,41 @@ async def test_a_change_anywhere_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(b"something else")
     with pytest.raises(InvalidRequest, match="not an erasure journal"):
         await opened(str(path))
+
+
+async def test_a_control_plane_that_froze_as_it_wrote_holds_up_nobody_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure_journal, "LOCK_S", 0.2)
+    journal = await opened(where("file", tmp_path))
+    with (tmp_path / "journal").open("rb") as frozen:
+        fcntl.flock(frozen, fcntl.LOCK_EX)
+        try:
+            for call in (journal.append([erased(1)]), journal.read()):
+                with pytest.raises(Unavailable, match="locked"):
+                    async with asyncio.timeout(60):
+                        await call
+        finally:
+            fcntl.flock(frozen, fcntl.LOCK_UN)
+    await journal.append([erased(2)])
+    assert await journal.read() == [erased(2)]
+
+
+class Hanging:
+    """An object store that takes a connection, and no more."""
+
+    async def put_async(self, _name: str, _content: bytes, *, mode: str) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_an_object_store_that_hangs_is_as_good_as_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outside, "PUT_S", 0.2)
+    journal = await opened(where("objects", tmp_path))
+    assert isinstance(journal, ObjectJournal)
+    monkeypatch.setattr(journal._store, "_store", Hanging())
+    with pytest.raises(Unavailable, match="away"):
+        async with asyncio.timeout(60):
+            await journal.append([erased(1)])
 
 
 async def test_a_journal_that_is_taken_away_is_not_begun_anew(tmp_path: Path) -> None:
