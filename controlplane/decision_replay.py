@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from controlplane import audit
 from controlplane.agreements import Event, Signed, note
 from controlplane.database.schema import agreement_events, api_keys, tenants, users, wrapped_secrets
+from controlplane.decisions import known_decisions
 from controlplane.erasure_rows import GONE, JOURNAL
 from controlplane.journal_records import Closed, Decision, KeyEnded, OptedOut, Withdrawn
 from controlplane.keys import KeyRing, VoiceAddress
@@ -36,9 +37,14 @@ Subjects = Mapping[str, Enrolled]
 """Voices of this database, by the keyed hash that the journal names them by."""
 
 
-async def forgotten(connection: AsyncConnection, decided: Sequence[Decision], voices: Subjects) -> list[Decision]:
+async def forgotten(
+    connection: AsyncConnection, keys: KeyRing, decided: Sequence[Decision], voices: Subjects
+) -> list[Decision]:
     """Those of which this database knows nothing, though it has what they are about."""
-    return [one for one in dict.fromkeys(decided) if await _is_forgotten(connection, one, voices)]
+    # Nearly all are known, and there may be very many: they are not looked for one after the other.
+    known = set(await known_decisions(connection, keys)) if decided else set()
+    unknown = [one for one in dict.fromkeys(decided) if one not in known]
+    return [one for one in unknown if await _is_forgotten(connection, one, voices)]
 
 
 async def decide_again(connection: AsyncConnection, keys: KeyRing, one: Decision, voices: Subjects, at: At) -> None:

@@ -23,6 +23,9 @@ from controlplane.metrics import Metrics
 from runtime.errors import SpeakerdError, Unavailable
 from runtime.logs import get_logger
 
+BOUND_S = 20.0
+"""How long a journal may take: one that hangs is as good as away."""
+
 
 class Decisions:
     """Writes decisions into the journal."""
@@ -37,9 +40,13 @@ class Decisions:
     def __repr__(self) -> str:
         return f"Decisions({len(self._unwritten)} unwritten)"
 
+    def note(self, decided: Sequence[Decision]) -> None:
+        """Committed: they are written soon, whether or not whoever decided them waits until then."""
+        self._unwritten.update(dict.fromkeys(decided))
+
     async def write(self, decided: Sequence[Decision]) -> None:
         """In the journal when it returns. Raises Unavailable: they are in effect, and to be asked for again."""
-        self._unwritten.update(dict.fromkeys(decided))
+        self.note(decided)
         try:
             await self.catch_up()
         except SpeakerdError as error:
@@ -50,7 +57,7 @@ class Decisions:
 
     async def write_soon(self, decided: Sequence[Decision]) -> None:
         """In the journal now if it can be, else as soon as it can: for what may not be asked for a second time."""
-        self._unwritten.update(dict.fromkeys(decided))
+        self.note(decided)
         try:
             await self.catch_up()
         except SpeakerdError as error:
@@ -59,13 +66,17 @@ class Decisions:
 
     async def catch_up(self) -> int:
         """Write what could not be written before; how many. Raises Unavailable."""
-        async with self._writing:
-            # Whoever comes second finds its own written with those of the first.
-            records = list(self._unwritten)
-            if records:
-                await self._journal.append(records)
-            for record in records:
-                del self._unwritten[record]
+        try:
+            async with asyncio.timeout(BOUND_S), self._writing:
+                # Whoever comes second finds its own written with those of the first.
+                records = list(self._unwritten)
+                if records:
+                    await self._journal.append(records)
+                for record in records:
+                    del self._unwritten[record]
+        except TimeoutError:
+            # It may be written yet, and is written again then: replaying takes the second for the first.
+            raise Unavailable(f"the erasure journal did not answer in {BOUND_S:g} s", retry_after_s=1.0) from None
         return len(records)
 
 

@@ -213,7 +213,7 @@ class _Replay:
         tenant_ids = {record.tenant_id for record in lost} | {record.tenant_id for record in withdrawn}
         found = await self._subjects(tenant_ids) if tenant_ids else {}
         there = {subject: Enrolled(one.voice, one.created_at_s) for subject, one in found.items()}
-        undecided = await forgotten(self._connection, self._decided, there)
+        undecided = await forgotten(self._connection, self._keys, self._decided, there)
         why = "its operator says so" if is_restored else "the erasure journal" if lost or undecided else ""
         why = why or await self._went_back(signed)
         if not why:

@@ -105,6 +105,8 @@ class VoiceChanges:
                 await self._advance(connection, principal, now, "consent.withdrawn", FREEZES, opted_out=int(opt_out))
                 name = self._keys.subject(voice.tenant_id, voice.voice_id)
                 decided.append(Withdrawn(voice.tenant_id, name, signed.at_s, signed.key_id))
+        # Whoever asked may be gone before the nodes have answered, and asks for it no second time.
+        self._decisions.note(decided)
         # Nodes first: whoever is named no more is not named while the journal is away.
         told = await self._told(voice)
         await self._decisions.write(decided)

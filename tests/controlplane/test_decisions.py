@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy import event
 
+from controlplane import decisions as decisions_module
+from controlplane.agreements import Event, Signed, note
 from controlplane.app import ControlPlane
+from controlplane.database.engine import open_database
+from controlplane.decision_replay import forgotten
+from controlplane.decisions import Decisions, known_decisions
 from controlplane.erasure_journal import Journal, open_journal
-from controlplane.journal_records import Closed, Decision, KeyEnded, OptedOut, Withdrawn
+from controlplane.journal_records import Closed, Decision, KeyEnded, OptedOut, Record, Withdrawn
+from controlplane.keys import KeyRing, VoiceAddress
+from controlplane.metrics import declare
+from runtime.clock import SystemClock
 from runtime.errors import Conflict, Unauthenticated, Unavailable
 from speakerd.administration import Administration
 from speakerd.errors import SpeakerdError
@@ -140,6 +152,84 @@ async def test_what_was_ended_is_answered_when_it_is_in_the_journal_and_asked_fo
         await admin.revoke_key(made.key.key_id)
     assert await decisions(plane) == {Withdrawn, KeyEnded}
     assert len([one for one in await journal_of(plane).read() if isinstance(one, KeyEnded)]) == 2
+
+
+async def test_a_withdrawal_is_written_though_whoever_asked_left_before_the_nodes_had_answered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = await world.plane()
+    library, root = Library(plane), await admin_of(world)
+    voice_id = (await library.enrol(root, label="Ada", consent=CONSENT)).voice.voice_id
+    telling = asyncio.Event()
+
+    async def spread(_: VoiceAddress) -> tuple[str, ...]:
+        telling.set()
+        await asyncio.Event().wait()
+        return ()
+
+    monkeypatch.setattr(plane.core.library, "spread", spread)
+    asked = asyncio.create_task(library.WithdrawConsent(root, voice_id=voice_id))
+    async with asyncio.timeout(30):
+        await telling.wait()
+    asked.cancel()
+    await asyncio.wait((asked,))
+    assert (await library.GetVoice(root, voice_id=voice_id)).state == FROZEN
+
+    async def is_written() -> bool:
+        return await decisions(plane) == {Withdrawn}
+
+    await until(is_written, seconds=60)
+
+
+async def test_a_journal_that_hangs_holds_up_no_answer_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions_module, "BOUND_S", 0.2)
+    hangs = asyncio.Event()
+    written: list[Record] = []
+
+    class Slow:
+        journal_id = "slow"
+
+        async def append(self, records: Sequence[Record]) -> None:
+            await hangs.wait()
+            written.extend(records)
+
+        async def read(self) -> list[Record]:
+            return written
+
+    kept = Decisions(Slow(), declare(CollectorRegistry()))
+    ended = KeyEnded("default", "abc", 5.5, is_revoked=True)
+    async with asyncio.timeout(60):
+        with pytest.raises(Unavailable, match="in effect"):
+            await kept.write([ended])
+        await kept.write_soon([ended])
+        hangs.set()
+        assert await kept.catch_up() == 1
+    assert written == [ended]
+
+
+async def test_what_is_known_of_very_many_decisions_is_asked_for_once(tmp_path: Path) -> None:
+    keys, asked = KeyRing(bytes(32)), 0
+    database = await open_database(f"sqlite+aiosqlite:///{tmp_path / 'speakerd.db'}", SystemClock(), lease_s=30)
+
+    def count(*_: object) -> None:
+        nonlocal asked
+        asked += 1
+
+    try:
+        async with database.write() as connection:
+            for number in range(50):
+                said = Signed("key", float(number))
+                nobody, person = VoiceAddress("default", ""), number.to_bytes(32)
+                await note(connection, Event.OPTED_OUT, nobody, 0, signed=said, subject_index=person)
+            told: list[Decision] = list(await known_decisions(connection, keys))
+            assert len(told) == 50
+            later = OptedOut("default", "ab" * 32, 99.0, "key")
+            event.listen(database.engine.sync_engine, "before_cursor_execute", count)
+            assert await forgotten(connection, keys, [*told, later, later], {}) == [later]
+            event.remove(database.engine.sync_engine, "before_cursor_execute", count)
+        assert asked < 20
+    finally:
+        await database.close()
 
 
 async def test_a_journal_of_before_decisions_were_kept_learns_them_at_the_next_start(world: World) -> None:
