@@ -15,7 +15,7 @@ demo: setup ## two people enrolled by voice are named in a live stream, through 
 
 test: setup ## static checks and all tests but the deep ones
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/python -m pytest -m "not deep" -q -n $(JOBS) --dist loadfile --reruns 1 -rRs
+	@$(BIN)/python -m pytest -m "not deep" -q -n $(JOBS) --dist loadfile --reruns 1 --timeout 600 -rRs
 
 check: setup ## linters, types, layers
 	@$(BIN)/ruff format --check --quiet .
