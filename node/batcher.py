@@ -25,7 +25,7 @@ from node.metrics import NodeMetrics
 from node.slots import Slot
 from node.source import WINDOWS_A_SLOT, SlotWork, Source
 from runtime.clock import Clock
-from runtime.errors import SpeakerdError, Unavailable
+from runtime.errors import Overloaded, SpeakerdError, Unavailable
 from runtime.logs import get_logger
 from runtime.units import ms_from_samples, seconds_from_samples
 
@@ -265,7 +265,8 @@ class Batcher:
             del self._due[source]
         num_windows = sum(taken.values())
         began_s = self._clock.monotonic_s()
-        analysed = await self._device.call(lambda engine: _analyze_works(engine, list(works.values())))
+        # However many calls wait: streams that come and go again would otherwise end the daemon by their number.
+        analysed = await self._device.call(lambda engine: _analyze_works(engine, list(works.values())), must_run=True)
         ended_s = self._clock.monotonic_s()
         cost_s = (ended_s - began_s) / num_windows
         self._window_s = self._window_s + COST_WEIGHT * (cost_s - self._window_s) if self._window_s else cost_s
@@ -301,7 +302,9 @@ class Batcher:
     async def _check_device(self) -> None:
         """After a fault: does the device still answer at all? If not, the daemon ends."""
         try:
-            await self._device.call(lambda engine: probe(engine.device))
+            await self._device.call(lambda engine: probe(engine.device), must_run=True)
+        except Overloaded:
+            return  # it answers, and has no memory at this moment
         except Exception as error:  # noqa: BLE001 - whatever a dead device raises, the conclusion is the same
             get_logger().error("device.lost", error_type=type(error).__name__)
             self._device.declare_lost(DeviceLost("the device failed on silence after failing on a stream"))

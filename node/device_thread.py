@@ -29,11 +29,12 @@ class DeviceLost(Exception):
 
 
 class DeviceThread:
-    """Runs calls on an engine that it loads itself. calls_max bounds the calls that wait."""
+    """Runs calls on an engine that it loads itself. calls_max bounds those that wait, but for those that must run."""
 
     def __init__(self, load: Callable[[], Engine], *, calls_max: int) -> None:
         self._load = load
-        self._queue: queue.Queue[tuple[Callable[[Engine], Any], asyncio.Future[Any]] | None] = queue.Queue(calls_max)
+        self._calls_max = calls_max
+        self._queue: queue.Queue[tuple[Callable[[Engine], Any], asyncio.Future[Any]] | None] = queue.Queue()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
         self._loaded: asyncio.Future[Engine] = self._loop.create_future()
@@ -54,20 +55,22 @@ class DeviceThread:
         self._thread.start()
         return await self._loaded
 
-    def submit(self, work: Callable[[Engine], T]) -> asyncio.Future[T]:
-        """Queue a call now; its place in the order is fixed when this returns. Raises Overloaded, or Unavailable."""
+    def submit(self, work: Callable[[Engine], T], *, must_run: bool = False) -> asyncio.Future[T]:
+        """Queue a call now; its place in the order is fixed when this returns. Raises Overloaded, or Unavailable.
+
+        must_run: it is not refused for the number of those that wait. For callers who have one call at a time.
+        """
         if self.lost.done() or self._stopping:
             raise Unavailable("the device is gone; go to another node")
+        if not must_run and self._queue.qsize() >= self._calls_max:
+            raise Overloaded("the device has too many calls waiting; try again", retry_after_s=1.0)
         future: asyncio.Future[T] = self._loop.create_future()
-        try:
-            self._queue.put_nowait((work, future))
-        except queue.Full:
-            raise Overloaded("the device has too many calls waiting; try again", retry_after_s=1.0) from None
+        self._queue.put_nowait((work, future))
         return future
 
-    async def call(self, work: Callable[[Engine], T]) -> T:
+    async def call(self, work: Callable[[Engine], T], *, must_run: bool = False) -> T:
         """Run a call and return what it returned, or raise what it raised."""
-        return await self.submit(work)
+        return await self.submit(work, must_run=must_run)
 
     def declare_lost(self, error: DeviceLost) -> None:
         """The device failed a probe: nothing more is to be expected of it."""

@@ -36,12 +36,15 @@ class WatchedDevice(NullDevice):
         self.gate = threading.Event()
         self.gate.set()
         self.fails: Callable[[Sequence[DueWindow]], bool] = lambda windows: False
+        self.is_full: Callable[[Sequence[DueWindow]], bool] = lambda windows: False
 
     def analyze(self, windows: Sequence[DueWindow]) -> list[WindowAnalysis]:
         self.threads.add(threading.get_ident())
         self.gate.wait(10)
         if self.fails(windows):
             raise RuntimeError("device fault")
+        if self.is_full(windows):
+            raise MemoryError
         if windows[0].slot != PROBE_SLOT:
             self.batches.append(list(windows))
         return super().analyze(windows)
@@ -160,6 +163,37 @@ async def test_a_lost_device_ends_the_batcher_loudly() -> None:
             await asyncio.wait_for(b.running, 5)
         with pytest.raises(Unavailable):
             b.thread.submit(lambda engine: None)
+
+
+async def test_a_device_without_memory_for_the_probe_after_a_fault_is_not_lost() -> None:
+    async with bench() as b:
+        bad, good = await b.source(0), await b.source(1)
+        b.device.fails = lambda windows: windows[0].slot == 0
+        b.device.is_full = lambda windows: windows[0].slot == PROBE_SLOT
+        await bad.push(sound(1))
+        with pytest.raises(DeviceFault):
+            await collect(bad)
+        await good.push(sound(2))
+        good.end()
+        assert len(await asyncio.wait_for(collect(good), 30)) == 2
+        assert not b.running.done()
+
+
+async def test_a_crowd_of_waiting_calls_does_not_end_the_batcher() -> None:
+    async with bench() as b:
+        source = await b.source(0)
+        began, over = threading.Event(), threading.Event()
+        b.thread.submit(lambda engine: (began.set(), over.wait(60)))
+        await asyncio.to_thread(began.wait, 30)
+        with pytest.raises(Overloaded):
+            while True:
+                b.thread.submit(lambda engine: None)
+        await source.push(sound(1))  # its batch finds all places taken
+        await asyncio.sleep(0.05)
+        over.set()
+        source.end()
+        assert len(await asyncio.wait_for(collect(source), 30)) == 1
+        assert not b.running.done()
 
 
 async def test_who_pushes_faster_than_the_device_takes_waits_with_a_bounded_backlog() -> None:
