@@ -13,9 +13,10 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from runtime.connection_caps import Caps, networks
@@ -62,10 +63,11 @@ class DaemonSettings(BaseSettings):
             raise ValueError("tls_cert, tls_key and tls_ca belong together: give all three, or none")
         return self
 
-    @model_validator(mode="after")
-    def _proxies_are_networks(self) -> Self:
-        self.connection_caps()
-        return self
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_networks(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        networks(texts)
+        return texts
 
     def connection_caps(self) -> Caps:
         """How many connections are let be."""
@@ -97,7 +99,7 @@ def load(kind: type[SettingsT], *, section: str, file: Path | None, flags: Mappi
         _require_no_password(name, given[name])
     values = _file_table(file, section) if file is not None else {}
     values |= _from_secret_files(kind)
-    values |= EnvSettingsSource(kind)()
+    values |= _Environment(kind)()
     values |= given
     try:
         return kind(**values)
@@ -105,6 +107,16 @@ def load(kind: type[SettingsT], *, section: str, file: Path | None, flags: Mappi
         first = error.errors(include_input=False, include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"]) or "configuration"
         raise InvalidRequest(f"setting {name!r}: {first['msg']}") from None
+
+
+class _Environment(EnvSettingsSource):
+    """Variables; one that holds no list where a list is wanted is told by its name, as every mistake is."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            raise InvalidRequest(f'setting {field_name!r}: write a list as JSON, as in ["one", "two"]') from None
 
 
 def _file_table(file: Path, section: str) -> dict[str, Any]:
@@ -118,12 +130,21 @@ def _file_table(file: Path, section: str) -> dict[str, Any]:
 
 
 def _require_no_password(name: str, value: object) -> None:
-    if isinstance(value, str) and "://" in value and urlsplit(value).password is None:
+    if isinstance(value, str) and "://" in value and not _holds_password(value):
         return
     raise InvalidRequest(
         f"--{name.replace('_', '-')}: whatever is on a command line, every user of the machine can read; put it in a "
         f"file and name that with {PREFIX}{name.upper()}_FILE"
     )
+
+
+def _holds_password(url: str) -> bool:
+    """Whether a URL says a password, or may say one: before the host, or as drivers of PostgreSQL take it behind."""
+    try:
+        parts = urlsplit(url)
+        return parts.password is not None or any("password" in name.lower() for name, _ in parse_qsl(parts.query))
+    except ValueError:
+        return "@" in url or "password" in url.lower()  # no URL, as whoever opens it will tell
 
 
 def _from_secret_files(kind: type[DaemonSettings]) -> dict[str, Any]:
@@ -142,7 +163,7 @@ def _from_secret_files(kind: type[DaemonSettings]) -> dict[str, Any]:
             if variable in os.environ:
                 raise InvalidRequest(f"{variable} and {variable}_FILE are both set: leave one of them out")
             said[variable.lower()] = _secret(Path(named), name)
-    source = EnvSettingsSource(kind)
+    source = _Environment(kind)
     source.env_vars = said
     return source()
 

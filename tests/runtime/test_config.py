@@ -118,7 +118,17 @@ def test_a_secret_that_cannot_be_read_is_told_by_its_name(
 
 def test_no_password_is_taken_from_a_command_line() -> None:
     assert read(database_url="postgresql://me@db/x").database_url == "postgresql://me@db/x"
-    for flags in ({"database_url": "postgresql://me:s3cret@db/x"}, {"kek": "s3cret"}):
+    urls = ("postgresql://me:s3cret@db/x", "postgresql://db/x?password=s3cret", "postgresql://me:s3cret@[db/x")
+    for flags in (*({"database_url": url} for url in urls), {"kek": "s3cret"}):
         with pytest.raises(InvalidRequest, match="_FILE") as caught:
             read(**flags)
         assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["10.0.0.0/8", "", '["10.0.0.1/8"]'])
+def test_what_is_no_list_of_networks_is_reported_with_the_name_of_its_setting(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("SPEAKERD_TRUSTED_PROXIES", value)
+    with pytest.raises(InvalidRequest, match=r"setting 'trusted_proxies"):
+        read()
