@@ -34,9 +34,12 @@ class Permitted:
 
 
 def read(path: Path = LIST) -> list[Permitted]:
-    """The permitted skips. KeyError and re.error where the list is not one."""
+    """The permitted skips. KeyError and re.error where the list is not one.
+
+    What a tool says of what it lacks may be of several lines.
+    """
     entries = tomllib.loads(path.read_text())["skip"]
-    return [Permitted(entry["tests"], re.compile(entry["reason"]), entry["why"]) for entry in entries]
+    return [Permitted(entry["tests"], re.compile(entry["reason"], re.DOTALL), entry["why"]) for entry in entries]
 
 
 class SkipList:

@@ -88,6 +88,11 @@ def test_every_entry_of_the_list_is_about_tests_that_are_there() -> None:
         assert entry.why
 
 
+def test_a_tool_may_say_in_several_lines_what_it_lacks() -> None:
+    said = "no small file systems: mount: permission denied.\n       dmesg(1) may have more information."
+    assert any(entry.names("tests/operations/test_doctor.py::test_a_full_disk_is_named", said) for entry in read())
+
+
 def test_the_runs_of_this_repository_are_under_the_list(request: pytest.FixtureRequest) -> None:
     assert LIST.is_file()
     assert request.config.pluginmanager.has_plugin("speakerd-skips")
