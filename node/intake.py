@@ -27,8 +27,8 @@ from runtime.units import SAMPLE_RATE_HZ, seconds_from_samples
 IDLE_S = 30.0
 SOUND_MIN_S = 0.5
 CONTAINER_BYTES_MIN = 256
-"""Less than this in IDLE_S is no sound that comes: messages that are empty, or a byte a second, would keep a slot for
-ever."""
+"""Less than this in the IDLE_S from a message on is no sound that comes: messages that are empty, or a byte a second,
+would keep a slot for ever."""
 AUDIO_BYTES_MAX = 1 << 20
 DECODE_ON_LOOP_BYTES_MAX = 64 << 10
 """Larger chunks are decoded on a thread: the event loop never works longer than a millisecond."""
@@ -77,7 +77,8 @@ class Intake:
         )
         self._receiver: asyncio.Task[object] | None = None
         self._bytes_min = CONTAINER_BYTES_MIN if self._decoder is None else _bytes_of(SOUND_MIN_S, self._decoder)
-        self._waited_s = 0.0  # for the sound that is not enough yet, and how much of it there is
+        # For the sound that is not enough yet, since the first of it came; None: none has. And how much of it there is.
+        self._waited_s: float | None = None
         self._came_bytes = 0
         self.handing_over = False
         self.complaint: BadAudio | None = None
@@ -180,7 +181,10 @@ class Intake:
         """Raises TimedOut when what has come for a while is next to nothing."""
         self._came_bytes += num_bytes
         if self._came_bytes >= self._bytes_min:
-            self._waited_s, self._came_bytes = 0.0, 0
+            self._waited_s, self._came_bytes = None, 0
+        elif self._waited_s is None:
+            # A pause has its own bound: who speaks at the end of a long one has as long as everybody.
+            self._waited_s = 0.0
         elif self._waited_s > IDLE_S:
             raise TimedOut(
                 f"less than {SOUND_MIN_S:g} s of audio in {IDLE_S:g} s: "
@@ -203,7 +207,8 @@ class Intake:
             return None
         finally:
             self._receiver = None
-            self._waited_s += asyncio.get_running_loop().time() - began_s
+            if self._waited_s is not None:
+                self._waited_s += asyncio.get_running_loop().time() - began_s
 
     async def _push(self, samples: FloatArray) -> None:
         # Pieces of a hop keep one large message from overfilling the backlog.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,6 +26,7 @@ from node.decoders import Decoders
 from node.device_thread import DeviceThread
 from node.engine import Engine
 from node.enrolment import CONTAINER
+from node.intake import Intake
 from node.metrics import NodeMetrics
 from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery, collector
 from node.slots import SlotTable
@@ -168,6 +170,29 @@ async def test_a_stream_of_next_to_nothing_does_not_keep_its_slot(
         trickling.cancel()
     assert isinstance(error, TimedOut) and "less than 0.5 s of audio in 1 s" in str(error)
     assert alone.streams.num_running == 0
+
+
+async def test_who_speaks_at_the_end_of_a_long_pause_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    passed_s = [0.0]
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + sum(passed_s))
+
+    class Sender:
+        async def receive(self) -> bytes:
+            passed_s.append(pauses_s.pop(0))
+            return bytes(3_200)  # 100 ms
+
+    intake = Intake(Sender(), None, REQUEST.sound, piece_samples=8_000)  # type: ignore[arg-type]
+    intake._patience = contextlib.nullcontext()  # type: ignore[assignment]  # its bound is another test's
+    long_s = node.intake.IDLE_S - 0.1
+    pauses_s = [long_s, *[0.1] * 20]
+    while pauses_s:
+        assert await intake._message()
+    pauses_s = [long_s, *[11.0] * 4]
+    with pytest.raises(TimedOut, match="less than"):
+        while pauses_s:
+            await intake._message()
 
 
 async def test_time_that_the_node_takes_itself_does_not_count_against_who_sends(
