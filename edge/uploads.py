@@ -26,6 +26,8 @@ BODY_BYTES_MAX = 1 << 20
 """How large a body may be where a route does not say otherwise."""
 IDLE_S_MAX = 30.0
 """How long a sender may be silent within a body."""
+BYTES_MIN = 1_024
+"""Whoever was waited for IDLE_S_MAX has sent so much, or is let go: a byte now and then is as good as none."""
 METER = "speakerd.body"
 UPLOAD_BYTES_MAX = 512 << 20
 """How much of all forms may lie in memory at once."""
@@ -42,6 +44,8 @@ class BodyMeter:
         self._bytes_max = BODY_BYTES_MAX
         self._seen = 0
         self._ended = False
+        # How long was waited for what came last, together less than BYTES_MIN; our own work is not counted.
+        self._waited_s, self._came_bytes = 0.0, 0
 
     def allow(self, bytes_max: int) -> None:
         """How large this body may be."""
@@ -53,24 +57,35 @@ class BodyMeter:
         return min(self._declared, self._bytes_max) if self._declared >= 0 else self._bytes_max
 
     async def __call__(self) -> Message:
-        """The next message. Raises TooLarge, or TimedOut when the sender is silent in the middle."""
+        """The next message. Raises TooLarge, or TimedOut when the sender is silent in the middle, or nearly so."""
         if self._ended:
             return await self._receive()
         if self._declared > self._bytes_max:
             raise self._too_large()
+        now_s = asyncio.get_running_loop().time
+        began_s = now_s()
         try:
             async with asyncio.timeout(IDLE_S_MAX):
                 message = await self._receive()
         except TimeoutError:
             raise TimedOut(f"nothing of the body arrived for {IDLE_S_MAX:.0f} s; send it again") from None
         if message["type"] == "http.request":
-            self._seen += len(message.get("body", b""))
+            num_bytes = len(message.get("body", b""))
+            self._seen += num_bytes
             self._ended = not message.get("more_body", False)
             if self._seen > self._bytes_max:
                 raise self._too_large()
+            self._require_progress(num_bytes, now_s() - began_s)
         else:
             self._ended = True
         return message
+
+    def _require_progress(self, num_bytes: int, waited_s: float) -> None:
+        self._waited_s, self._came_bytes = self._waited_s + waited_s, self._came_bytes + num_bytes
+        if self._came_bytes >= BYTES_MIN:
+            self._waited_s, self._came_bytes = 0.0, 0
+        elif self._waited_s > IDLE_S_MAX and not self._ended:
+            raise TimedOut(f"less than {BYTES_MIN} bytes of the body arrived in {IDLE_S_MAX:.0f} s; send it again")
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"the body is too large: at most {self._bytes_max} bytes here")

@@ -413,3 +413,34 @@ async def test_a_sender_who_falls_silent_within_a_body_is_let_go(monkeypatch: py
     meter = BodyMeter({"type": "http", "headers": []}, silent)
     with pytest.raises(TimedOut, match="nothing of the body"):
         await meter()
+
+
+class Ticking:
+    """A loop's clock that a test moves on."""
+
+    def __init__(self, now_s: float) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+async def test_a_sender_of_a_byte_now_and_then_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    clock = Ticking(loop.time())
+    monkeypatch.setattr(loop, "time", clock)
+
+    def receiving(num_bytes: int) -> BodyMeter:
+        async def slow() -> dict[str, Any]:
+            clock.now_s += 10.0
+            return {"type": "http.request", "body": bytes(num_bytes), "more_body": True}
+
+        return BodyMeter({"type": "http", "headers": []}, slow)
+
+    meter = receiving(100)
+    with pytest.raises(TimedOut, match="less than"):
+        for _ in range(10):
+            await meter()
+    meter = receiving(400)  # slow, and no slower than may be
+    for _ in range(30):
+        await meter()
