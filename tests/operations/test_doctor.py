@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -70,10 +71,12 @@ def redis_of(up: RunningUp) -> psutil.Process:
 
 def test_a_fleet_that_is_well_has_nothing_to_mend(up: RunningUp) -> None:
     found = diagnosis(up.data, problems=False)
-    for name in ("Python", "torch", "memory", "open files", "server (gRPC)", "server (HTTP)", "clock of the server",
+    for name in ("Python", "torch", "server (gRPC)", "server (HTTP)", "clock of the server",
                  "Redis", "Redis, says the server", "nodes", "keys", "database", "recordings", "media store",
                  "erasure journal", "audit checkpoints", "clock"):  # fmt: skip
         assert found[name]["verdict"] == "ok", found[name]
+    # How much there is of these is the machine's.
+    assert {found[name]["verdict"] for name in ("memory", "open files")} <= {"ok", "note"}
 
 
 def test_a_redis_that_does_not_answer_and_one_that_died_are_named(up: RunningUp) -> None:
@@ -94,7 +97,7 @@ def test_a_redis_that_does_not_answer_and_one_that_died_are_named(up: RunningUp)
 
     assert eventually(is_back, 60.0)
     died = diagnosis_of_any(up.data)["Redis of late"]
-    assert died["verdict"] == "note" and "died 1 times" in died["found"] and died["mend"]
+    assert died["verdict"] == "note" and re.search(r"died \d+ times", died["found"]) and died["mend"]
 
 
 def diagnosis_of_any(data: Path) -> dict[str, dict[str, Any]]:
@@ -117,7 +120,8 @@ def test_a_full_disk_is_named(up: RunningUp, disk: SmallDisk) -> None:
 def test_a_port_that_somebody_took_is_named_with_whoever_has_it(up: RunningUp) -> None:
     address = up.ready.split("grpc=")[1]
     host, _, port = address.partition(":")
-    assert up.stop() == 0
+    if up.process.poll() is None:  # a second try finds it stopped
+        assert up.stop() == 0
     with closing(socket.socket()) as squatter:
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind((host, int(port)))
@@ -199,6 +203,17 @@ def test_a_database_and_a_redis_that_are_away_are_named_and_no_password_is_told(
     rows = {row["name"]: row for row in look(tmp_path, None, is_running=False)}
     assert rows["database"]["verdict"] == rows["Redis"]["verdict"] == "problem"
     assert "database_url" in rows["database"]["mend"] and "redis_url" in rows["Redis"]["mend"]
+    assert "s3cret" not in json.dumps(rows)
+
+
+def test_urls_that_nobody_can_read_are_named_and_cost_no_other_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPEAKERD_DATABASE_URL", "postgresql://me:s3cret@[db/voices")
+    monkeypatch.setenv("SPEAKERD_REDIS_URL", "redis://:s3cret@[x")
+    rows = {row["name"]: row for row in look(tmp_path, None, is_running=False)}
+    assert rows["database"]["verdict"] == rows["Redis"]["verdict"] == "problem"
+    assert {"recordings", "erasure journal"} <= rows.keys()
     assert "s3cret" not in json.dumps(rows)
 
 
