@@ -15,7 +15,7 @@ from controlplane import job_rows
 from controlplane.database.engine import Database
 from controlplane.job_queue import JobQueue, Taken, next_of
 from controlplane.job_rows import Claim, Waiting
-from controlplane.job_spec import JobState, Priority
+from controlplane.job_spec import JobKind, JobState, Priority
 from controlplane.jobs import Jobs
 from controlplane.quotas import quotas_of
 from runtime.clock import Clock
@@ -64,6 +64,7 @@ class JobClaims:
     async def sweep(self) -> int:
         """Put back jobs of lost workers, and queue in Redis what waits in SQL; how many were not queued."""
         now_s = self._clock.wall_s()
+        given_up: list[tuple[str, JobKind]] = []
         async with self._database.write() as connection:
             now_lease_s = await self._database.lease_now_s(connection)
             for row in await job_rows.lost(connection, now_lease_s=now_lease_s, limit=ROWS_MAX):
@@ -74,6 +75,10 @@ class JobClaims:
                 expires_at_s = now_s + self._limits.result_s
                 if await job_rows.give_up(connection, row, error=OURS, now_s=now_s, expires_at_s=expires_at_s):
                     await self._jobs.ended(connection, row.job_id, JobState.FAILED, now_s)
+                    given_up.append((row.job_id, JobKind(row.kind)))
+        for job_id, kind in given_up:
+            self._jobs.count_ended(kind, JobState.FAILED)
+            get_logger().info("job.ended", job_id=job_id, state=JobState.FAILED.value)
         async with self._database.read() as connection:
             now_lease_s = await self._database.lease_now_s(connection)
             waiting = await job_rows.waiting(connection, now_lease_s=now_lease_s, limit=ROWS_MAX)

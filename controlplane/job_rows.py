@@ -197,7 +197,7 @@ async def end_waiting(
 async def lost(connection: AsyncConnection, *, now_lease_s: float, limit: int) -> Sequence[Any]:
     """Running jobs whose workers have not been heard for longer than their lease."""
     query = (
-        select(jobs.c.job_id, jobs.c.tenant_id, jobs.c.attempt, jobs.c.failures, jobs.c.priority)
+        select(jobs.c.job_id, jobs.c.tenant_id, jobs.c.kind, jobs.c.attempt, jobs.c.failures, jobs.c.priority)
         .where(
             jobs.c.state == RUNNING,
             or_(jobs.c.until_lease_s < now_lease_s, jobs.c.until_lease_s > now_lease_s + LEASE_S_MAX),

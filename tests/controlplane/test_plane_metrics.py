@@ -10,10 +10,12 @@ import httpx
 import pytest
 from grpc import aio
 from prometheus_client import CollectorRegistry
+from sqlalchemy import update
 from sqlalchemy.exc import OperationalError
 
 from controlplane import job_worker
 from controlplane.app import ControlPlane
+from controlplane.database.schema import jobs
 from controlplane.metrics import declare
 from controlplane.registry import Registry
 from runtime.clock import SystemClock
@@ -91,6 +93,21 @@ async def test_jobs_are_counted_where_they_wait_where_they_run_as_they_are_repea
     await until(lambda: of(plane, "jobs_ended_total", kind="diarize", state="succeeded") == 1)
     assert of(plane, "job_seconds_count", kind="diarize") == 1
     await until(lambda: of(plane, "jobs", state="created") == 0 == of(plane, "jobs_running"))
+
+
+async def test_a_job_that_took_worker_after_worker_with_it_is_counted_among_those_that_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_worker, "SWEEP_S", 0.2)
+    plane = await world.plane()
+    client = await world.client(plane)
+    await upload(client, "talk", wav(speech(seconds=1)))
+    job = await create(client, media_key="talk")
+    async with plane.core.database.write() as connection:
+        of_lost = {"state": "running", "worker_id": "gone", "until_lease_s": 0.0, "failures": 100}
+        await connection.execute(update(jobs).where(jobs.c.job_id == job.job_id).values(**of_lost))
+    assert (await ended(client, job.job_id)).state == jobs_pb2.Job.STATE_FAILED
+    await until(lambda: of(plane, "jobs_ended_total", kind="diarize", state="failed") == 1)
 
 
 async def test_an_end_that_is_still_to_be_told_is_counted_with_its_age(world: World) -> None:
