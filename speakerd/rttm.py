@@ -54,8 +54,11 @@ def write_rttm(path: Path, turns: Iterable[RttmTurn]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old content or the new, never a part."""
-    write_whole_bytes(path, text.encode())
+    """Write a text file so that readers see the old content or the new, never a part.
+
+    What no text can hold, as names of files that are not UTF-8 come, is written as `?`.
+    """
+    write_whole_bytes(path, text.encode(errors="replace"))
 
 
 def write_whole_bytes(path: Path, content: bytes) -> None:

@@ -1,7 +1,8 @@
 """SRT: turns as subtitles, for players and editors that show who speaks.
 
 In come turns; out come numbered cues in order, one a turn, each with the speaker's name. Turns that overlap stay two
-cues, which players stack. Names are written as they are, but for line ends, which would end the cue.
+cues, which players stack. Names are written as they are, but for line ends, which would end the cue, and characters
+that no player shows and a terminal might obey.
 """
 
 from __future__ import annotations
@@ -32,4 +33,5 @@ def _time(milliseconds: int) -> str:
 
 
 def _name(label: str) -> str:
-    return " ".join(label.split()) or "?"
+    shown = "".join(character for character in " ".join(label.split()) if character.isprintable())
+    return shown or "?"

@@ -36,6 +36,15 @@ def test_subtitles_are_numbered_timed_and_named_in_order() -> None:
     )
     assert "01:01:01,007 --> 25:00:00,000\nA B\n" in srt_text([RttmTurn(3_661_007, 90_000_000, "A\n\nB")])
     assert srt_text([]) == ""
+    assert "\nA[31m & B\n" in srt_text([RttmTurn(0, 1, "A\x1b[31m\x00 & B\u202e")])
+
+
+def test_a_file_whose_name_is_no_text_gets_its_results_too(tmp_path: Path) -> None:
+    name = b"caf\xe9".decode(errors="surrogateescape")
+    turn = SpokenTurn(0, 1_000, "spk_0", "spk_0", "", 0.0)
+    for path in write_results(Results([turn], 1_000, name, {"file": name}), name, tmp_path, FORMATS):
+        assert path.stat().st_size
+    assert "caf?" in (tmp_path / f"{name}.json").read_text()
 
 
 def test_a_picture_has_a_lane_a_speaker_named_ones_first_and_tells_when_several_speak() -> None:

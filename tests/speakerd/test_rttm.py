@@ -30,10 +30,15 @@ def test_a_line_that_cannot_be_read_is_named() -> None:
         parse_rttm("SPEAKER a 1 0.0 1.0 <NA> <NA> x <NA> <NA>\nSPEAKER a 1 zero\n")
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "call.rttm"
     path.write_text("old")
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, "half a file \ud800")
+
+    def full(_path: Path, _mode: int) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Path, "chmod", full)  # the last thing before the new file takes the old one's place
+    with pytest.raises(OSError, match="full"):
+        write_whole(path, "half a file")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
