@@ -74,6 +74,11 @@ async def _outside(settings: ControlPlaneSettings, *, is_running: bool) -> list[
             rows.append(
                 problem(name, f"cannot be looked at ({why})", "see the rights of the data folder, and the disk")
             )
+        except Exception as error:  # noqa: BLE001 - a URL that nobody can read is reported, and the other looks are had
+            # Not what it says, which may repeat a password.
+            why = type(error).__name__
+            mend = "see the setting that says where it is: a URL that is misspelt, or wants a driver that is not here"
+            rows.append(problem(name, f"cannot be looked at ({why})", mend))
     return rows
 
 
