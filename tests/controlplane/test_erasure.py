@@ -255,13 +255,13 @@ async def test_the_audit_tells_of_enrolment_and_erasure_without_naming_anybody(a
 
 
 async def test_a_busy_fleet_erases_many_voices_at_once(world: World) -> None:
-    plane = await world.plane()
+    plane = await world.plane(node_lease_s=38.0, lease_s=40.0)
     client = await world.client(plane)
     node = await world.node(plane)
     voices = [(await client.enrol(f"P{index}", seed=index)).voice.voice_id for index in range(8)]
     began_s = time.monotonic()
     erasures = await asyncio.gather(*(client.erase(voice_id, wait_ms=WAIT_MS) for voice_id in voices))
-    assert time.monotonic() - began_s < 2.5
+    assert time.monotonic() - began_s < 25  # nobody waits for a lease to end
     assert {erasure.state for erasure in erasures} == {ERASED}
     assert node.voices == {}
 
@@ -300,8 +300,8 @@ async def test_whoever_waits_for_a_proof_learns_of_it_from_whichever_control_pla
             worker.cancel()
     for voice_id in voices:
         began_s = time.monotonic()
-        assert (await here.erase(voice_id, wait_ms=20_000)).state == ERASED
-        assert time.monotonic() - began_s < 10
+        assert (await here.erase(voice_id, wait_ms=WAIT_MS)).state == ERASED
+        assert time.monotonic() - began_s < WAIT_MS / 1000 - 5
 
 
 async def test_a_reader_that_is_in_the_way_of_the_log_delays_its_end_and_does_not_prevent_it(

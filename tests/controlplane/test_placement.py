@@ -62,7 +62,7 @@ def test_a_full_node_and_one_that_just_failed_come_last() -> None:
 
 async def place(client: Client, **fields: object) -> streams_pb2.PlaceStreamResponse:
     request = streams_pb2.PlaceStreamRequest(**fields)  # type: ignore[arg-type]
-    return await client.streams.PlaceStream(request, metadata=client.metadata, timeout=5)
+    return await client.streams.PlaceStream(request, metadata=client.metadata, timeout=30)
 
 
 async def test_a_placed_stream_gets_a_ticket_that_its_node_can_verify(world: World) -> None:
@@ -186,7 +186,7 @@ async def test_a_frozen_redis_slows_placement_but_does_not_stop_it(world: World)
     try:
         began_s = time.monotonic()
         answers = await asyncio.gather(*(place(client) for _ in range(6)), return_exceptions=True)
-        assert time.monotonic() - began_s < 3
+        assert time.monotonic() - began_s < 15
         placed = [answer for answer in answers if isinstance(answer, streams_pb2.PlaceStreamResponse)]
         assert len(placed) == fake.streams_max
     finally:
