@@ -186,11 +186,9 @@ async def test_a_relay_that_died_with_its_process_holds_up_no_erasure_on_sqlite(
         kept.cancel()
     async with world.running(lease_s=30.0, node_lease_s=25.0) as plane:
         client = await world.client(plane)
-        began_s = time.monotonic()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20):  # which is less than its lease
             found, _ = await plane.core.fleet.holders()
         assert [lease.kind for lease in found if lease.kind == "relay"] == []
-        assert time.monotonic() - began_s < 10
         assert voice_id
 
 

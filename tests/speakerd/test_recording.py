@@ -64,11 +64,12 @@ async def test_a_recording_is_sent_whole_and_at_the_pace_of_speech_when_that_is_
     began_s = loop.time()
     chunks = [chunk async for chunk in sound.chunks(realtime=True)]
     assert [len(chunk) for chunk in chunks] == [6400, 6400, 3200]
-    assert 0.25 <= loop.time() - began_s < 2.0
-    began_s = loop.time()
-    assert b"".join([chunk async for chunk in sound.chunks(realtime=False)]) == sound.pcm
-    assert loop.time() - began_s < 0.1
+    assert loop.time() - began_s >= 0.25
     assert sound.duration_ms == 250
+    minute = Recording(Path("b.wav"), bytes(4 * 16_000 * 60))
+    began_s = loop.time()
+    assert b"".join([chunk async for chunk in minute.chunks(realtime=False)]) == minute.pcm
+    assert loop.time() - began_s < 45
 
 
 def test_the_client_and_its_command_line_load_nothing_that_they_do_not_declare() -> None:
