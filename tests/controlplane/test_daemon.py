@@ -73,7 +73,7 @@ async def running(*arguments: str, log: Path) -> AsyncIterator[Daemon]:
         )
     try:
         assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode().split()
+        line = (await asyncio.wait_for(process.stdout.readline(), 120)).decode().split()
         assert line and line[0] == "ready", log.read_text()
         yield Daemon(process, dict(part.split("=", 1) for part in line[1:]))
     finally:
@@ -211,8 +211,8 @@ async def test_with_a_real_node_a_voice_is_enrolled_placed_kept_over_a_kill_and_
                 assert await labels(stream, tones(6, *ADA)) == {"Ada"}
             await daemon.end(signal.SIGKILL)
             async with running(*plane_arguments(data, address), log=log) as again, admin(again, data) as client:
-                await until(placed, 15)
-                await until(functools.partial(is_ready, again.grpc_address), 30)
+                await until(placed, 60)
+                await until(functools.partial(is_ready, again.grpc_address), 60)
                 erasure = await client.erase(voice_id, wait_ms=WAIT_MS)
                 assert erasure.state == people_pb2.Erasure.STATE_ERASED
                 assert [(outcome.node_id, outcome.ok) for outcome in erasure.nodes] == [("n1", True)]

@@ -341,7 +341,7 @@ async def test_a_failover_of_sentinels_costs_no_placement_and_the_new_master_is_
 
         await until(told)
         await registry.publish("me 8")
-        await until(lambda: "me 8" in heard or len(heard) > 1, 15)
+        await until(lambda: "me 8" in heard or len(heard) > 1, 60)
         await tasks.cancel()
 
 

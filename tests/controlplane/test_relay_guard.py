@@ -209,7 +209,7 @@ async def plane_process(data: Path, url: str, redis_url: str, journal: Path, log
         )  # fmt: skip
     try:
         assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), 40)).decode().split()
+        line = (await asyncio.wait_for(process.stdout.readline(), 120)).decode().split()
         assert line and line[0] == "ready", log.read_text()
         yield Daemon(process, dict(part.split("=", 1) for part in line[1:]))
     finally:

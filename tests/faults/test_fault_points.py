@@ -109,7 +109,7 @@ class Fleet:
                 cwd=ROOT, env={**kept, "OMP_NUM_THREADS": "1", **more},
             )  # fmt: skip
         assert process.stdout is not None
-        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
+        line = (await asyncio.wait_for(process.stdout.readline(), 120)).decode().split()
         assert line and line[0] == "ready", log.read_text()[-3000:]
         return Daemon(process, dict(part.split("=", 1) for part in line[1:]))
 
