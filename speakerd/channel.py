@@ -14,6 +14,8 @@ MIB = 1 << 20
 
 # The daemons' own CHANNEL_OPTIONS, stated again because this package ships without theirs: a frozen peer is noticed
 # within seconds only when the ping timeout is set, and gRPC's own retries would keep sound in memory to send it twice.
+# The least time between attempts is also what gRPC gives one to connect in: half a second was too little for TLS from far
+# away, and for a busy machine.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 2_000),
@@ -22,7 +24,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_retries", 0),
     ("grpc.max_receive_message_length", 40 * MIB),
