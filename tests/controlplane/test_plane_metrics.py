@@ -146,7 +146,10 @@ async def test_recordings_are_counted_by_what_was_found_of_them(world: World) ->
         for sample in family.samples
         if sample.name == "speakerd_cp_preflights_total" and sample.value
     }
-    assert sum(refusals.values()) == 5, refusals
+    # Alice's waited for a node: as one is there it is looked at once more, when that comes to it.
+    fit = refusals.pop("passed", 0) + refusals.pop("warned", 0)
+    assert fit in {3, 4}
+    assert sum(refusals.values()) == 2, refusals
 
 
 async def test_a_stream_that_names_nodes_to_avoid_is_counted_as_one_that_broke_off(world: World) -> None:
