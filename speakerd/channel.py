@@ -14,8 +14,8 @@ MIB = 1 << 20
 
 # The daemons' own CHANNEL_OPTIONS, stated again because this package ships without theirs: a frozen peer is noticed
 # within seconds only when the ping timeout is set, and gRPC's own retries would keep sound in memory to send it twice.
-# The least time between attempts is also what gRPC gives one to connect in: half a second was too little for TLS from far
-# away, and for a busy machine.
+# The least time between attempts is also what gRPC gives one to connect in: half a second was too little for TLS from
+# far away, and for a busy machine.
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 2_000),
