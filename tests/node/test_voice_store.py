@@ -137,7 +137,7 @@ async def test_an_eviction_that_the_device_had_no_room_for_is_finished_by_the_ne
 ) -> None:
     await put(store, "ada", 1)
 
-    def full(_work: object) -> None:
+    def full(_work: object, *, must_run: bool = False) -> None:
         raise Overloaded("the device has too many calls waiting; try again")
 
     with monkeypatch.context() as crowded:
