@@ -2,7 +2,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Test processes side by side; a file's tests stay together.
-JOBS ?= 2
+JOBS ?= 3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup demo test check check-deep proto reference docs bench clean

@@ -88,6 +88,7 @@ def labels_of(shown: str) -> set[str]:
     return {found[1] for line in shown.splitlines() if (found := re.fullmatch(r"\S+ – \S+ +(.+)", line))}
 
 
+@pytest.mark.deep
 def test_the_readme_s_lines_do_what_it_says(quick_start: Lines) -> None:
     readme = Lines(read_page("../README.md"), quick_start.folder, dict(quick_start.variables))
     for recording, source in {"ada": "Robin", "grace": "Sam", "meeting": "conversation"}.items():

@@ -120,6 +120,7 @@ async def test_clocks_that_disagree_refuse_new_streams_with_what_to_set_and_end_
         assert not told.degraded and not told.resumed and {turn.label for turn in told.turns} == {"Ada"}
 
 
+@pytest.mark.deep
 @pytest.mark.fault("F19", "P1", "P2")
 async def test_a_node_whose_clock_of_leases_began_elsewhere_holds_them_as_any_other(
     daemons: Processes, tmp_path: Path

@@ -162,7 +162,7 @@ def disk() -> Iterator[SmallDisk]:
 
 
 @pytest.mark.fault("F12", "P10", "P5", "P13")
-@pytest.mark.parametrize("how", ["frozen", "killed"])
+@pytest.mark.parametrize("how", [pytest.param("frozen", marks=pytest.mark.deep), "killed"])
 async def test_a_postgresql_that_stops_costs_refusals_and_nothing_else(
     how: str, daemons: Processes, tmp_path: Path, own_postgres: Postgres, figures: Figures
 ) -> None:
@@ -230,6 +230,7 @@ async def locked_postgres(server: Postgres) -> AsyncIterator[None]:
     await connection.close()
 
 
+@pytest.mark.deep
 @pytest.mark.fault("F12", "P10", "P5")
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_a_lock_that_is_held_for_ten_seconds_delays_or_refuses(

@@ -118,6 +118,7 @@ async def faulty_node(daemons: Processes, plane: Daemon, data: Path, orders: Pat
     )
 
 
+@pytest.mark.deep
 @pytest.mark.fault("F15", "P5", "P8")
 async def test_out_of_memory_refuses_streams_and_clips_for_as_long_as_it_lasts_and_ends_nothing(
     daemons: Processes, tmp_path: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 
 from models.live_naming import SHOWN_MAX, LiveNaming, NamingOutcome, Relabel
 from models.naming import NamingParameters, all_of
@@ -36,6 +37,7 @@ def step(
     return told
 
 
+@pytest.mark.deep
 def test_days_of_speakers_opened_in_doubt_leave_a_bounded_checkpoint_and_every_second_of_speech() -> None:
     live, heard = naming(), HeardNumbers(StreamState())
     step(live, heard, [0, 1], [(0, 0), (1, 1)], [])

@@ -343,6 +343,7 @@ def test_what_stands_in_the_way_of_a_pull_is_said_with_what_to_do(hub: str, tmp_
         read_token(tmp_path / "token")
 
 
+@pytest.mark.deep
 def test_the_script_for_owners_of_weights_finds_no_difference(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
