@@ -178,6 +178,14 @@ async def _work(shown: Shown, plane: Daemon, edge: Daemon, data: Path, hook: str
 
         for job_id in (shown.job_id, shown.failed_job_id):
             await until(lambda job_id=job_id: has_ended(job_id), 120)  # type: ignore[misc]
+
+        async def is_growing() -> bool:
+            # A machine with nothing else to do is through with all requests between two scrapes, and shows no rate.
+            await has_ended(shown.job_id)
+            rate = "sum(rate(speakerd_http_request_duration_seconds_count[3m])) > 0"
+            return bool(await asyncio.to_thread(shown.server.values, rate))
+
+        await until(is_growing, 120)
         assert (await client.voice(zaphod)).label == SECRETS[0]
 
 
