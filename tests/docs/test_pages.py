@@ -28,7 +28,7 @@ A_PATH = re.compile(rf"(?<![\w/.~-])(?:{FOLDERS})/[\w./*<>{{}}-]+")
 A_MODULE = re.compile(rf"(?:python -m )?((?:{'|'.join(PACKAGES)})(?:\.[a-z_]\w*){{2,}})")
 # What a page may not tell: where it was written.
 MACHINE = re.compile(
-    r"(?<![\w.-])(?:/work/|/tmp/o\d|/opt/(?:pypi|wheels)|/root/)|pypi\.(?!org)\w+\.\w+|artifactory", re.IGNORECASE
+    r"(?<![\w.-])/(?:work|root|tmp/\w\d|opt/(?:py\w+|wheels))\b|pypi\.(?!org)\w+\.\w+|artifactory", re.IGNORECASE
 )
 # A word that the reader replaces, or that goes on elsewhere.
 _OPEN = ("NAME", "…", "NNNN", "<", "{")
