@@ -18,7 +18,7 @@ from controlplane import registry_schema as schema
 from controlplane.job_rows import Waiting
 from controlplane.job_spec import Priority
 from controlplane.metrics import Metrics
-from controlplane.redis_client import close_redis, open_redis
+from controlplane.redis_client import Patience, Script, close_redis, open_redis
 from controlplane.registry_schema import JOB_NEWS, PREFIX
 from runtime.clock import Clock
 
@@ -44,12 +44,13 @@ class JobQueue:
 
     def __init__(self, url: str, worker_id: str, clock: Clock, metrics: Metrics) -> None:
         self._redis = open_redis(url, timeout_s=TIMEOUT_S)
+        self._patience = Patience(TIMEOUT_S)
         self._worker_id = worker_id
         self._clock = clock
         self._metrics = metrics
-        self._enqueue = self._redis.register_script(schema.JOB_ENQUEUE)
-        self._take = self._redis.register_script(schema.JOB_TAKE)
-        self._done = self._redis.register_script(schema.JOB_DONE)
+        self._enqueue = Script(self._redis, schema.JOB_ENQUEUE)
+        self._take = Script(self._redis, schema.JOB_TAKE)
+        self._done = Script(self._redis, schema.JOB_DONE)
         self._rest_until_s = float("-inf")
 
     def __repr__(self) -> str:
@@ -96,13 +97,14 @@ class JobQueue:
 
     async def close(self) -> None:
         """Let go of Redis."""
+        await self._patience.close()
         await close_redis(self._redis)
 
     async def _ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
         if not self.is_up:
             return None
         try:
-            return await call()
+            return await self._patience.answer(call)
         except (RedisError, OSError, asyncio.TimeoutError):  # noqa: UP041 - redis-py raises either
             self._metrics.redis_errors.inc()
             self._rest_until_s = self._clock.monotonic_s() + REST_S

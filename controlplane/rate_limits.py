@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from controlplane.redis_client import close_redis, open_redis
+from controlplane.redis_client import Patience, Script, close_redis, open_redis
 from runtime.clock import Clock
 
 PREFIX = "d:rate:"
@@ -65,7 +65,8 @@ class RateLimits:
 
     def __init__(self, redis_url: str, clock: Clock) -> None:
         self._redis = open_redis(redis_url, timeout_s=TIMEOUT_S)
-        self._take = self._redis.register_script(_TAKE)
+        self._patience = Patience(TIMEOUT_S)
+        self._take = Script(self._redis, _TAKE)
         self._clock = clock
         self._rest_until_s = float("-inf")
         self._own: OrderedDict[str, deque[float]] = OrderedDict()
@@ -75,6 +76,7 @@ class RateLimits:
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._patience.close()
         await close_redis(self._redis)
 
     async def take(self, caller: str, limit: RateLimit) -> Standing:
@@ -83,8 +85,9 @@ class RateLimits:
         name = hashlib.sha256(f"{limit.kind}\n{caller}".encode()).hexdigest()[:32]
         if self._clock.monotonic_s() >= self._rest_until_s:
             try:
-                taken, counted, frees_in_ms = await self._take(
-                    keys=[PREFIX + name], args=[limit.calls_max, round(limit.window_s * 1000), secrets.token_hex(8)]
+                arguments = [limit.calls_max, round(limit.window_s * 1000), secrets.token_hex(8)]
+                taken, counted, frees_in_ms = await self._patience.answer(
+                    lambda: self._take(keys=[PREFIX + name], args=arguments)
                 )
             except (RedisError, OSError, TimeoutError):
                 self._rest_until_s = self._clock.monotonic_s() + REST_S

@@ -23,7 +23,7 @@ from controlplane.fault_points import reach
 from controlplane.metrics import Metrics
 from controlplane.node_view import NodeView
 from controlplane.pulse import Pulse, wait_s
-from controlplane.redis_client import close_redis, open_redis
+from controlplane.redis_client import Patience, Script, close_redis, open_redis
 from controlplane.registry_schema import FAULTS_S, NODE_KEPT_S, NODE_TTL_S, PLACED_S, PREFIX
 from controlplane.routing_memory import RoutingMemory
 from runtime.clock import Clock
@@ -37,6 +37,8 @@ VIEW_DUTY = 20.0
 """How old the view may be that candidates are taken from, at least, and as a multiple of what it took to read: of a
 large fleet it is read less often. The reservation looks for itself."""
 VIEW_TOOK_S_MAX = 0.05
+LOOK_S = 0.1
+"""How long is waited for a newer view by whoever has one that is young enough for candidates."""
 RECALL_ROWS = 500
 
 Held = Callable[[], Awaitable[Collection[NodeView]]]
@@ -85,18 +87,19 @@ class Registry:
 
     def __init__(self, url: str, clock: Clock, metrics: Metrics) -> None:
         self._redis = open_redis(url, timeout_s=TIMEOUT_S)
+        self._patience = Patience(TIMEOUT_S)
         self._clock = clock
         self._metrics = metrics
         self._memory = RoutingMemory()
-        self._heartbeat = self._redis.register_script(schema.HEARTBEAT)
-        self._advance = self._redis.register_script(schema.ADVANCE)
-        self._doubt = self._redis.register_script(schema.DOUBT)
-        self._forget = self._redis.register_script(schema.FORGET)
-        self._view_script = self._redis.register_script(schema.VIEW)
-        self._place = self._redis.register_script(schema.PLACE)
-        self._release = self._redis.register_script(schema.RELEASE)
-        self._recall_nodes = self._redis.register_script(schema.RECALL_NODES)
-        self._recall_placed = self._redis.register_script(schema.RECALL_PLACED)
+        self._heartbeat = Script(self._redis, schema.HEARTBEAT)
+        self._advance = Script(self._redis, schema.ADVANCE)
+        self._doubt = Script(self._redis, schema.DOUBT)
+        self._forget = Script(self._redis, schema.FORGET)
+        self._view_script = Script(self._redis, schema.VIEW)
+        self._place = Script(self._redis, schema.PLACE)
+        self._release = Script(self._redis, schema.RELEASE)
+        self._recall_nodes = Script(self._redis, schema.RECALL_NODES)
+        self._recall_placed = Script(self._redis, schema.RECALL_PLACED)
         self._view: dict[str, NodeView] = {}
         self._view_s = float("-inf")
         self._view_took_s = 0.0
@@ -164,17 +167,19 @@ class Registry:
     async def known(self, *, fresh: bool = True) -> list[NodeView]:
         """All nodes, those that fell silent too; from memory when Redis is away or has forgotten.
 
-        fresh: as Redis says now, else as it said a moment ago.
+        fresh: as Redis says now, else as it said a moment ago, or a little longer when it is slow to say so.
         """
         if fresh:
             await self._look()
         elif self._clock.monotonic_s() - self._view_s > max(VIEW_S, VIEW_DUTY * self._view_took_s):
-            # Whoever comes meanwhile waits for the same answer.
+            # Whoever comes meanwhile waits for the same answer. A slow Redis is waited for once: as a slot is reserved.
             if self._viewing is None or self._viewing.done():
                 self._viewing = asyncio.create_task(self._look(), name="registry.view")
-            await asyncio.shield(self._viewing)
-        remembered = [node for node in self._memory.nodes(self._clock.lease_now_s()) if node.node_id not in self._view]
-        return [*self._view.values(), *remembered]
+            young = bool(self._view) and self._clock.monotonic_s() - self._view_s <= NODE_TTL_S
+            for looked in (await asyncio.wait((self._viewing,), timeout=LOOK_S if young else None))[0]:
+                looked.result()
+        remembered = self._memory.nodes(self._clock.lease_now_s())
+        return [*self._view.values(), *(node for node in remembered if node.node_id not in self._view)]
 
     async def reserve(self, wish: Wish) -> Reserved | None:
         """Speak for a slot, atomically among all control planes. None when all that were named are full or gone.
@@ -182,9 +187,8 @@ class Registry:
         Raises QuotaUsedUp.
         """
         arguments: list[Any] = [PREFIX, wish.stream, NODE_TTL_S, wish.hold_s, PLACED_S, FAULTS_S]
-        arguments += ["" if wish.revision is None else wish.revision]
-        arguments += [wish.slots, wish.tenant_id, -1 if wish.tenant_max is None else wish.tenant_max]
-        arguments += [len(wish.models or ()), *(wish.models or ())]
+        arguments += ["" if wish.revision is None else wish.revision, wish.slots, wish.tenant_id]
+        arguments += [-1 if wish.tenant_max is None else wish.tenant_max, len(wish.models or ()), *(wish.models or ())]
         arguments += [len(wish.avoid), *wish.avoid, *wish.candidates]
         reply = cast("list[Any] | None", await self._ask(lambda: self._place(args=arguments)))
         now_s = self._clock.lease_now_s()
@@ -236,6 +240,7 @@ class Registry:
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._patience.close()
         await close_redis(self._redis)
 
     async def _refill(self, held: Held) -> None:
@@ -300,7 +305,7 @@ class Registry:
         if not self._is_up:
             self._rest_until_s = now_s + REST_S  # one call finds out, the others do not wait with it
         try:
-            reply: object = await call()
+            reply: object = await self._patience.answer(call)
         except (RedisError, OSError) as error:
             self._metrics.redis_errors.inc()
             if self._is_up:
