@@ -3,8 +3,8 @@
 #
 #   deploy/image/slim.sh ENVIRONMENT cuda|cpu
 #
-# From both: headers, static libraries, pip. From the CPU image besides: Triton (kernels are compiled for devices alone)
-# and the CUDA libraries that PyTorch's own do not link to, but open when a device is used. The others have to stay: the
+# From both: headers, static libraries, pip. From the CPU image besides: Triton and ptxas (kernels are compiled for devices
+# alone) and the CUDA libraries that PyTorch's own do not link to, but open when a device is used. The others have to stay: the
 # wheels of the package index are built for CUDA, and do not load without them. Wheels of PyTorch's CPU index
 # (TORCH_INDEX) have none of this, and nothing is found to be removed.
 set -eu
@@ -14,12 +14,12 @@ kind=${2:?usage: slim.sh ENVIRONMENT cuda|cpu}
 site=$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 before=$(du -sm "$environment" | cut -f1)
 
-rm -rf "$site/torch/include" "$site/torch/share/cmake" "$site"/nvidia/*/include
+rm -rf "$site/torch/include" "$site/torch/share/cmake" "$site"/torch/bin/protoc* "$site"/nvidia/*/include
 find "$site" \( -name '*.a' -o -name 'libnvshmem_device.bc' \) -delete
 case "$kind" in
     cuda) ;;
     cpu)
-        rm -rf "$site/triton"
+        rm -rf "$site/triton" "$site/torch/bin/ptxas"
         linked=$(for library in "$site"/torch/lib/*.so*; do ldd "$library"; done | awk '$2 == "=>" && $3 ~ /^\// {print $3}' |
             sort -u | xargs -r -n 1 readlink -f)
         find "$site/nvidia" -name '*.so*' -type f 2> /dev/null | while read -r library; do

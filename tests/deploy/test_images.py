@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def of(file: str, word: str) -> list[str]:
     return [one.rest for one in instructions(file) if one.word == word]
 
 
+def steps(file: str) -> list[list[str]]:
+    """The scripts that each RUN calls, without what is mounted for it."""
+    runs = [re.sub(r"--mount=\S+ +", "", run) for run in of(file, "RUN")]
+    return [
+        json.loads(run)[:1] if run.startswith("[") else [part.split()[0] for part in run.split("&&")] for run in runs
+    ]
+
+
 def environment(file: str) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S+)", " ".join(of(file, "ENV"))))
 
@@ -61,12 +70,11 @@ def test_the_linter_of_shell_scripts_finds_nothing(script: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_step_is_a_script_that_is_there(file: str) -> None:
-    for step in of(file, "RUN"):
-        commands = json.loads(step)[:1] if step.startswith("[") else [part.split()[0] for part in step.split("&&")]
+    for commands in steps(file):
         for command in commands:
             script = STEPS / Path(command).name
-            assert Path(command).parent.name in ("image", "speakerd-image"), step
-            assert script.is_file() and os.access(script, os.X_OK), step
+            assert Path(command).parent.name in ("image", "speakerd-image"), command
+            assert script.is_file() and os.access(script, os.X_OK), command
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -80,6 +88,19 @@ def test_whatever_is_copied_is_there_and_reaches_the_builder(file: str) -> None:
         for source in copied.split()[:-1]:
             assert (ROOT / source).exists(), source
             assert any(source == name or source.startswith(f"{name}/") for name in let_in), source
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_was_brought_is_seen_by_every_step_that_may_need_it_and_is_in_no_layer(file: str) -> None:
+    brought = "deploy/air-gapped/brought"
+    mount = f"--mount=type=bind,source={brought},target=/src/{brought} "
+    readers = {
+        step.name for step in STEPS.glob("*.sh") if "brought" in step.read_text() or "sources.sh" in step.read_text()
+    }
+    assert {"tini.sh", "dependencies.sh", "code.sh", "models.sh"} <= readers
+    for run, commands in zip(of(file, "RUN"), steps(file), strict=True):
+        assert run.startswith(mount) == bool(readers & {Path(command).name for command in commands}), run
+    assert not [copied for copied in of(file, "COPY") if brought in copied]
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -145,16 +166,25 @@ def test_an_image_in_which_our_code_can_be_written_is_refused(tmp_path: Path) ->
     assert "check.sh:" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where images are built, and their base once for all of them; SPEAKERD_REHEARSAL names one that stays."""
+    if reason := rehearse_images.what_is_missing():
+        pytest.skip(f"images cannot be rehearsed: {reason}")
+    if kept := os.environ.get("SPEAKERD_REHEARSAL"):
+        yield Path(kept)
+        return
+    folder = tmp_path_factory.mktemp("images")
+    yield folder
+    rehearse_images.Rehearsal(folder).remove()
+
+
 @pytest.mark.deep
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", list(rehearse_images.IMAGES))
-def test_an_image_is_built_without_a_network_and_starts_becomes_healthy_and_ends(
-    name: str, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+def test_an_image_is_built_without_a_network_and_starts_becomes_healthy_answers_and_ends(
+    name: str, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if reason := rehearse_images.what_is_missing():
-        pytest.skip(f"images cannot be rehearsed: {reason}")
-    work = tmp_path_factory.getbasetemp() / "images"
-    work.mkdir(exist_ok=True)
     told = rehearse_images.rehearse(name, work)
     with capsys.disabled():
         print(told)
