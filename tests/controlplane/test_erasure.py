@@ -26,13 +26,16 @@ from runtime.errors import NotFound, Unavailable
 from speakerd.v1 import node_pb2, people_pb2, streams_pb2
 from tests.controlplane.conftest import WAIT_MS, Client, World, speech, until, wav
 from tests.controlplane.fake_node import embedding_of
+from tests.faults.figures import Figures
 
 ERASING = people_pb2.Erasure.STATE_ERASING
 ERASED = people_pb2.Erasure.STATE_ERASED
 
 
 @pytest.mark.fault("F3", "P2")
-async def test_an_erasure_waits_for_a_silent_node_until_its_lease_has_run_out(any_world: World) -> None:
+async def test_an_erasure_waits_for_a_silent_node_until_its_lease_has_run_out(
+    any_world: World, figures: Figures
+) -> None:
     plane = await any_world.plane()
     client = await any_world.client(plane)
     healthy, silent = await any_world.node(plane, "node-1"), await any_world.node(plane, "node-2")
@@ -45,6 +48,7 @@ async def test_an_erasure_waits_for_a_silent_node_until_its_lease_has_run_out(an
     erasure = await client.erase(voice_id, wait_ms=WAIT_MS)
     assert erasure.state == ERASED
     assert time.monotonic() - began_s > plane.settings.node_lease_s - 1.0
+    figures.record("proven after", time.monotonic() - began_s)
     assert {(outcome.node_id, outcome.ok) for outcome in erasure.nodes} == {("node-1", True), ("node-2", False)}
     assert list(erasure.residual_node_ids) == ["node-2"]
     # It comes back: fenced, it has to start over, and holds nothing of before.
@@ -71,7 +75,9 @@ async def test_a_node_that_joins_after_the_erasure_is_not_waited_for(world: Worl
 
 
 @pytest.mark.fault("F3", "P1")
-async def test_a_node_that_read_the_log_and_never_said_so_is_named_as_residual(any_world: World) -> None:
+async def test_a_node_that_read_the_log_and_never_said_so_is_named_as_residual(
+    any_world: World, figures: Figures
+) -> None:
     plane = await any_world.plane()
     client = await any_world.client(plane)
     gone = await any_world.node(plane, "node-0", renew=False)
@@ -85,8 +91,10 @@ async def test_a_node_that_read_the_log_and_never_said_so_is_named_as_residual(a
     await silent.sync()
     assert len(silent.voices) == 1
     silent.freeze()
+    began_s = time.monotonic()
     erasure = await client.erase(voice_id, wait_ms=WAIT_MS)
     assert erasure.state == ERASED
+    figures.record("proven after", time.monotonic() - began_s)
     assert list(erasure.residual_node_ids) == ["node-2"]
 
 

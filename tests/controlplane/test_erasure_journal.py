@@ -7,6 +7,7 @@ import fcntl
 import json
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from runtime.errors import InvalidRequest, SpeakerdError, Unavailable
 from speakerd.v1 import people_pb2
 from tests.controlplane.conftest import WAIT_MS, Client, World, until
 from tests.controlplane.test_audit import rows_of, verdict
+from tests.faults.figures import Figures
 
 ERASED = people_pb2.Erasure.STATE_ERASED
 KEY = bytes(range(32))
@@ -185,7 +187,9 @@ async def proven(client: Client, audit_id: str) -> bool:
 
 
 @pytest.mark.fault("F13", "P1", "P3")
-async def test_a_database_from_before_an_erasure_erases_again_before_anybody_can_ask(world: World) -> None:
+async def test_a_database_from_before_an_erasure_erases_again_before_anybody_can_ask(
+    world: World, figures: Figures
+) -> None:
     async with world.running() as plane:
         client = await world.client(plane)
         node = await world.node(plane)
@@ -196,7 +200,9 @@ async def test_a_database_from_before_an_erasure_erases_again_before_anybody_can
         first, second = await client.erase(alice, wait_ms=WAIT_MS), await client.erase(carol, wait_ms=WAIT_MS)
         await node.stop()
     backup.restore()
+    restored_s = time.monotonic()
     plane = await world.plane()
+    figures.record("a restored database to open ports", time.monotonic() - restored_s)
     client = await world.client(plane)
     # Read before the worker has done anything: the tombstone and the missing key come from the replay itself.
     assert (await client.get(alice)).state in (people_pb2.Voice.STATE_ERASING, people_pb2.Voice.STATE_ERASED)
@@ -210,6 +216,7 @@ async def test_a_database_from_before_an_erasure_erases_again_before_anybody_can
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
     for erasure in (first, second):
         await until(lambda erasure=erasure: proven(client, erasure.audit_id))
+    figures.record("both erasures proven again after", time.monotonic() - restored_s)
     again = await erasure_of(client, first.audit_id)
     assert (again.voice_id, again.source, again.requested_at) == (alice, "journal", first.requested_at)
     replayed = [row for row in await rows_of(plane) if row["action"] == "erase.replayed"]

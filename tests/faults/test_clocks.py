@@ -97,7 +97,7 @@ async def test_wall_clocks_that_jump_touch_no_lease_no_stream_and_no_erasure(
 @pytest.mark.timeout(600)
 @pytest.mark.fault("F19", "P1", "P14")
 async def test_clocks_that_disagree_refuse_new_streams_with_what_to_set_and_end_none(
-    daemons: Processes, tmp_path: Path
+    daemons: Processes, tmp_path: Path, figures: Figures
 ) -> None:
     of_plane, of_node = WallClock(tmp_path / "plane-clock"), WallClock(tmp_path / "node-clock")
     async with fleet(daemons, tmp_path / "data", of_plane=of_plane, of_node=of_node) as client:
@@ -113,17 +113,20 @@ async def test_clocks_that_disagree_refuse_new_streams_with_what_to_set_and_end_
         assert (await client.erase(bob.voice_id, wait_s=20)).state == people_pb2.Erasure.STATE_ERASED
         await asyncio.sleep(OVER_A_LEASE_S)
         of_node.set("+0")
+        set_s = time.monotonic()
         await asyncio.sleep(JUMPED_AFTER_S)
         await stream(client, pcm(tones(2, *voice(0))), pace=0)
+        figures.record("clocks set: a stream is placed, heard and closed within", time.monotonic() - set_s)
         done.set()
         await running
         assert not told.degraded and not told.resumed and {turn.label for turn in told.turns} == {"Ada"}
+        figures.record("streams ended by it", 0, "")
 
 
 @pytest.mark.deep
 @pytest.mark.fault("F19", "P1", "P2")
 async def test_a_node_whose_clock_of_leases_began_elsewhere_holds_them_as_any_other(
-    daemons: Processes, tmp_path: Path
+    daemons: Processes, tmp_path: Path, figures: Figures
 ) -> None:
     shifted = ["unshare", "--time", "--boottime", "864000", "--fork", "--kill-child"]
     tried = subprocess.run([*shifted, "true"], capture_output=True, text=True, check=False)
@@ -136,7 +139,9 @@ async def test_a_node_whose_clock_of_leases_began_elsewhere_holds_them_as_any_ot
         ada = await enrol(client, "Ada", 0)
         told = await stream(client, pcm(tones(OVER_A_LEASE_S, *voice(0))))
         assert not told.degraded and {turn.label for turn in told.turns} == {"Ada"}
+        began_s = time.monotonic()
         assert (await client.erase(ada.voice_id, wait_s=20)).state == people_pb2.Erasure.STATE_ERASED
+        figures.record("erasure proven in", time.monotonic() - began_s)
 
 
 @pytest.mark.fault("F26", "P14")

@@ -126,31 +126,41 @@ async def streaming(client: Client, sounds: list[bytes], options: StreamOptions)
         done.set()
 
 
-async def rolling_restart(daemons: Processes, num_streams: int) -> None:
+async def rolling_restart(daemons: Processes, num_streams: int, figures: Figures) -> None:
     options = StreamOptions(latency_ms=1_000)
     flags = ("--streams-max", str(num_streams))
     async with fleet(daemons, "n1", "n2", "n3", flags=flags) as made, made.client() as client:
         await enrol_tones(client)
         sounds = [conversation(number, 90) for number in range(num_streams)]
         async with streaming(client, sounds, options) as told:
+            ends_s = []
             for node_id in list(made.nodes):
+                began_s = time.monotonic()
                 made.nodes[node_id].send(signal.SIGTERM)
                 assert await made.nodes[node_id].ended() == 0
+                ends_s.append(time.monotonic() - began_s)
                 await made.add(node_id)  # it says that it is ready once it serves
         assert all(one.drains and len(one.resumed) == one.drains for one in told), "a stream was not handed over"
         assert {len(one.nodes) > 2 for one in told} >= {True}
         await require_same(client, sounds, told, options)
+        figures.record("streams", num_streams, "")
+        figures.record("times that a stream was handed over", sum(one.drains for one in told), "")
+        figures.record("goes on after, at worst", max(one.away_s for each in told for one in each.resumed))
+        figures.record("a node ends after, at worst", max(ends_s))
+        figures.record("turns lost, doubled or changed", 0, "")
 
 
 @pytest.mark.fault("F21", "P9")
-async def test_a_rolling_restart_of_all_nodes_costs_no_stream_anything(daemons: Processes) -> None:
-    await rolling_restart(daemons, 20)
+async def test_a_rolling_restart_of_all_nodes_costs_no_stream_anything(daemons: Processes, figures: Figures) -> None:
+    await rolling_restart(daemons, 20, figures)
 
 
 @pytest.mark.fault("F21", "P9")
 @pytest.mark.deep
-async def test_a_rolling_restart_under_many_streams_costs_no_stream_anything(daemons: Processes) -> None:
-    await rolling_restart(daemons, 60)
+async def test_a_rolling_restart_under_many_streams_costs_no_stream_anything(
+    daemons: Processes, figures: Figures
+) -> None:
+    await rolling_restart(daemons, 60, figures)
 
 
 @pytest.mark.fault("F1", "P6")
@@ -197,7 +207,7 @@ def opus(samples: np.ndarray) -> bytes:
 
 @pytest.mark.fault("F1", "P6")
 @pytest.mark.parametrize("kind", ["container", "parties apart"])
-async def test_containers_and_calls_outlive_their_node_too(daemons: Processes, kind: str) -> None:
+async def test_containers_and_calls_outlive_their_node_too(daemons: Processes, figures: Figures, kind: str) -> None:
     spoken = [np.frombuffer(conversation(number, 60), "<i2").astype(np.float32) / 32768 for number in (3, 4)]
     if kind == "container":
         options = StreamOptions(latency_ms=1_000, encoding=common_pb2.ENCODING_CONTAINER)
@@ -218,6 +228,8 @@ async def test_containers_and_calls_outlive_their_node_too(daemons: Processes, k
     assert told.whole() == undisturbed.whole()
     assert any(turn.label.startswith("Person ") for turn in told.turns)
     assert any(turn.label.startswith("spk_") for turn in told.turns)
+    figures.record(f"{kind}: goes on after", max(one.away_s for one in told.resumed))
+    figures.record("turns lost, doubled or changed", 0, "")
 
 
 def talk_of(audio: Path) -> tuple[np.ndarray, list[list[np.ndarray]]]:
@@ -242,7 +254,7 @@ def talk_of(audio: Path) -> tuple[np.ndarray, list[list[np.ndarray]]]:
 )
 @pytest.mark.timeout(600)
 async def test_a_node_killed_under_real_voices_costs_no_label_and_no_final_turn(
-    daemons: Processes, audio: Path, monkeypatch: pytest.MonkeyPatch, kill_s: int
+    daemons: Processes, audio: Path, monkeypatch: pytest.MonkeyPatch, figures: Figures, kill_s: int
 ) -> None:
     """With the builtin engine: outside the moments around the loss, every turn is that of an undisturbed stream."""
     # A dead node is noticed by its connection. That one is also left for its silence would make this depend on the pace
@@ -279,3 +291,5 @@ async def test_a_node_killed_under_real_voices_costs_no_label_and_no_final_turn(
     assert {(one.speaker, one.label, one.voice_id) for one in told.closed.speakers} == {
         (one.speaker, one.label, one.voice_id) for one in undisturbed.closed.speakers
     }
+    figures.record("goes on after", told.resumed[0].away_s)
+    figures.record("turns outside those seconds lost or changed", 0, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,7 +122,7 @@ async def faulty_node(daemons: Processes, plane: Daemon, data: Path, orders: Pat
 @pytest.mark.deep
 @pytest.mark.fault("F15", "P5", "P8")
 async def test_out_of_memory_refuses_streams_and_clips_for_as_long_as_it_lasts_and_ends_nothing(
-    daemons: Processes, tmp_path: Path
+    daemons: Processes, tmp_path: Path, figures: Figures
 ) -> None:
     data, orders = tmp_path / "data", tmp_path / "orders"
     plane = await daemons.start("plane", *plane_arguments(data))
@@ -143,9 +144,13 @@ async def test_out_of_memory_refuses_streams_and_clips_for_as_long_as_it_lasts_a
             running = asyncio.create_task(stream(client, sound, pace=0))
             await until(lambda: "device.out_of_memory" in node.log.read_text(), 60)
             orders.write_text("")
+            relieved_s = time.monotonic()
             # The client of users places the stream again by itself, and nothing is lost.
             assert (await running).whole() == calm.whole()
+            figures.record("memory again: a stream is heard to its end after", time.monotonic() - relieved_s)
             await held(other, bob.voice_id)
+            figures.record("memory again: a clip that waited is enrolled after", time.monotonic() - relieved_s)
+            figures.record("turns lost or changed", 0, "")
         assert node.process.returncode is None
 
 

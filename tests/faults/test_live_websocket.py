@@ -20,6 +20,7 @@ from runtime.tls import CONTROL_PLANE
 from speakerd.client import Client, StreamOptions
 from speakerd.v1 import people_pb2
 from tests.controlplane.conftest import postgresql_server, postgresql_url
+from tests.faults.figures import Figures
 from tests.faults.live_sockets import Heard, ask, live
 from tests.faults.network import network
 from tests.faults.processes import (
@@ -70,7 +71,9 @@ async def carriers(client: Client) -> list[str]:
 
 @pytest.mark.fault("F1", "P6")
 @pytest.mark.fault("F5", "P6")
-async def test_a_node_killed_and_one_frozen_cost_a_websocket_no_label_and_nothing_said(daemons: Processes) -> None:
+async def test_a_node_killed_and_one_frozen_cost_a_websocket_no_label_and_nothing_said(
+    daemons: Processes, figures: Figures
+) -> None:
     sound = conversation(0, 20)
     async with fleet(daemons, "n1", "n2", "n3") as made, made.client() as client, http_of(made) as http:
         await enrol_tones(client)
@@ -94,11 +97,13 @@ async def test_a_node_killed_and_one_frozen_cost_a_websocket_no_label_and_nothin
         (killed,) = await carriers(client)
         assert (await http.get(f"/v1/live/{session_id}")).json()["status"] == "running"
         made.nodes[killed].send(signal.SIGKILL)
+        killed_s = time.monotonic()
 
         async def goes_on() -> bool:
             return bool(set(await carriers(client)) - {killed})
 
         await until(goes_on, 30)
+        figures.record("another node is heard to carry it after", time.monotonic() - killed_s, cell="F1")
         (frozen,) = set(await carriers(client)) - {killed}
         said = len(heard.events)
         await until(lambda: len(heard.events) > said + 2, 30)
@@ -107,6 +112,8 @@ async def test_a_node_killed_and_one_frozen_cost_a_websocket_no_label_and_nothin
         heard.require_in_order()
         assert (heard.code, heard.errors) == (1000, [])
         assert heard.spans() == undisturbed.spans()
+        for cell in ("F1", "F5"):
+            figures.record("spans lost, doubled or changed", 0, "", cell=cell)
         # Nothing of the url, which opens a session, is written down.
         logged = (made.daemons.folder / "plane.log").read_text()
         assert session_id not in logged and url.partition("token=")[2] not in logged
@@ -167,7 +174,7 @@ class RelayFleet(CutFleet):
 @pytest.mark.deep
 @pytest.mark.usefixtures("needs_netns")
 async def test_a_relay_that_is_cut_off_names_nobody_who_is_erased_meanwhile_and_keeps_its_labels(
-    postgresql_url: str, tmp_path: Path
+    postgresql_url: str, tmp_path: Path, figures: Figures
 ) -> None:
     """Its clients reach it, and it the streams of nodes; not the database, and so no word of the erasure."""
     with network("plane", "relay", *NODES) as net:
@@ -176,10 +183,10 @@ async def test_a_relay_that_is_cut_off_names_nobody_who_is_erased_meanwhile_and_
             await made.start_over(postgresql_url)
             key = (made.data / "admin.key").read_text().strip()
             async with made.client() as client, over_http(made.relay, key) as http:
-                await _cut_off_and_erased(made, client, http)
+                await _cut_off_and_erased(made, client, http, figures)
 
 
-async def _cut_off_and_erased(made: RelayFleet, client: Client, http: httpx.AsyncClient) -> None:
+async def _cut_off_and_erased(made: RelayFleet, client: Client, http: httpx.AsyncClient, figures: Figures) -> None:
     ids = []
     for number in range(2):
         answer = await client.enroll(f"Person {number}", [wav(tones(4, *voice(number)))])
@@ -196,6 +203,7 @@ async def _cut_off_and_erased(made: RelayFleet, client: Client, http: httpx.Asyn
     erasure = await client.erase(ids[0], wait_s=25)
     erased_s = time.monotonic()
     assert erasure.state == people_pb2.Erasure.STATE_ERASED and erased_s - asked_s <= ERASED_WITHIN_S
+    figures.record("proven after", erased_s - asked_s)
     # It goes on, under nobody's name.
     said = len(heard.events)
     await until(lambda: len(heard.events) > said + 12, 60)
@@ -203,7 +211,9 @@ async def _cut_off_and_erased(made: RelayFleet, client: Client, http: httpx.Asyn
 
     # Healed, it names those again who may be named.
     made.net.heal("relay")
+    healed_s = time.monotonic()
     await until(lambda: "Person 1" in heard.said_after(erased_s), 90)
+    figures.record("names are back, once healed, after", time.monotonic() - healed_s)
 
     # And the node that carries it dies.
     (victim,) = await carriers(client)
@@ -217,6 +227,7 @@ async def _cut_off_and_erased(made: RelayFleet, client: Client, http: httpx.Asyn
     heard.require_in_order()
     assert (heard.code, heard.errors) == (1000, [])
     assert "Person 0" not in heard.said_after(erased_s)
+    figures.record("names said after their erasure", 0, "")
     # The stranger is the same one from beginning to end, and the one who was erased has become another.
     end_s = heard.events[-1][1]
     (stranger,) = _strangers(heard, 10, end_s, people=3, at=2)

@@ -55,10 +55,18 @@ async def test_whatever_fails_in_whatever_order_no_promise_is_broken(
 @pytest.mark.deep
 @pytest.mark.timeout(900)
 @pytest.mark.fault("F21", "P9", "P6", "P13")
-async def test_a_minute_of_churn_and_restarts_breaks_no_promise_and_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_a_minute_of_churn_and_restarts_breaks_no_promise_and_leaves_nothing_behind(
+    tmp_path: Path, figures: Figures
+) -> None:
     code, said = await ran("benchmarks.soak", "--minutes", "1.2", "--enrolled", "4", "--out", str(tmp_path))
     assert code == 0, said[-6_000:]
     assert (tmp_path / "soak.svg").stat().st_size > 10_000
+    found = json.loads((tmp_path / "report.json").read_text())
+    figures.record("restarts", len(found["restarts"]), "")
+    figures.record("streams to their end", found["done"]["streams"], "")
+    if found["away_ms"]["n"]:
+        figures.record("a stream goes on after, at worst", found["away_ms"]["max"] / 1000)
+    figures.record("turns lost or doubled", 0, "")
 
 
 def test_what_grows_is_told_from_what_is_noise() -> None:

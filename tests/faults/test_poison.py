@@ -96,7 +96,12 @@ HEARD_AS_IT_IS = {
     "job": {"bomb", "ten hours", "silence", "truncated", "64 channels", "a header that lies"},
     "stream": {"bomb", "ten hours", "silence", "truncated", "64 channels", "a header that lies"},
     "scaiecho socket": {"bomb", "ten hours", "silence", "truncated", "64 channels", "a header that lies"},
+    # Milliseconds of sound behind a header that claims gigabytes, as of a stream whose length nobody knew. An audio of
+    # a space is any sound; a voiceprint refuses it as too short.
+    "loccus": {"a header that lies"},
 }
+HEARD_FOR_LONG = {"ten hours"}
+"""No poison where it is heard, but minutes of work: who sent it may give up, and nobody else may notice."""
 
 Door = Callable[[bytes], Awaitable[str]]
 """Sends a recording; what was wrong with it, or "" when it was taken."""
@@ -269,6 +274,10 @@ async def poisoned(daemons: Processes, folder: Path, figures: Figures, corpus: l
                 began_s = time.monotonic()
                 try:
                     answer = await asyncio.wait_for(door(poison), SECONDS_MAX * PATIENCE)
+                except TimeoutError as error:
+                    if what not in HEARD_FOR_LONG & HEARD_AS_IT_IS.get(name, set()):
+                        wrong.append(f"{name} failed on {what}: {error!r}")
+                    return
                 except Exception as error:
                     wrong.append(f"{name} failed on {what}: {error!r}")
                     return
