@@ -10,6 +10,9 @@
 # --bundle  an imported bundle of weights (its folder holds bundle.toml), for images to carry
 # --images  the base image, and those that compose and charts run beside ours, as archives for `docker load` (needs docker)
 #
+# TORCH_INDEX in the environment names an index that is asked for PyTorch's wheels besides. Its publisher keeps CPU wheels
+# in one: where no device is, nothing is brought then, and is in the CPU image, that only devices use.
+#
 # Everything lies in deploy/air-gapped/brought afterwards, with SHA256SUMS over all of it. Carry the checkout over with it,
 # and there:
 #   (cd deploy/air-gapped/brought && sha256sum --check --quiet SHA256SUMS)
@@ -61,6 +64,7 @@ trap 'rm -rf "$scratch"' EXIT
 "$python" -c 'import sys, tomllib; print(*tomllib.load(open(sys.argv[1], "rb"))["build-system"]["requires"], sep="\n")' \
     "$root/pyproject.toml" >> "$scratch/requirements"
 wheel() {
+    [ -z "${TORCH_INDEX:-}" ] || set -- "$@" --extra-index-url "$TORCH_INDEX"
     "$scratch/venv/bin/python" -m pip wheel --disable-pip-version-check --quiet --constraint "$root/constraints.txt" \
         --wheel-dir "$brought/wheels" "$@"
 }
