@@ -149,6 +149,25 @@ def test_requirements_are_those_of_the_extras_and_of_what_these_name() -> None:
     assert len(whole) == len(set(whole))
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_what_only_devices_use_stays_in_the_image_for_devices_alone(kind: str, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
+    (site,) = tmp_path.glob("lib/python*/site-packages")
+    for_devices = {
+        "torch/lib/libtorch_cuda_linalg.so",
+        "torch/bin/ptxas",
+        "triton/__init__.py",
+        "nvidia/a/lib/liba.so.1",
+    }
+    for_nobody = {"torch/include/a.h", "torch/bin/protoc", "nvidia/a/include/a.h", "torch/lib/liba.a"}
+    for name in (*for_devices, *for_nobody, "torch/__init__.py"):
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).touch()
+    subprocess.run([STEPS / "slim.sh", tmp_path, kind], capture_output=True, check=True)
+    left = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
+    assert left == {"torch/__init__.py"} | (for_devices if kind == "cuda" else set())
+
+
 def test_bundles_that_were_brought_are_in_the_image_and_nothing_else_is(tmp_path: Path) -> None:
     shutil.copytree(STEPS, tmp_path / "deploy" / "image")
     brought = tmp_path / "deploy" / "air-gapped" / "brought" / "models"
