@@ -1,29 +1,14 @@
-"""`speakerd controlplane`: reads the settings, builds the daemon, runs it until a signal.
-
-Prints one line on stdout when it serves, `ready http=http://HOST:PORT grpc=HOST:PORT`; logs go to stderr. The edge
-stands above this package and is therefore found by its entry point, not imported.
-"""
+"""`speakerd controlplane`: from flags to a running control plane."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from controlplane.app import ControlPlane, HttpBuilder
-from controlplane.config import ControlPlaneSettings
-from runtime import logs
-from runtime.clock import SystemClock
-from runtime.config import load
-from runtime.errors import SpeakerdError, Unavailable
-from runtime.lifecycle import Part, run_daemon
-
-HTTP_GROUP = "speakerd.http"
+from runtime.loading import loading
 
 
 def register(app: typer.Typer) -> None:
@@ -82,6 +67,14 @@ def controlplane(
     config: Annotated[Path | None, typer.Option(help="TOML file with a table `controlplane`.")] = None,
 ) -> None:
     """Run until SIGTERM or SIGINT."""
+    # Daemon code is imported by the daemon's command alone, so that other commands start fast.
+    with loading():
+        from controlplane import daemon
+        from controlplane.config import ControlPlaneSettings
+        from runtime import logs
+        from runtime.config import load
+        from runtime.errors import SpeakerdError
+
     flags = {
         "data": data,
         "grpc": grpc,
@@ -105,50 +98,10 @@ def controlplane(
     try:
         settings = load(ControlPlaneSettings, section="controlplane", file=config, flags=flags)
         logs.configure(settings.log_level, service="controlplane")
-        code = _run(settings)
+        with loading():
+            edge = daemon.find_http() if "http" in settings.roles else None
+        code = daemon.run(settings, edge)
     except SpeakerdError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     raise typer.Exit(code)
-
-
-def find_http() -> HttpBuilder:
-    """The installed edge. Raises Unavailable when there is none."""
-    for point in entry_points(group=HTTP_GROUP):
-        builder: HttpBuilder = point.load()
-        return builder
-    raise Unavailable("no HTTP edge is installed: pip install speakerd[controlplane]")
-
-
-def _run(settings: ControlPlaneSettings) -> int:
-    # Database, recordings, Redis: what we and our children write is our user's alone, whatever the folder permits.
-    os.umask(0o077)
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(serve(settings))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(settings))
-
-
-async def serve(settings: ControlPlaneSettings) -> int:
-    """Run the daemon; its exit code."""
-    plane = ControlPlane(settings, SystemClock())
-    edge = find_http()(plane) if "http" in settings.roles else None
-
-    def ready() -> None:
-        plane.tell_started()
-        said = [] if edge is None else [f"http={edge.url}"]
-        if "grpc" not in settings.roles:
-            said.append(f"health={plane.grpc_address}")
-        else:
-            said.append(f"grpc={plane.grpc_address}")
-            if plane.fleet_address != plane.grpc_address:
-                said.append(f"fleet={plane.fleet_address}")
-        if plane.metrics_address:
-            said.append(f"metrics={plane.metrics_address}")
-        print(" ".join(("ready", *said)), flush=True)
-
-    parts: list[Part] = [plane] if edge is None else [plane, edge]
-    with plane.health.watchdog(settings.stall_s):
-        return await run_daemon(parts, drain_s=settings.drain_s, ready=ready)

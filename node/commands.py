@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from runtime.errors import SpeakerdError
+from runtime.loading import loading
 
 SWITCH_S = 0.001
 GC_THRESHOLDS = (20_000, 20, 50)
@@ -66,9 +67,10 @@ def node(
     `streams=HOST:PORT` where streams have a port of their own.
     """
     # Daemon code is imported by the daemon's command alone, so that other commands start fast.
-    from node.app import run_node
-    from node.config import NodeSettings
-    from runtime.config import load
+    with loading():
+        from node.app import run_node
+        from node.config import NodeSettings
+        from runtime.config import load
 
     # The device's thread and the steps' computing may keep the interpreter from the event loop for so long at a time.
     sys.setswitchinterval(SWITCH_S)

@@ -1,7 +1,8 @@
 """The command `speakerd`: its own commands, those of installed packages, and one way to fail.
 
-This package imports none of the daemons; it finds their commands through entry points, and only when they are asked
-for, so that `speakerd voices` never loads an engine. A command whose package cannot be loaded says what to install.
+This package imports none of the daemons; it finds their commands through entry points, and only when they are run, so
+that `speakerd voices` and `speakerd --help` load no engine. A command whose package cannot be loaded says what to
+install.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NoReturn
 
@@ -19,17 +21,31 @@ from typer.core import TyperCommand, TyperGroup
 from speakerd.cli.failures import tell
 from speakerd.errors import SpeakerdError
 
-# Commands of ours that live in other packages: entry point, and the extra that brings what it needs.
-KNOWN = {
-    "node": ("node", "node"),
-    "controlplane": ("controlplane", "controlplane"),
-    "models": ("models", "node"),
-    "calibrate": ("models", "node"),
-    "certs": ("certs", "runtime"),
-    "backup": ("backup", "controlplane"),
-    "restore": ("backup", "controlplane"),
-}
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A command of ours that lives in another package: entry point, extra that brings what it needs, line of help."""
+
+    entry: str
+    extra: str
+    help: str
+
+
+KNOWN = {
+    "node": Elsewhere("node", "node", "Run a node: one device, the voices that it holds, the streams that it carries."),
+    "controlplane": Elsewhere(
+        "controlplane", "controlplane", "Run the control plane: voices, consent, erasure, fleet, placement."
+    ),
+    "models": Elsewhere("models", "node", "Bundles of weights: what is there, and whether it is intact."),
+    "calibrate": Elsewhere(
+        "models", "node", "Fit the probabilities of names to your own people, microphones and rooms."
+    ),
+    "certs": Elsewhere("certs", "runtime", "Certificates between control plane and nodes: make, renew, look at."),
+    "backup": Elsewhere(
+        "backup", "controlplane", "Copy what may be kept, and apart from it the voices' keys, which may not for long."
+    ),
+    "restore": Elsewhere("backup", "controlplane", "Bring a backup back, and nobody who was erased since."),
+}
 
 TLS_CA_FLAG = "--tls-ca"
 DAEMONS = ("node", "controlplane")
@@ -39,25 +55,35 @@ DAEMONS = ("node", "controlplane")
 class SpeakerdGroup(TyperGroup):
     """Commands by name, loaded when needed; errors in one line."""
 
+    _is_telling_help = False
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Every command there is."""
-        if _words_to_complete() is not None:
-            return sorted({*super().list_commands(ctx), *KNOWN})
-        self._load_all()
-        return sorted(super().list_commands(ctx))
+        if _words_to_complete() is None:
+            self._load_all(but_for=KNOWN if self._is_telling_help else ())
+        return sorted({*super().list_commands(ctx), *KNOWN})
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A command by name, or None."""
         if cmd_name not in self.commands:
             words = _words_to_complete()
-            if words is not None and cmd_name in KNOWN and cmd_name not in words:
-                # Offered by its name alone: a shell that completes does not wait for an engine to be imported.
-                return TyperCommand(cmd_name, help="")
+            is_named_only = self._is_telling_help or (words is not None and cmd_name not in words)
+            if is_named_only and cmd_name in KNOWN:
+                # Who asks what there is, and a shell that completes, do not wait for an engine to be imported.
+                return TyperCommand(cmd_name, help=KNOWN[cmd_name].help)
             if cmd_name in KNOWN:
-                self._load(KNOWN[cmd_name][0])
+                self._load(KNOWN[cmd_name].entry)
             else:
                 self._load_all()
         return self.commands.get(cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Tell the help of `speakerd` itself, for which commands of other packages are not loaded."""
+        self._is_telling_help = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._is_telling_help = False
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> NoReturn:
         """Run a command line, and end the process with its exit code."""
@@ -68,18 +94,20 @@ class SpeakerdGroup(TyperGroup):
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         try:
             code = super().main(_everywhere(given, TLS_CA_FLAG), *more, **settings)
+        except ModuleNotFoundError as error:
+            code = tell(_missing(error, given), as_json="--json" in given)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it is, the user is told in one line
             code = tell(error, as_json="--json" in given)
         sys.exit(code if isinstance(code, int) else 0)
 
-    def _load_all(self) -> None:
-        for name in {entry.name for entry in entry_points(group="speakerd.commands")} | {
-            entry for entry, _ in KNOWN.values()
-        }:
+    def _load_all(self, *, but_for: Iterable[str] = ()) -> None:
+        """Load the commands of all packages that are installed, and of ours; those of but_for and with them not."""
+        named = {entry.name for entry in entry_points(group="speakerd.commands")}
+        for name in (named | {command.entry for command in KNOWN.values()}) - {KNOWN[name].entry for name in but_for}:
             self._load(name)
 
     def _load(self, entry_name: str) -> None:
-        wanted = [name for name, (entry, _) in KNOWN.items() if entry == entry_name]
+        wanted = [name for name, command in KNOWN.items() if command.entry == entry_name]
         if wanted and all(name in self.commands for name in wanted):
             return
         found = typer.Typer()
@@ -89,7 +117,7 @@ class SpeakerdGroup(TyperGroup):
         except (ImportError, SpeakerdError) as error:
             for name in wanted:
                 found.command(name, help="(not installed)", hidden=True, context_settings=_TAKES_ANYTHING)(
-                    _refusal(name, KNOWN[name][1], error)
+                    _refusal(name, KNOWN[name].extra, error)
                 )
         for name, command in typer.main.get_group(found).commands.items():
             self.commands.setdefault(name, command)
@@ -143,6 +171,14 @@ def needs(what_for: str, extra: str, error: Exception) -> str:
     """What to install, in one line."""
     missing = f" (missing: {error.name})" if isinstance(error, ModuleNotFoundError) and error.name else ""
     return f"{what_for} needs packages that are not installed{missing}: pip install 'speakerd[{extra}]'"
+
+
+def _missing(error: ModuleNotFoundError, given: Sequence[str]) -> Exception:
+    """What to say where a command finds while it runs that a package is missing."""
+    name = next((argument for argument in given if not argument.startswith("-")), "")
+    if name not in KNOWN:
+        return error
+    return SpeakerdError("unavailable", needs(f"`speakerd {name}`", KNOWN[name].extra, error))
 
 
 def _refusal(name: str, extra: str, error: Exception) -> Callable[[], None]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 from runtime.errors import BadAudio, Unauthenticated
-from speakerd.cli import app
+from speakerd.cli import app, group
 from speakerd.cli.connection import Endpoints, read_endpoints, write_endpoints
 from speakerd.rttm import parse_rttm
 from speakerd.v1 import common_pb2, node_pb2
@@ -259,15 +262,11 @@ def test_silence_is_refused_with_what_to_check(server: Script, tmp_path: Path) -
 
 
 def test_the_microphone_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert "pip install sounddevice" in one_error(run("stream", "--mic", "--server", "127.0.0.1:1"))
 
 
 def test_a_command_whose_packages_are_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from speakerd.cli import group
-
     def absent(group_name: str, name: str) -> object:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
@@ -276,6 +275,32 @@ def test_a_command_whose_packages_are_missing_says_what_to_install(monkeypatch: 
     command = loaded.get_command(None, "node")
     with pytest.raises(group.SpeakerdError, match=r"missing: torch\): pip install 'speakerd\[node\]'"):
         command.callback()
+
+
+def test_a_command_that_finds_packages_missing_as_it_begins_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "controlplane.daemon", None)
+    monkeypatch.delattr("controlplane.daemon", raising=False)
+    assert "pip install 'speakerd[controlplane]'" in one_error(run("controlplane"))
+
+
+def test_the_help_of_all_commands_loads_no_daemon_and_tells_what_each_tells_of_itself() -> None:
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "speakerd", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert "Run the control plane" in told.stdout
+    imported = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
+    assert "speakerd.cli.group" in imported
+    heavy = {name.partition(".")[0] for name in imported} & {"controlplane", "edge", "node", "models", "sqlalchemy"}
+    assert not heavy, heavy
+    for name, command in group.KNOWN.items():
+        loaded = group.SpeakerdGroup(name="speakerd").get_command(None, name)
+        assert command.help == loaded.help.split("\n\n")[0].replace("\n", " "), name
 
 
 def test_a_fault_of_ours_is_told_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
