@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 # Test processes side by side; a file's tests stay together.
 JOBS ?= 3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Where Python is told to keep no bytecode, as in many containers, each daemon that a test starts compiles itself anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test check check-deep proto reference docs bench clean
 

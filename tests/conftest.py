@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from runtime.loading import loading
 from tests import skip_list
 from tests.faults import network
 from tests.faults.figures import figures, pytest_runtest_makereport
@@ -27,6 +28,13 @@ REAL_TIME = (
 def pytest_configure(config: pytest.Config) -> None:
     """What is skipped is listed, and fails the run unless tests/skips.toml names it."""
     config.pluginmanager.register(skip_list.SkipList(skip_list.read()), "speakerd-skips")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Hundreds of modules are imported here, which stay: neither this nor the tests look through them for garbage."""
+    with loading():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -47,7 +47,17 @@ def run(folder: Path, bodies: list[str], *options: str) -> tuple[int, str]:
     for number, body in enumerate(bodies):
         (folder / f"test_here_{number}.py").write_text(HEAD + body)
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--import-mode=importlib", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:schemathesis",
+        "--import-mode=importlib",
+        *options,
+    ]
     done = subprocess.run(
         [*command, str(folder)],
         cwd=folder,
