@@ -190,7 +190,7 @@ class Fleet(LoopingMachine):
 
     @rule()
     def heal(self) -> None:
-        """When all is well for long enough, whatever was asked for is proven."""
+        """When all is well for long enough, whatever was asked for is proven: within eight rounds, mostly in one."""
         for _ in range(8):
             for name in NODES:
                 self.renew(name, False, 0.0)
@@ -198,6 +198,8 @@ class Fleet(LoopingMachine):
                 self.acknowledge(name, False)
             self.clock.step(2.0)
             self.prove()
+            if set(self.erased) == set(self.asked.values()):
+                break
         assert set(self.erased) == set(self.asked.values())
 
     def _notice(self, node: Node) -> None:
