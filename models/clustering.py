@@ -10,7 +10,7 @@ of the same hours are merged by evidence before those of all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +67,14 @@ class ClusteringParameters:
     voice_cosine: float = 0.5
     voice_preference: float = 0.4
     evidence_max: float = float("inf")
+    # Of the variances, and made once, since a live stream asks for them thousands of times a second: (D,).
+    spread_by_evidence: npt.NDArray[np.float64] = field(init=False, repr=False, compare=False)
+    weight_by_square: npt.NDArray[np.float64] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        within, between = self.within_variance.astype(np.float64), self.between_variance.astype(np.float64)
+        object.__setattr__(self, "spread_by_evidence", between / within)
+        object.__setattr__(self, "weight_by_square", 0.5 * between / (within * within))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +112,10 @@ def log_likelihood(
     evidence: (...) independent observations. sums: (..., D) of their embeddings. What two groups have more together
     than the two alone are the log odds, at even odds beforehand, that they are of one speaker.
     """
-    within = clustering.within_variance.astype(np.float64)
-    between = clustering.between_variance.astype(np.float64)
-    spread = evidence[..., None] * (between / within)
+    spread = evidence[..., None] * clustering.spread_by_evidence
     spread += 1.0
     each = sums * sums  # in place from here on: a step of a live stream makes thousands of these
-    each *= 0.5 * between / (within * within)
+    each *= clustering.weight_by_square
     each /= spread
     each -= 0.5 * np.log(spread)
     total: npt.NDArray[np.float64] = each.sum(axis=-1)
@@ -219,27 +225,28 @@ def _cut(tree: npt.NDArray[np.float64], height: float) -> IntArray:
     That checks a tree at length, which a live stream, whose memory is looked at every few seconds, has no time for.
     """
     num_items = len(tree) + 1
-    children: list[tuple[int, int]] = [(int(left), int(right)) for left, right in tree[:, :2].tolist()]
-    heights: list[float] = []  # of the highest merge in each subtree
-    for (left, right), distance in zip(children, tree[:, 2].tolist(), strict=True):
-        below = (heights[child - num_items] for child in (left, right) if child >= num_items)
-        heights.append(max((distance, *below)))
-    labels = np.zeros(num_items, np.int64)
+    left: list[int] = tree[:, 0].astype(np.int64).tolist()
+    right: list[int] = tree[:, 1].astype(np.int64).tolist()
+    heights: list[float] = [0.0] * num_items  # of the highest merge in each subtree
+    for one, other, distance in zip(left, right, tree[:, 2].tolist(), strict=True):
+        heights.append(max(distance, heights[one], heights[other]))
+    labels = [-1] * len(heights)  # of items, then of subtrees; -1 above the cut
     found = 0
-    waiting = [(2 * num_items - 2, -1)]
+    waiting = [len(heights) - 1]
     while waiting:
-        node, label = waiting.pop()
-        if label < 0 and (node < num_items or heights[node - num_items] <= height):
-            label = found
+        node = waiting.pop()
+        if node < num_items or heights[node] <= height:
+            labels[node] = found
             found += 1
-        if node < num_items:
-            labels[node] = label
             continue
         # Taken from the end: subtrees before single items, left before right.
-        pair = children[node - num_items][::-1]
-        waiting += [(child, label) for child in pair if child < num_items]
-        waiting += [(child, label) for child in pair if child >= num_items]
-    return labels
+        pair = (right[node - num_items], left[node - num_items])
+        waiting += [child for child in pair if child < num_items]
+        waiting += [child for child in pair if child >= num_items]
+    for merge in range(len(tree) - 1, -1, -1):
+        if (label := labels[num_items + merge]) >= 0:
+            labels[left[merge]] = labels[right[merge]] = label
+    return np.array(labels[:num_items], np.int64)
 
 
 def _merge_by_evidence(clusters: _Clusters, clustering: ClusteringParameters, bounds: SpeakerBounds) -> IntArray:

@@ -284,25 +284,20 @@ class OnlineDiarization:
         # Of each frame: what it counts, how much of that is speech, and how much is each session speaker's.
         total = np.zeros((num_frames, 2 + len(indices)), np.float32)  # (L, 2 + K)
         total[:, 0] = 1e-6
-        columns = {index: 2 + column for column, index in enumerate(indices)}
+        known = tuple(indices)
         for window in self._recent:
             first = max(window.start_frame, horizon)
             last = min(window.start_frame + self._grid.num_frames, end_frame)
             if last <= first:
                 continue
-            whose = np.zeros((window.weighted.shape[1], total.shape[1]), np.float32)  # (2 + S, 2 + K)
-            whose[0, 0] = whose[1, 1] = 1.0
-            for local, index in enumerate(window.speakers.tolist()):
-                if index in columns:
-                    whose[2 + local, columns[index]] = 1.0
-            told = window.weighted[first - window.start_frame : last - window.start_frame]
-            total[first - horizon : last - horizon] += told @ whose
+            told = window.shared_out(known)[first - window.start_frame : last - window.start_frame]
+            total[first - horizon : last - horizon] += told
         heard = total[:, 1:] / total[:, :1]  # (L, 1 + K)
         turns, active, num_final = self._timeline.step(indices, heard[:, 1:], heard[:, 0], flush=flush)
-        alone = active & (active.sum(axis=1, keepdims=True) == 1)
-        newly = alone[:num_final].sum(axis=0).tolist()
+        alone = active.T & (active.sum(axis=1) == 1)  # (K, L)
+        newly = alone[:, :num_final].sum(axis=1).tolist()
         self._clean_frames = {k: self._clean_frames.get(k, 0) + new for k, new in zip(indices, newly, strict=True)}
-        self._provisional_clean = dict(zip(indices, alone[num_final:].sum(axis=0).tolist(), strict=True))
+        self._provisional_clean = dict(zip(indices, alone[:, num_final:].sum(axis=1).tolist(), strict=True))
         self._history.add(turns)
         return StepOutcome(turns, merges, self._timeline.horizon_frames * self._grid.step_samples, moves)
 

@@ -81,17 +81,31 @@ class LocalWindow:
     clean_frames: FloatArray  # (S,)
     speakers: IntArray  # (S,), NOBODY where silent or not known
     spoken: FloatArray = field(init=False)  # (S,), frames of activity
+    present: list[int] = field(init=False)  # local speakers who say anything
     is_told: npt.NDArray[np.bool_] = field(init=False)  # (S,), who has an embedding
     weighted: FloatArray = field(init=False)  # (F, 2 + S), what a frame counts: by itself, speech in it, each activity
+    _shared: tuple[bytes, tuple[int, ...], FloatArray] | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         num_frames, num_locals = self.activity.shape
         self.spoken = self.activity.sum(axis=0)
+        self.present = [local for local, frames in enumerate(self.spoken.tolist()) if frames > 0.5]
         self.is_told = np.asarray(self.embeddings.any(axis=1))
-        self.weighted = np.ones((num_frames, 2 + num_locals), np.float32)
-        np.minimum(self.activity.sum(axis=1), np.float32(1.0), out=self.weighted[:, 1])
-        self.weighted[:, 2:] = self.activity
-        self.weighted *= _frame_weights(num_frames)
+        self.weighted = _frame_weights(num_frames, 2 + num_locals).copy()
+        self.weighted[:, 1] *= np.minimum(self.activity.sum(axis=1), np.float32(1.0))
+        self.weighted[:, 2:] *= self.activity
+
+    def shared_out(self, indices: tuple[int, ...]) -> FloatArray:
+        """`weighted` with a column for each session speaker of `indices` in place of the local ones: (F, 2 + K)."""
+        taken_for = self.speakers.tobytes()
+        if self._shared is None or self._shared[:2] != (taken_for, indices):
+            shared = np.zeros((len(self.weighted), 2 + len(indices)), np.float32)
+            shared[:, :2] = self.weighted[:, :2]
+            for local, index in enumerate(self.speakers.tolist()):
+                if index in indices:
+                    shared[:, 2 + indices.index(index)] = self.weighted[:, 2 + local]
+            self._shared = (taken_for, indices, shared)
+        return self._shared[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +117,14 @@ class Merge:
 
 
 @lru_cache(maxsize=8)
-def _frame_weights(num_frames: int) -> FloatArray:
-    """What the frames (F, 1) of a window count: near its edges it knows too little of what comes before or after."""
+def _frame_weights(num_frames: int, columns: int) -> FloatArray:
+    """What the frames of a window count, the same in all columns (F, C): near its edges it knows too little of what
+    comes before or after.
+    """
     frame = (np.arange(num_frames) + 0.5) / num_frames
     # A Hamming window, cubed (measured).
-    return ((0.54 - 0.46 * np.cos(2 * np.pi * frame)) ** 3).astype(np.float32)[:, None]
+    weights = ((0.54 - 0.46 * np.cos(2 * np.pi * frame)) ** 3).astype(np.float32)
+    return np.repeat(weights[:, None], columns, axis=1)
 
 
 class SessionClustering:
@@ -133,6 +150,7 @@ class SessionClustering:
         self.next_index = 0
         self.settled_windows = 0
         self._kept: tuple[tuple[int, tuple[int, ...]], FloatArray, FloatArray] | None = None  # by the memory's changes
+        self._stacked: tuple[tuple[int, ...], _Recent] | None = None  # by the windows' first frames
         self.last_settled: dict[int, int] = {}  # session speaker -> the last settled window that he was heard in
 
     def __repr__(self) -> str:
@@ -148,10 +166,13 @@ class SessionClustering:
             odds = self._odds(windows)
         if not self.indices:
             return
-        heard = _Heard(windows, odds, self._params)
+        recent = self._recent(windows)
+        all_costs: Values = -self._params.odds_weight * np.minimum(
+            np.maximum(odds, -self._params.odds_max), self._params.odds_max
+        )
         num_locals = len(windows[0].speakers)
         # What one vote of a local speaker (W, S) takes off the costs of another's (W, S) for the same session speaker.
-        pull = _overlaps(windows) * (self._params.agreement_weight / heard.spoken)[:, :, None, None]
+        pull = _overlaps(windows) * (self._params.agreement_weight / recent.spoken)[:, :, None, None]
         pull = pull.reshape(len(windows), num_locals, -1)  # (W, S, W * S)
         # A window counts as much as there was clean speech to tell its speakers by, so that guesses do not support
         # each other. One row a local speaker of a window, one column a session speaker.
@@ -160,27 +181,26 @@ class SessionClustering:
         for at, window in enumerate(windows):
             for local, index in enumerate(window.speakers.tolist()):
                 if index != NOBODY:
-                    votes[at, local, columns[index]] = heard.trust[at, local]
-        nobody = self._left_out(heard.is_told).tolist()  # (W, S)
+                    votes[at, local, columns[index]] = recent.trust[at][local]
+        nobody = self._left_out(recent.is_told).tolist()  # (W, S)
         flat = votes.reshape(-1, len(self.indices))  # (W * S, K), of the same numbers
         for at, window in enumerate(windows):
             votes[at] = 0.0
             window.speakers[:] = NOBODY
-            if not (present := heard.present[at]):
+            if not window.present:
                 continue
-            costs = (heard.costs[at] - pull[at] @ flat).tolist()  # (S, K)
-            for local, column in _one_to_one(costs, nobody[at], present):
+            costs = (all_costs[at] - pull[at] @ flat).tolist()  # (S, K)
+            for local, column in _one_to_one(costs, nobody[at], window.present):
                 window.speakers[local] = self.indices[column]
-                votes[at, local, column] = heard.trust[at, local]
+                votes[at, local, column] = recent.trust[at][local]
 
     def centroids(self, windows: list[LocalWindow]) -> FloatArray:
         """Unit centroids (K, D) of `indices`, from the memory and the recent windows; zeros where nothing is known."""
         sums = self._remembered()[1]  # (K, D)
         if windows:
-            embeddings = np.concatenate([window.embeddings for window in windows])  # (W * S, D)
-            clean_frames = np.concatenate([window.clean_frames for window in windows])  # (W * S,)
+            recent = self._recent(windows)
             speakers = np.concatenate([window.speakers for window in windows])  # (W * S,)
-            sums = sums + self._gathered(embeddings, self._thinned(clean_frames), speakers)[1]
+            sums = sums + self._gathered(recent.embeddings, recent.thinned, speakers)[1]
         norms = np.sqrt(np.einsum("kd,kd->k", sums, sums))[:, None]
         return np.asarray(sums / np.maximum(norms, np.float32(1e-6)), np.float32)
 
@@ -230,10 +250,14 @@ class SessionClustering:
             if shared[:, cluster].sum() >= self._params.split_clean_frames and self._has_place(windows):
                 owner[cluster] = self._open_speaker()
         # Who gave up his place for one of them is forgotten by now, and nothing becomes his.
-        owner[~np.isin(owner, self.indices)] = NOBODY
-        is_remembered = np.isin(before, self.indices)
+        is_known = np.zeros(self.next_index + 1, np.bool_)  # by index, and False for NOBODY, which is the last
+        is_known[self.indices] = True
+        owner[~is_known[owner]] = NOBODY
+        is_remembered = is_known[before]
         before, known = before[is_remembered], owner[clusters[is_remembered]]
-        mended = (known != NOBODY) & ~np.isin(before, apart)
+        mended = known != NOBODY
+        if apart:
+            mended &= ~np.isin(before, apart)
         memory.relabel(np.where(mended, known, before))
         return merges, before
 
@@ -279,27 +303,25 @@ class SessionClustering:
 
         0 for those who have no embedding.
         """
-        num_locals = len(windows[-1].clean_frames)
-        odds = np.zeros((len(windows) * num_locals, len(self.indices)))
-        embeddings = np.concatenate([window.embeddings for window in windows])  # (W * S, D)
-        heard = np.concatenate([window.is_told for window in windows]).nonzero()[0]
-        if len(heard) and self.indices:
-            embeddings = embeddings[heard]
-            clean_frames = np.concatenate([window.clean_frames for window in windows])[heard]
-            speakers = np.concatenate([window.speakers for window in windows])[heard]
-            now_frames, now = self._gathered(embeddings, self._thinned(clean_frames), speakers)
+        recent = self._recent(windows)
+        odds = np.zeros((recent.is_told.size, len(self.indices)))
+        if len(recent.told) and self.indices:
+            speakers = np.concatenate([window.speakers for window in windows])[recent.told]
+            now_frames, now = self._gathered(recent.told_embeddings, recent.thinned[recent.told], speakers)
             frames, sums = self._remembered()
             observations = self._evidence.evidence_per_second * self._seconds_a_frame
             known = VoiceEvidence(
                 observations * (frames + now_frames).astype(np.float64), observations * (sums + now).astype(np.float64)
             )
-            asked = VoiceEvidence.of(embeddings, clean_frames * np.float32(self._frame_s), self._evidence)
-            odds[heard] = asked.odds(known, self._evidence)
-        return odds.reshape(len(windows), num_locals, -1)
+            odds[recent.told] = recent.asked.odds(known, self._evidence, recent.alone)
+        return odds.reshape(*recent.is_told.shape, -1)
 
-    def _thinned(self, clean_frames: FloatArray) -> FloatArray:
-        """What windows count beside the memory, which takes some of them alone."""
-        return clean_frames / np.float32(self._params.memory_hop_windows)
+    def _recent(self, windows: Sequence[LocalWindow]) -> _Recent:
+        """What the windows hold, stacked; made once for each set of them."""
+        key = tuple([window.start_frame for window in windows])
+        if self._stacked is None or self._stacked[0] != key:
+            self._stacked = (key, _Recent(windows, self._params, self._evidence, self._frame_s))
+        return self._stacked[1]
 
     def _remembered(self) -> tuple[FloatArray, FloatArray]:
         """What the memory knows of the session speakers: as `_gathered`."""
@@ -376,18 +398,32 @@ class SessionClustering:
             window.speakers[window.speakers == merge.source] = NOBODY if taken else merge.target
 
 
-class _Heard:
-    """What all recent windows say of whose voices they hold, in a few products: the part that no decision changes."""
+class _Recent:
+    """All recent windows in one piece: the part of what they say of voices that no decision changes."""
 
-    def __init__(self, windows: list[LocalWindow], odds: Values, params: OnlineClusteringParams) -> None:
-        """odds: (W, S, K)."""
-        clean_frames = np.stack([window.clean_frames for window in windows])  # (W, S)
-        self.trust = np.minimum(1.0, clean_frames / params.full_weight_frames)  # (W, S)
-        spoken = np.stack([window.spoken for window in windows])  # (W, S), frames
-        self.present = [[local for local, frames in enumerate(row) if frames > 0.5] for row in spoken.tolist()]
-        self.spoken = np.maximum(spoken, np.float32(0.5))
-        self.is_told = np.stack([window.is_told for window in windows])  # (W, S)
-        self.costs: Values = -params.odds_weight * np.clip(odds, -params.odds_max, params.odds_max)
+    def __init__(
+        self,
+        windows: Sequence[LocalWindow],
+        params: OnlineClusteringParams,
+        evidence: ClusteringParameters,
+        frame_s: float,
+    ) -> None:
+        shape = (len(windows), len(windows[0].speakers))  # (W, S)
+        clean_frames = np.concatenate([window.clean_frames for window in windows])  # (W * S,)
+        told = np.concatenate([window.is_told for window in windows])  # (W * S,)
+        spoken = np.concatenate([window.spoken for window in windows]).reshape(shape)  # (W, S), frames
+        self.embeddings: FloatArray = np.concatenate([window.embeddings for window in windows])  # (W * S, D)
+        self.thinned = np.asarray(clean_frames / np.float32(params.memory_hop_windows), np.float32)
+        """What windows count beside the memory, which takes some of them alone: (W * S,)."""
+        self.is_told: npt.NDArray[np.bool_] = told.reshape(shape)  # who has an embedding
+        self.told: IntArray = told.nonzero()[0]  # (N,), the same, of W * S
+        self.told_embeddings: FloatArray = self.embeddings[self.told]  # (N, D)
+        self.asked = VoiceEvidence.of(self.told_embeddings, clean_frames[self.told] * np.float32(frame_s), evidence)
+        self.alone = self.asked.alone(evidence)  # (N,)
+        self.trust: list[list[float]] = (
+            np.minimum(1.0, clean_frames / params.full_weight_frames).reshape(shape).tolist()
+        )
+        self.spoken: FloatArray = np.maximum(spoken, np.float32(0.5))
 
 
 def _one_to_one(
@@ -414,15 +450,21 @@ def _one_to_one(
 def _overlaps(windows: list[LocalWindow]) -> FloatArray:
     """Frames that local speakers of two windows share, (W, S, W, S), each frame as the mean of the other windows."""
     first = windows[0].start_frame
-    num_frames = windows[-1].start_frame + len(windows[-1].activity) - first
-    num_locals = windows[0].activity.shape[1]
+    num_frames, num_locals = windows[0].activity.shape
+    starts = tuple([window.start_frame - first for window in windows])
     # (L, W, S), L frames from the first window on.
-    placed: FloatArray = np.zeros((num_frames, len(windows), num_locals), np.float32)
-    covered = np.zeros(num_frames, np.float32)  # (L,)
-    for at, window in enumerate(windows):
-        span = slice(window.start_frame - first, window.start_frame - first + len(window.activity))
-        placed[span, at] = window.activity
-        covered[span] += 1
-    flat = placed.reshape(num_frames, -1)
-    shared = np.asarray(flat.T @ (flat / np.maximum(covered - 1, 1)[:, None]), np.float32)
+    placed: FloatArray = np.zeros((starts[-1] + num_frames, len(windows), num_locals), np.float32)
+    for at, (start, window) in enumerate(zip(starts, windows, strict=True)):
+        placed[start : start + num_frames, at] = window.activity
+    flat = placed.reshape(len(placed), -1)
+    shared = np.asarray(flat.T @ (flat / _others(starts, num_frames)), np.float32)
     return shared.reshape(len(windows), num_locals, len(windows), num_locals)
+
+
+@lru_cache(maxsize=64)
+def _others(starts: tuple[int, ...], num_frames: int) -> FloatArray:
+    """How many other windows hear each frame, one at least: (L, 1). starts: where windows begin, in frames."""
+    covered = np.zeros(starts[-1] + num_frames, np.float32)
+    for start in starts:
+        covered[start : start + num_frames] += 1
+    return np.maximum(covered - 1, 1)[:, None]

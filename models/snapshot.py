@@ -19,13 +19,14 @@ from runtime.errors import InvalidRequest
 _MAGIC = b"spkd"
 _HEADER = struct.Struct("<4sHI")  # magic, version, length of the JSON that follows
 _DTYPES = {"u1": np.uint8, "f2": np.float16, "f4": np.float32, "i4": np.int32, "i8": np.int64}
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 _CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
 
 
 def pack_state(version: int, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     """Values and arrays (of u1, f2, f4, i4 or i8) as bytes."""
     index = [[name, _CODES[array.dtype], list(array.shape)] for name, array in arrays.items()]
-    text = json.dumps({"values": values, "arrays": index}, separators=(",", ":")).encode()
+    text = _COMPACT.encode({"values": values, "arrays": index}).encode()
     body = text + b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values())
     return _HEADER.pack(_MAGIC, version, len(text)) + zlib.compress(body, 1)
 

@@ -39,8 +39,8 @@ class SpeakerMemory:
     def remember(self, embedding: FloatArray, weight: float, speaker: int, span: tuple[int, int]) -> None:
         """Add one (D,) embedding; forget another if there is no room."""
         self.embeddings = np.concatenate([self.embeddings, embedding[None]])
-        self.weights = np.append(self.weights, np.float32(weight))
-        self.speakers = np.append(self.speakers, speaker)
+        self.weights = np.concatenate([self.weights, np.array([weight], np.float32)])
+        self.speakers = np.concatenate([self.speakers, np.array([speaker], np.int64)])
         self.spans = np.concatenate([self.spans, np.array([span], np.int64)])
         self.changes += 1
         if len(self) > self._capacity:
@@ -69,8 +69,7 @@ class SpeakerMemory:
         self.changes += 1
 
     def _most_redundant(self) -> int:
-        known, times = np.unique(self.speakers, return_counts=True)
-        mine = np.flatnonzero(self.speakers == known[times.argmax()])
+        mine = (self.speakers == np.bincount(self.speakers).argmax()).nonzero()[0]
         alike = self.embeddings[mine] @ self.embeddings[mine].T
         np.fill_diagonal(alike, -2.0)
         pair = np.unravel_index(int(alike.argmax()), alike.shape)

@@ -94,14 +94,15 @@ class Timeline:
         frames are final from now on.
         """
         num_frames = activity.shape[0]
-        active = self._active(activity, self._voiced(speech))  # (L, K)
+        # One row a speaker: what is done along time is done in long pieces.
+        active = self._active(np.ascontiguousarray(activity.T), self._voiced(np.ascontiguousarray(speech)))  # (K, L)
         num_final = num_frames if flush else max(0, num_frames - self._latency_frames)
         opened = {turn.speaker: turn.turn for turn in self._open}
         final: list[Turn] = []
         provisional: list[Turn] = []
         still_open: list[_OpenTurn] = []
-        for column, speaker in enumerate(speakers):
-            for start, end in _runs(active[:, column]):
+        for row, speaker in enumerate(speakers):
+            for start, end in _runs(active[row]):
                 turn = opened.get(speaker) if start == 0 else None
                 if turn is None:
                     turn = self._provisional_turn(speaker, start, end)
@@ -116,7 +117,7 @@ class Timeline:
         self._open = still_open
         self._horizon += num_final
         self._last_provisional = provisional
-        return [*final, *provisional], active, num_final
+        return [*final, *provisional], active.T, num_final
 
     def merge(self, source: int, target: int) -> None:
         """What was open of `source` goes on as `target`, under a new turn id."""
@@ -163,15 +164,16 @@ class Timeline:
         return voiced
 
     def _active(self, activity: FloatArray, voiced: BoolArray) -> BoolArray:
-        """Who speaks: in voiced frames the strongest, and unless exclusive whoever else is heard well: (L, K)."""
+        """Who speaks: in voiced frames the strongest, and unless exclusive whoever else is heard well: (K, L)."""
         if activity.size == 0:
             return np.zeros(activity.shape, np.bool_)
         # A frame in which nobody is heard at all, in a short gap, goes to whoever was strongest before it.
-        strongest = activity.argmax(axis=1)[latest_true(activity.max(axis=1) > FAINT)]  # (L,)
-        active = np.arange(activity.shape[1])[None, :] == strongest[:, None]
+        strongest = activity.argmax(axis=0)[latest_true(activity.max(axis=0) > FAINT)]  # (L,)
+        active: BoolArray = np.arange(len(activity))[:, None] == strongest
         if not self._exclusive:
             active |= activity > self._params.overlap_threshold
-        return np.asarray(active & voiced[:, None])
+        active &= voiced
+        return active
 
     def _turn(self, turn: int, speaker: int, start: int, end: int, *, final: bool) -> Turn:
         """A turn from frames relative to the horizon."""
@@ -200,5 +202,5 @@ def _runs(active: BoolArray) -> list[tuple[int, int]]:
     """Half-open runs of true frames."""
     padded = np.zeros(active.size + 2, np.bool_)
     padded[1:-1] = active
-    edges = (padded[1:] != padded[:-1]).nonzero()[0]
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+    edges = (padded[1:] != padded[:-1]).nonzero()[0].tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))

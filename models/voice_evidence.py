@@ -45,14 +45,24 @@ class VoiceEvidence:
         share = np.minimum(1.0, most / np.maximum(self.counts, 1e-9))
         return VoiceEvidence(share * self.counts, share[:, None] * self.sums)
 
-    def odds(self, known: VoiceEvidence, clustering: ClusteringParameters) -> Values:
-        """Log odds (N, K) that each voice is the same as each of the K known ones; 0 where nothing is known."""
+    def alone(self, clustering: ClusteringParameters) -> Values:
+        """How well each voice (N,) explains what is known of it, which `odds` compares with."""
+        return log_likelihood(self.counts, self.sums, clustering)
+
+    def odds(self, known: VoiceEvidence, clustering: ClusteringParameters, alone: Values | None = None) -> Values:
+        """Log odds (N, K) that each voice is the same as each of the K known ones; 0 where nothing is known.
+
+        alone: what `alone` said of these voices, where the caller has kept it.
+        """
         theirs = known.bounded(clustering.evidence_max)
+        # A voice of which nothing is known, added to each of theirs, leaves them as they are: what they are alone.
+        counts, sums = np.zeros(1 + len(self.counts)), np.zeros((1 + len(self.sums), self.sums.shape[1]))
+        counts[1:], sums[1:] = self.counts, self.sums
         together = log_likelihood(
-            self.counts[:, None] + theirs.counts, self.sums[:, None] + theirs.sums, clustering
-        )  # (N, K)
-        alone = log_likelihood(self.counts, self.sums, clustering)
-        odds: Values = together - alone[:, None] - log_likelihood(theirs.counts, theirs.sums, clustering)
+            counts[:, None] + theirs.counts, sums[:, None] + theirs.sums, clustering
+        )  # (1 + N, K)
+        mine = self.alone(clustering) if alone is None else alone
+        odds: Values = together[1:] - mine[:, None] - together[0]
         return odds
 
 
@@ -64,12 +74,14 @@ def worthwhile_changes(
     taken: (M,) the group of each so far. Where groups and clusters hang together, all of them change or none does.
     Groups that become one cluster are left to the clustering: to tell that two are one person mends what doubt opened.
     """
-    cells, cell = np.unique(np.stack([taken, clusters]), axis=1, return_inverse=True)  # (2, X): groups, clusters
-    if cells.shape[1] == len(np.unique(taken)):
+    # Pairs of a group and a cluster as one number, in the order of the groups and within them of the clusters.
+    num_clusters = int(clusters.max()) + 1
+    cells, cell = np.unique(taken * num_clusters + clusters, return_inverse=True)  # (X,), (M,)
+    groups, found = np.divmod(cells, num_clusters)
+    if not (groups[1:] == groups[:-1]).any():
         return clusters  # which part none of the groups
     # What is the same in both is no surer than a bound, so that both explain the same observations.
-    bounded = heard.gathered(cell.reshape(-1) == np.arange(cells.shape[1])[:, None]).bounded(clustering.evidence_max)
-    groups, found = cells
+    bounded = heard.gathered(cell == np.arange(len(cells))[:, None]).bounded(clustering.evidence_max)
     num_groups = int(groups.max()) + 1
     joined = coo_array(
         (np.ones(len(groups)), (groups, num_groups + found)), shape=(num_groups + int(found.max()) + 1,) * 2

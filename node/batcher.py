@@ -273,7 +273,8 @@ class Batcher:
         self._metrics.batch_size.observe(num_windows)
         self._metrics.analyse_seconds.observe(ended_s - began_s)
         self._note_memory(analysed, ended_s)
-        heard_s = 0.0
+        heard_s = {True: 0.0, False: 0.0}  # by whether it is live
+        num_analysed = 0
         failed = False
         for slot, outcome in zip(works, analysed.outcomes, strict=True):
             source_now = self._sources.get(slot)
@@ -282,7 +283,7 @@ class Batcher:
                 self._metrics.device_faults.inc()
                 self._metrics.windows_failed.inc(taken[slot])
             else:
-                self._metrics.windows_analysed.inc(taken[slot])
+                num_analysed += taken[slot]
             if source_now is None:
                 self._metrics.late_results.inc(taken[slot])
                 continue
@@ -291,11 +292,13 @@ class Batcher:
                 self._metrics.live_window_seconds.observe(ended_s - due_since_s[slot])
                 self._lateness.append((ended_s, ended_s - due_since_s[slot]))
             source_now.complete(outcome)
-            new_s = seconds_from_samples(taken[slot] * source_now.grid.hop_samples)
-            self._metrics.audio_seconds.labels("live" if source_now.live else "file").inc(new_s)
-            heard_s += new_s
-        if heard_s:
-            self._metrics.real_time_factor.observe((ended_s - began_s) / heard_s)
+            heard_s[source_now.live] += seconds_from_samples(taken[slot] * source_now.grid.hop_samples)
+        # A batch at a time, since locks and lookups a window add up.
+        self._metrics.windows_analysed.inc(num_analysed)
+        self._metrics.live_seconds.inc(heard_s[True])
+        self._metrics.file_seconds.inc(heard_s[False])
+        if any(heard_s.values()):
+            self._metrics.real_time_factor.observe((ended_s - began_s) / sum(heard_s.values()))
         if failed:
             await self._check_device()
 

@@ -32,6 +32,7 @@ much sound it says what it would have said without the loss."""
 OTHER_VERSION = "the checkpoint is of another version: open a new stream without it"
 _HEADER = struct.Struct(">BQ12s")  # version, expiry (Unix seconds), nonce
 _VERSION = 1
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class StreamState:
     def to_bytes(self, snapshot: bytes) -> bytes:
         """This state and the snapshot that belongs to it."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        text = json.dumps(values, separators=(",", ":")).encode()
+        text = _COMPACT.encode(values).encode()
         return len(text).to_bytes(4, "big") + text + snapshot
 
     @classmethod

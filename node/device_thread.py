@@ -34,7 +34,7 @@ class DeviceThread:
     def __init__(self, load: Callable[[], Engine], *, calls_max: int) -> None:
         self._load = load
         self._calls_max = calls_max
-        self._queue: queue.Queue[tuple[Callable[[Engine], Any], asyncio.Future[Any]] | None] = queue.Queue()
+        self._queue: queue.SimpleQueue[tuple[Callable[[Engine], Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
         self._loaded: asyncio.Future[Engine] = self._loop.create_future()
@@ -65,7 +65,7 @@ class DeviceThread:
         if not must_run and self._queue.qsize() >= self._calls_max:
             raise Overloaded("the device has too many calls waiting; try again", retry_after_s=1.0)
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put_nowait((work, future))
+        self._queue.put((work, future))
         return future
 
     async def call(self, work: Callable[[Engine], T], *, must_run: bool = False) -> T:
@@ -87,7 +87,7 @@ class DeviceThread:
                 break
             if waiting is not None:
                 waiting[1].cancel()
-        self._queue.put_nowait(None)
+        self._queue.put(None)
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, STOP_BOUND_S)
 

@@ -60,6 +60,7 @@ class NodeMetrics:
         self.windows_analysed, self.windows_skipped, self.windows_failed = (
             self.windows.labels(outcome) for outcome in ("analysed", "skipped", "failed")
         )
+        self.live_seconds, self.file_seconds = (self.audio_seconds.labels(kind) for kind in KINDS)
         self.queue_seconds, self.analyse_seconds, self.step_seconds, self.match_seconds = (
             self.stage_seconds.labels(stage) for stage in STAGES
         )

@@ -7,6 +7,7 @@ shape. So a tone mix sounds like itself in every window and clip, and other mixe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 
 import numpy as np
@@ -104,16 +105,17 @@ class NullDevice:
         frames = len(samples) // GRID.step_samples
         loud, spectra = _hear(np.asarray(samples[: frames * GRID.step_samples], np.float32))
         groups = _group(loud, spectra, NUM_SPEAKERS_MAX)
-        lengths = np.array([int((groups == g).sum()) for g in range(NUM_SPEAKERS_MAX)])
-        if lengths.max() < CLEAN_FRAMES_MIN:
+        lengths = [int(np.count_nonzero(group)) for group in groups]
+        if max(lengths, default=0) < CLEAN_FRAMES_MIN:
             return VoiceSample(np.zeros(GRID.embedding_dim, np.float32), 0, 0, 0.0)
-        dominant = int(lengths.argmax())
-        embedding = _unit(spectra[groups == dominant].sum(axis=0))
+        most = max(lengths)
+        dominant = spectra[groups[lengths.index(most)]]
+        embedding = _unit(dominant.sum(axis=0))
         return VoiceSample(
             embedding=embedding[self._bands],
-            net_speech_samples=int(lengths[dominant]) * GRID.step_samples,
-            num_speakers=int((lengths >= CLEAN_FRAMES_MIN).sum()),
-            cohesion=float((spectra[groups == dominant] @ embedding).mean()),
+            net_speech_samples=most * GRID.step_samples,
+            num_speakers=sum(length >= CLEAN_FRAMES_MIN for length in lengths),
+            cohesion=float((dominant @ embedding).mean()),
         )
 
     def voice_parts(self, samples: FloatArray) -> Generator[None, None, VoiceSample]:
@@ -124,19 +126,15 @@ class NullDevice:
     def _analyze(self, window: DueWindow) -> WindowAnalysis:
         start = window.end_samples - GRID.window_samples
         loud, spectra = self._rings[window.slot].read(start, window.end_samples)
-        groups = _group(loud, spectra, GRID.num_local_speakers)
         activity = np.zeros((GRID.num_frames, GRID.num_local_speakers), np.float32)  # (F, S)
         embeddings = np.zeros((GRID.num_local_speakers, GRID.embedding_dim), np.float32)  # (S, D)
         clean = np.zeros(GRID.num_local_speakers, np.float32)  # (S,)
-        for speaker in range(GRID.num_local_speakers):
-            mine = groups == speaker
+        for speaker, mine in enumerate(_group(loud, spectra, GRID.num_local_speakers)):
+            activity[:, speaker] = mine
             num_frames = np.count_nonzero(mine)
-            if not num_frames:
-                break  # groups are numbered from 0 on
-            activity[mine, speaker] = 1.0
             if num_frames >= CLEAN_FRAMES_MIN:
                 clean[speaker] = num_frames
-                embeddings[speaker] = _unit(mine.astype(np.float32) @ spectra)[self._bands]
+                embeddings[speaker] = _unit(activity[:, speaker] @ spectra)[self._bands]
         return WindowAnalysis(start, activity, embeddings, clean)
 
 
@@ -179,66 +177,76 @@ class NullGallery:
 
 
 class _Ring:
-    """The last `capacity` frames of a slot as they sound, made once, as their samples come, and the position after."""
+    """The last `capacity` frames of a slot as they sound, made once, as their samples come, and the position after.
+
+    There is room for twice as many, so that any stretch of them lies in one piece, and is read without copying it.
+    """
 
     def __init__(self, capacity: int) -> None:
-        self._loud = np.zeros(capacity, bool)
-        self._spectra = np.zeros((capacity, GRID.embedding_dim), np.float32)
+        self._capacity = capacity
+        self._loud = np.zeros(2 * capacity, bool)
+        self._spectra = np.zeros((2 * capacity, GRID.embedding_dim), np.float32)
         self._rest = np.zeros(0, np.float32)  # samples after the last whole frame
         self._end = 0  # frames
+        self._first = 0  # the frame at the beginning of the room
 
     def append(self, samples: FloatArray) -> None:
-        sound = np.concatenate([self._rest, samples])
+        sound = np.concatenate([self._rest, samples]) if len(self._rest) else samples
         whole = len(sound) // GRID.step_samples
         self._rest = sound[whole * GRID.step_samples :]
-        first = max(0, whole - len(self._loud))
-        loud, spectra = _hear(sound[first * GRID.step_samples : whole * GRID.step_samples])
-        at = (self._end + np.arange(first, whole)) % len(self._loud)
-        self._loud[at], self._spectra[at] = loud, spectra
+        skipped = max(0, whole - self._capacity)
+        loud, spectra = _hear(sound[skipped * GRID.step_samples : whole * GRID.step_samples])
+        at = self._end + skipped - self._first
+        if at + len(loud) > 2 * self._capacity:
+            kept = min(self._capacity - len(loud), at)
+            self._loud[:kept], self._spectra[:kept] = self._loud[at - kept : at], self._spectra[at - kept : at]
+            self._first, at = self._end + skipped - kept, kept
+        self._loud[at : at + len(loud)], self._spectra[at : at + len(loud)] = loud, spectra
         self._end += whole
 
     def read(self, start: int, end: int) -> tuple[np.ndarray, FloatArray]:
         """Which frames of the samples [start, end) are loud (F,), and their spectra (F, D); silence before 0."""
         first, last = start // GRID.step_samples, end // GRID.step_samples
-        assert last <= self._end and max(first, 0) >= self._end - len(self._loud), "not in the ring"
-        at = np.arange(max(first, 0), last) % len(self._loud)
-        loud, spectra = np.take(self._loud, at), np.take(self._spectra, at, axis=0)
+        assert last <= self._end and max(first, 0) >= self._end - self._capacity, "not in the ring"
+        room = slice(max(first, 0) - self._first, last - self._first)
+        loud, spectra = self._loud[room], self._spectra[room]
         if first < 0:
             loud, spectra = np.pad(loud, (-first, 0)), np.pad(spectra, ((-first, 0), (0, 0)))
         return loud, spectra
 
 
 _TAPER = np.hanning(GRID.step_samples).astype(np.float32)
-# 2.5 bins of 50 Hz a band: 125 Hz, up to 8 kHz.
+# 2.5 bins of 50 Hz a band: 125 Hz, up to 8 kHz. One column a band, of the bins (161,) that it sums up.
 _BAND_STARTS = (np.arange(GRID.embedding_dim) * 2.5).astype(int)
+_BANDS = np.zeros((GRID.step_samples // 2 + 1, GRID.embedding_dim), np.float32)
+_BANDS[np.arange(160), np.searchsorted(_BAND_STARTS, np.arange(160), side="right") - 1] = 1.0
 
 
 def _hear(samples: FloatArray) -> tuple[np.ndarray, FloatArray]:
     """Which frames of (N,) samples are loud (F,), and the shape of their spectra (F, D)."""
     frames = samples.reshape(-1, GRID.step_samples)  # (F, 320)
     loud = np.einsum("fn,fn->f", frames, frames) > FLOOR_RMS**2 * GRID.step_samples  # (F,)
-    power = np.abs(rfft(frames * _TAPER, axis=1))  # (F, 161), NumPy's own would be of doubles
-    bands = np.add.reduceat(power[:, :160], _BAND_STARTS, axis=1)  # (F, D)
+    spectrum = rfft(frames * _TAPER, axis=1)  # (F, 161), NumPy's own would be of doubles
+    bands = np.sqrt(spectrum.real**2 + spectrum.imag**2) @ _BANDS  # (F, D)
     norms = np.sqrt(np.einsum("fd,fd->f", bands, bands))[:, None]
     return loud, bands / np.maximum(norms, np.float32(1e-9))
 
 
-def _group(loud: np.ndarray, spectra: FloatArray, num_groups: int) -> np.ndarray:
-    """Group frames by spectrum, in order of appearance: the group of each frame (F,), -1 for silence."""
-    groups = np.full(len(loud), -1)
-    left = np.flatnonzero(loud)
-    for group in range(num_groups):
-        if len(left) == 0:
-            break
+def _group(loud: np.ndarray, spectra: FloatArray, num_groups: int) -> list[np.ndarray]:
+    """Group frames by spectrum, in order of appearance: the frames (F,) of each group, none of which is empty."""
+    groups: list[np.ndarray] = []
+    left = loud.copy()
+    while len(groups) < num_groups and len(frames := left.nonzero()[0]):
         # The leader is the mean of a few frames, so that one frame across a change of speaker leads nobody.
-        leader = _unit(spectra[left[: CLEAN_FRAMES_MIN // 2]].mean(axis=0))
-        near = spectra[left] @ leader > SAME_SPEAKER_COSINE
-        near[0] |= not near.any()
-        groups[left[near]] = group
-        left = left[~near]
+        leader = _unit(spectra[frames[: CLEAN_FRAMES_MIN // 2]].mean(axis=0))
+        near = spectra @ leader > SAME_SPEAKER_COSINE  # of all frames: to pick those that are left copies them
+        near &= left
+        near[frames[0]] |= not near.any()
+        groups.append(near)
+        left &= ~near
     return groups
 
 
 def _unit(vector: FloatArray) -> FloatArray:
-    found: FloatArray = (vector / max(float(np.linalg.norm(vector)), 1e-9)).astype(np.float32)
+    found: FloatArray = (vector / max(math.sqrt(float(vector @ vector)), 1e-9)).astype(np.float32)
     return found

@@ -262,4 +262,4 @@ def _merged(default: Mapping[str, Any], given: Mapping[str, Any], only: type | N
     merged = dict(default)
     for name, value in given.items():
         merged[name] = _merged(merged[name], value) if isinstance(merged.get(name), dict) else value
-    return merged if only is None else {f.name: merged[f.name] for f in fields(only)}
+    return merged if only is None else {f.name: merged[f.name] for f in fields(only) if f.init}
