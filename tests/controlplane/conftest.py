@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import io
 import os
 import pwd
 import secrets
 import shutil
+import sqlite3
 import subprocess
 import tempfile
 import wave
@@ -22,9 +24,11 @@ import asyncpg
 import numpy as np
 import pytest
 from grpc import aio
+from sqlalchemy.engine import make_url
 
 from controlplane.app import ControlPlane
 from controlplane.config import ControlPlaneSettings
+from controlplane.database.engine import open_database
 from runtime.clock import SystemClock
 from runtime.grpc_server import open_channel
 from runtime.lifecycle import Tasks
@@ -124,6 +128,9 @@ class World:
 
     @asynccontextmanager
     async def running(self, **settings: Any) -> AsyncIterator[ControlPlane]:
+        """A control plane. A data folder that is not there yet is made, its SQLite migrated."""
+        if self.database_url is None and "database_url" not in settings and not self.data.exists():
+            await lay_database(self.data)
         plane = ControlPlane(self.settings(**settings), SystemClock())
         tasks = Tasks()
         try:
@@ -181,6 +188,24 @@ class World:
         return node
 
 
+_migrated: list[bytes] = []
+
+
+async def lay_database(data: Path) -> None:
+    """A new data folder with a new SQLite in it, as migrations leave it: they take longer than many a test."""
+    if not _migrated:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "speakerd.db"
+            await (await open_database(f"sqlite+aiosqlite:///{file}", SystemClock(), lease_s=0.0)).close()
+            _migrated.append(file.read_bytes())
+    data.mkdir(parents=True, mode=0o700)
+    file = data / "speakerd.db"
+    file.write_bytes(_migrated[0])
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        # What a migration draws by lot is drawn anew.
+        database.execute("UPDATE fleet_head SET epoch = ?", (secrets.token_hex(8),))
+
+
 async def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
     """Wait until something holds; awaits it when it is a coroutine."""
     async with asyncio.timeout(seconds):
@@ -209,7 +234,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def any_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     """A world over each database."""
-    url = None if request.param == "sqlite" else request.getfixturevalue("postgresql_url")
+    url = None if request.param == "sqlite" else request.getfixturevalue("migrated_url")
     async with AsyncExitStack() as stack:
         yield World(tmp_path / "data", stack, url)
 
@@ -265,25 +290,48 @@ def postgresql_url(postgresql_server: tuple[Path, str]) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def migrated_database(postgresql_server: tuple[Path, str]) -> Iterator[str]:
+    """A database as migrations leave it, to copy; its name."""
+    with new_database(postgresql_server) as url:
+
+        async def migrate() -> None:
+            await (await open_database(url, SystemClock(), lease_s=0.0)).close()
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, migrate()).result()
+        yield make_url(url).database or ""
+
+
+@pytest.fixture
+def migrated_url(postgresql_server: tuple[Path, str], migrated_database: str) -> Iterator[str]:
+    """A new database that is migrated already."""
+    with new_database(postgresql_server, template=migrated_database) as url:
+        name = make_url(url).database
+        # What a migration draws by lot is drawn anew.
+        _administer(*postgresql_server, "UPDATE fleet_head SET epoch = md5(random()::text)", database=name or "")
+        yield url
+
+
 @contextmanager
-def new_database(server: tuple[Path, str]) -> Iterator[str]:
+def new_database(server: tuple[Path, str], template: str = "template1") -> Iterator[str]:
     """A database for a while; its URL."""
     folder, user = server
     name = f"t{secrets.token_hex(6)}"
-    _administer(folder, user, f"CREATE DATABASE {name}")
+    _administer(folder, user, f"CREATE DATABASE {name} TEMPLATE {template}")
     try:
         yield f"postgresql+asyncpg://{user}@/{name}?host={folder}"
     finally:
         _administer(folder, user, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def _administer(folder: Path, user: str, statement: str) -> None:
+def _administer(folder: Path, user: str, statement: str, database: str = "postgres") -> None:
     async def run() -> None:
         connection = None
         async with asyncio.timeout(20):
             while connection is None:
                 try:
-                    connection = await asyncpg.connect(host=str(folder), user=user, database="postgres")
+                    connection = await asyncpg.connect(host=str(folder), user=user, database=database)
                 except (OSError, asyncpg.CannotConnectNowError):
                     await asyncio.sleep(0.1)
         await connection.execute(statement)
