@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,11 +39,20 @@ def _quiet_torch() -> None:
 
 @pytest.fixture(scope="session")
 def checkpoints(audio: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of checkpoints, as pyannote loads them (NAME/pyannote-METHOD) and as we do (NAME/bundle-METHOD)."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    voices = read_voices(audio / "librispeech" / "guests", 40)
-    for name, recipe in RECIPES.items():
-        generate(folder / name, voices, recipe)
+    """A folder of checkpoints, as pyannote loads them (NAME/pyannote-METHOD) and as we do (NAME/bundle-METHOD).
+
+    Processes that run tests side by side share it: who comes first makes it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = base / "checkpoints", base / "checkpoints" / "made"
+    with (base / "checkpoints.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            voices = read_voices(audio / "librispeech" / "guests", 40)
+            for name, recipe in RECIPES.items():
+                generate(folder / name, voices, recipe)
+            made.touch()
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import io
 import json
@@ -19,11 +20,12 @@ import torch
 from typer.testing import CliRunner
 
 import models.bundle_archive
+import models.bundle_import
 from models.bundle import list_bundles, load_bundle
 from models.bundle_archive import unpack
 from models.bundle_hub import HuggingFaceHub, fetch_bundle, published_parts, read_token
 from models.bundle_import import import_bundle
-from models.checkpoints import read_arrays, read_checkpoint
+from models.checkpoints import Checkpoint, read_arrays, read_checkpoint
 from models.pipeline_files import find_pipeline
 from models.pyannote.bundle import PyannoteBundle
 from models.toml_text import toml_text
@@ -48,6 +50,24 @@ TOKEN = "hf_not_a_real_token"
 def _own_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPEAKERD_MODELS", str(tmp_path / "models"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _files_are_read_once(monkeypatch: pytest.MonkeyPatch, _read: dict[str, Checkpoint]) -> None:
+    """A child that imports torch for each checkpoint is most of what an import takes: none for what was read before."""
+
+    def once(path: Path) -> Checkpoint:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest not in _read:
+            _read[digest] = read_checkpoint(path)
+        return _read[digest]
+
+    monkeypatch.setattr(models.bundle_import, "read_checkpoint", once)
+
+
+@pytest.fixture(scope="module")
+def _read() -> dict[str, Checkpoint]:
+    return {}
 
 
 @pytest.fixture
@@ -164,7 +184,14 @@ def test_arrays_that_hold_objects_are_refused(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"junk" * 64, b"PK\x03\x04" + bytes(64)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", marks=pytest.mark.deep, id="nothing"),
+        pytest.param(b"junk" * 64, id="junk"),
+        pytest.param(b"PK\x03\x04" + bytes(64), marks=pytest.mark.deep, id="half an archive"),
+    ],
+)
 def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(InvalidRequest, match=r"pytorch_model\.bin"):
