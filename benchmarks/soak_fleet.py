@@ -34,12 +34,16 @@ MIB = 1 << 20
 
 @dataclass(slots=True)
 class Life:
-    """One process of a daemon. Times on the monotonic clock; ended_s: None while it runs. how: what ended it."""
+    """One process of a daemon. Times on the monotonic clock; ended_s: None while it runs. how: what ended it.
+
+    is_ready: it said so.
+    """
 
     name: str
     number: int
     pid: int
     began_s: float
+    is_ready: bool = False
     ended_s: float | None = None
     how: str = ""
     exit_code: int | None = None
@@ -84,6 +88,7 @@ class Member:
         if line[:1] != ["ready"]:
             raise RuntimeError(f"{self.name} did not start: {self.log.read_text()[-2000:]}")
         self.ready = dict(part.split("=", 1) for part in line[1:])
+        self.lives[-1].is_ready = True
 
     @property
     def has_died(self) -> bool:
@@ -144,10 +149,10 @@ class SoakFleet:
         return any(away.began_s <= ended_s and began_s <= away.ended_s for away in self.aways)
 
     def sample(self) -> dict[str, dict[str, float]]:
-        """What each daemon takes now."""
+        """What each daemon takes now; of one that is starting nothing is said, for all that it does is grow."""
         found = {}
         for member in self.members:
-            if member.process is not None and member.process.returncode is None:
+            if member.process is not None and member.process.returncode is None and member.lives[-1].is_ready:
                 taken = taken_by(member.process.pid)
                 if taken is not None:
                     found[member.name] = {**taken, "life": len(member.lives)}
