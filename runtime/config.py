@@ -44,8 +44,8 @@ class DaemonSettings(BaseSettings):
     connections_per_address: int = Field(
         1_000,
         ge=0,
-        description="Connections from one address at once, on all ports together; the newest beyond are closed. 0: any "
-        "number. All descriptors but some are the bound in all.",
+        description="Connections from one address (of IPv6 from one /64) at once, on all ports together; the newest "
+        "beyond are closed. 0: any number. All descriptors but some are the bound in all.",
     )
     trusted_proxies: tuple[str, ...] = Field(
         (), description="Networks (CIDR) of load balancers and proxies: no bound on connections from one of these."

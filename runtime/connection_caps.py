@@ -1,4 +1,5 @@
 """How many connections a daemon holds, from one address and in all: who opens more has the newest of them closed.
+Of IPv6 a network of 64 bits counts as an address, for whoever has one has all of it.
 
 In: the process's own sockets, looked at twice a second. Out: connections shut down. What always holds: a connection
 that was there before a flood outlives it; proxies that the operator trusts are bound by the total alone, for behind
@@ -18,6 +19,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from prometheus_client import Counter as Metric
@@ -50,6 +52,23 @@ class Caps:
         return any(mapped.version == network.version and mapped in network for network in self.trusted)
 
 
+IPV6_PREFIX = 64
+"""What one customer has of IPv6 at the least: bits of an address that say whose it is."""
+
+
+@lru_cache(maxsize=16_384)
+def owner(address: str) -> str:
+    """Whose connection it is: an IPv4 address, however it is written, or the network of an IPv6 one."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.version == 4:
+        return address
+    mapped = found.ipv4_mapped
+    return str(mapped or ipaddress.ip_network((found, IPV6_PREFIX), strict=False))
+
+
 def networks(texts: Iterable[str]) -> tuple[Network, ...]:
     """Networks as they are written in configuration. Raises ValueError."""
     return tuple(ipaddress.ip_network(text) for text in texts)
@@ -69,12 +88,12 @@ def excess(since: dict[_Key, int], caps: Caps, total: int) -> list[_Key]:
 
     since: when each was first seen, in looks; a key is (local port, peer's address, peer's port).
     """
-    by_address: dict[str, list[_Key]] = {}
+    by_address: dict[str, list[_Key]] = {}  # a proxy's, or its owner's
     for key in sorted(since, key=lambda key: since[key]):
-        by_address.setdefault(key[1], []).append(key)
+        by_address.setdefault(key[1] if caps.is_trusted(key[1]) else owner(key[1]), []).append(key)
     cut: list[_Key] = []
     for address, keys in by_address.items():
-        if caps.per_address and len(keys) > caps.per_address and not caps.is_trusted(address):
+        if caps.per_address and len(keys) > caps.per_address and not caps.is_trusted(keys[0][1]):
             cut += keys[caps.per_address :]
             del keys[caps.per_address :]
     num_left = sum(map(len, by_address.values()))

@@ -43,6 +43,14 @@ def test_proxies_that_are_trusted_are_bound_by_the_total_alone() -> None:
     assert len(excess({(7, "11.1.2.3", port): 1 for port in range(3)}, caps, 100)) == 2
 
 
+def test_a_network_of_ipv6_counts_as_one_address_and_ipv4_is_the_same_however_it_is_written() -> None:
+    seen = {(7, f"2001:db8::{port}", port): port for port in range(1, 6)} | {(7, "2001:db8:0:1::1", 9): 9}
+    assert excess(seen, Caps(3), 100) == [(7, "2001:db8::4", 4), (7, "2001:db8::5", 5)]
+    seen = {(7, address, port): port for port, address in enumerate(("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2"))}
+    assert excess(seen, Caps(1), 100) == [(7, "::ffff:192.0.2.1", 1)]
+    assert excess({(7, "fe80::1%eth0", port): port for port in range(2)}, Caps(1), 100) == [(7, "fe80::1%eth0", 1)]
+
+
 def test_a_proxy_that_is_no_network_is_refused() -> None:
     with pytest.raises(ValidationError):
         DaemonSettings(trusted_proxies=("proxy.example",))
