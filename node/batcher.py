@@ -33,6 +33,9 @@ WINDOWS_A_BATCH = 32
 """The largest batch where the engine does not say otherwise."""
 BATCH_S = 0.1
 """Aimed at for a batch: what becomes due meanwhile waits so long, and larger batches bring little more."""
+FIRST_WINDOWS = 8
+"""Of the first batch, of which nobody knows what it takes: a whole one of a large model on a slow processor looks as if
+the device stood still."""
 FILL_S = 0.05
 """Of a batch beside live streams, for windows that can wait: those of files, and of recordings sent as streams."""
 LATE_S = 2.0
@@ -240,7 +243,7 @@ class Batcher:
         now_s = self._clock.monotonic_s()
         if self._fits < self._windows_max and now_s - self._short_s > GROWS_AGAIN_S:
             self._fits, self._short_s = min(self._windows_max, 2 * self._fits), now_s
-        return min(self._fits, max(1, int(seconds / self._window_s))) if self._window_s else self._fits
+        return min(self._fits, max(1, int(seconds / self._window_s)) if self._window_s else FIRST_WINDOWS)
 
     def _note_memory(self, analysed: Analysed, now_s: float) -> None:
         if analysed.fits is not None:

@@ -92,7 +92,7 @@ def excess(since: dict[_Key, int], caps: Caps, total: int) -> list[_Key]:
     for key in sorted(since, key=lambda key: since[key]):
         by_address.setdefault(key[1] if caps.is_trusted(key[1]) else owner(key[1]), []).append(key)
     cut: list[_Key] = []
-    for address, keys in by_address.items():
+    for keys in by_address.values():
         if caps.per_address and len(keys) > caps.per_address and not caps.is_trusted(keys[0][1]):
             cut += keys[caps.per_address :]
             del keys[caps.per_address :]

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from models.analysis import FloatArray, WindowAnalysis
 from models.online import OnlineParams
 from models.seams import DueWindow, SlotKind
-from node.batcher import WINDOWS_A_BATCH, Batcher, DeviceFault
+from node.batcher import FIRST_WINDOWS, WINDOWS_A_BATCH, Batcher, DeviceFault
 from node.device_thread import DeviceLost, DeviceThread
 from node.engine import PROBE_SLOT, Engine
 from node.metrics import NodeMetrics
@@ -116,6 +116,18 @@ async def test_one_thread_touches_the_device_and_windows_of_all_streams_share_ba
             assert len(await collect(source)) == 2
         assert len(b.device.threads) == 1
         assert any(len({window.slot for window in batch}) == 3 for batch in b.device.batches)
+
+
+async def test_the_first_batch_is_small_however_many_windows_wait_since_nobody_knows_what_it_takes() -> None:
+    async with bench() as b:
+        sources = [await b.source(index) for index in range(2 * FIRST_WINDOWS)]
+        for source in sources:
+            source._append(sound(2))  # all at once, before the batcher has its turn
+            source.end()
+        for source in sources:
+            assert len(await collect(source)) == 2
+        sizes = [len(batch) for batch in b.device.batches]
+        assert sizes[0] == FIRST_WINDOWS < max(sizes[1:])
 
 
 async def test_files_wait_while_live_windows_are_due() -> None:
