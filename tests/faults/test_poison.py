@@ -102,6 +102,8 @@ HEARD_AS_IT_IS = {
 }
 HEARD_FOR_LONG = {"ten hours"}
 """No poison where it is heard, but minutes of work: who sent it may give up, and nobody else may notice."""
+WORKED_THROUGH_MAX = 2 * 10 * (15 << 20)
+"""What a node holds of two such recordings (diarize, job) until their end: some 11 MiB for each hour of each."""
 
 Door = Callable[[bytes], Awaitable[str]]
 """Sends a recording; what was wrong with it, or "" when it was taken."""
@@ -292,7 +294,8 @@ async def poisoned(daemons: Processes, folder: Path, figures: Figures, corpus: l
                     tasks.create_task(send(name, door))
             most = max(most, memory(daemons) - before)
         assert not wrong, wrong
-        assert most < RSS_GROWTH_MAX, most >> 20
+        allowed = RSS_GROWTH_MAX + (WORKED_THROUGH_MAX if HEARD_FOR_LONG & set(corpus) else 0)
+        assert most < allowed, most >> 20
         figures.record(
             f"{len(corpus)} recordings at {len(doors.all())} doors at once: daemons grew by", most >> 20, "MB"
         )
