@@ -347,8 +347,10 @@ class ControlPlane:
         return LoopWatch(self.metrics.registry, part=PART, version=__version__, clock=self._clock, tls=self._tls)
 
     def _told_chores(self, core: Core) -> Chores:
-        sessions = Chore("live.sessions", self.settings.chore_s, core.live_sessions.forget)
-        return Chores(core.database, self._clock, (core.webhooks.chore(), sessions))
+        chores = [core.webhooks.chore(), Chore("live.sessions", self.settings.chore_s, core.live_sessions.forget)]
+        if self.settings.audit_verify_s:
+            chores.append(Chore("audit", self.settings.audit_verify_s, core.auditing.look))
+        return Chores(core.database, self._clock, chores)
 
     def _build(
         self,

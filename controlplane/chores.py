@@ -23,6 +23,8 @@ from runtime.logs import get_logger
 
 LEAD_INTERVALS = 3.0
 """How many intervals the lead of a chore lasts: one that takes longer than its interval keeps it."""
+LEAD_BEYOND_S = 3600.0
+"""Beyond its next turn it lasts no longer: who was restarted would find a daily chore led by whom he was for days."""
 
 
 STOP_S = 5.0
@@ -95,7 +97,7 @@ class Chores:
         """Take or keep the lead of a chore."""
         async with self._database.write() as connection:
             now_s = await self._database.lease_now_s(connection)
-            until_s = now_s + LEAD_INTERVALS * chore.interval_s
+            until_s = now_s + min(LEAD_INTERVALS * chore.interval_s, chore.interval_s + LEAD_BEYOND_S)
             # A lead of an earlier boot of a single machine may lie far ahead: none is longer than this.
             is_free = or_(
                 leaders.c.holder_id == self._holder_id,

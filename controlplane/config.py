@@ -136,6 +136,12 @@ class ControlPlaneSettings(ScryonSettings):
     audit_checkpoints: str | None = Field(
         None, description="Folder or object-store URL of signed audit checkpoints; absent: DATA/audit-checkpoints."
     )
+    audit_verify_s: float = Field(
+        86_400.0,
+        ge=0.0,
+        description="How often the audit, its checkpoints, the erasure journal and what is left of erased voices are "
+        "checked against each other, by one control plane at a time, as `audit verify` does; 0: never.",
+    )
     restored: bool = Field(
         False, description="The database was restored by other means than `speakerd restore`: begin a new epoch."
     )

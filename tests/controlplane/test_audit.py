@@ -158,6 +158,34 @@ async def test_it_is_red_after_a_hand_in_the_database(any_world: World) -> None:
         assert any(says in problem for problem in found.problems), (says, found.problems)
 
 
+async def test_a_daily_look_finds_a_hand_in_the_database_that_nobody_asked_about(world: World) -> None:
+    plane = await world.plane(audit_verify_s=0.2)
+    client = await world.client(plane)
+    await erased_one(world, plane, client)
+    told = plane.metrics.audit_verify_ok
+    assert await plane.core.auditing.look() == 0 and told._value.get() == 1
+    await drop_triggers(plane)
+    await run(plane, "UPDATE audit SET body = replace(body, 'user_request', 'license_expired') WHERE sequence = 2")
+    await until(lambda: told._value.get() == 0)
+
+
+async def test_an_erasure_that_reaches_the_journal_while_it_is_checked_is_not_missed_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = await world.plane()
+    client = await world.client(plane)
+    await erased_one(world, plane, client)
+    journal = plane.core.auditing._journal
+    now = journal.read
+    readings = [[record for record in await now() if getattr(record, "audit_id", None) is None], await now()]
+
+    async def reading() -> list[Any]:
+        return readings.pop(0)
+
+    monkeypatch.setattr(journal, "read", reading)
+    assert await plane.core.auditing.look() == 0 and not readings
+
+
 async def test_a_checkpoint_that_somebody_else_signed_vouches_for_nothing_and_is_told(world: World) -> None:
     plane = await world.plane()
     client = await world.client(plane)
