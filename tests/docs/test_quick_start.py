@@ -15,6 +15,8 @@ import pytest
 
 from models.bundle import load_bundle
 from models.calibration_file import with_calibration
+from speakerd.cli.sample_conversation import NAMES, error_rate
+from speakerd.rttm import parse_rttm
 from tests.docs.run_lines import Lines, read_page
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -52,6 +54,11 @@ def quick_start(clone: Path) -> Iterator[Lines]:
     lines = Lines(read_page("quick-start.md"), clone, {"OMP_NUM_THREADS": "1"})
     shown = lines.run("demo").stdout
     assert "speakerd says" in shown, shown
+    reference, heard = (
+        parse_rttm((clone / "demo-out" / name).read_text()) for name in ("reference/demo.rttm", "demo.rttm")
+    )
+    assert set(NAMES) <= {turn.label for turn in heard}
+    assert error_rate(reference, heard) < 0.35
     lines.run("activate")
     server = lines.start("up", "ready http=")
     try:

@@ -44,7 +44,7 @@ async def schemathesis(served: Served, dialect: str, folder: Path, *options: str
 @pytest.mark.parametrize("dialect", [dialect.name for dialect in DIALECTS])
 async def test_every_answer_is_in_the_published_document(dialect: str, serving: Serving, tmp_path: Path) -> None:
     served = await serving(nodes=1, http_rate_limits=NO_RATES)
-    await schemathesis(served, dialect, tmp_path, "--phases", "examples,fuzzing", "--max-examples", "8", "--seed", "1")
+    await schemathesis(served, dialect, tmp_path, "--phases", "examples,fuzzing", "--max-examples", "4", "--seed", "1")
 
 
 @pytest.mark.deep

@@ -215,7 +215,7 @@ class Fleet(LoopingMachine):
 
 
 def test_nothing_that_is_called_erased_is_held_by_who_may_name() -> None:
-    run_state_machine_as_test(Fleet, settings=bounded(3, 20))
+    run_state_machine_as_test(Fleet, settings=bounded(2, 20))
 
 
 @pytest.mark.deep

@@ -215,7 +215,7 @@ class Jobs(LoopingMachine):
 
 
 def test_a_job_is_one_attempts_at_a_time_and_ends_once() -> None:
-    run_state_machine_as_test(Jobs, settings=bounded(15, 30))
+    run_state_machine_as_test(Jobs, settings=bounded(6, 30))
 
 
 @pytest.mark.deep

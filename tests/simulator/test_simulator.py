@@ -52,9 +52,9 @@ def broken(seeds: range, rules: Rules) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.deep) for first in range(50, 400, 50))])
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.deep) for first in range(25, 400, 25))])
 def test_the_fleet_keeps_its_promises(first: int) -> None:
-    assert broken(range(first, first + 50), SOUND) == []
+    assert broken(range(first, first + 25), SOUND) == []
 
 
 def test_the_table_knows_every_mutant() -> None:
@@ -73,9 +73,10 @@ def test_what_is_redundant_breaks_nothing() -> None:
         assert broken(range(10), rules) == []
 
 
-def test_an_erasure_is_proven_within_its_bound_while_a_control_plane_runs() -> None:
-    proven_s = [took_s for seed in range(20) for took_s in run(seed).proven_s]
-    assert len(proven_s) > 30
+@pytest.mark.parametrize("seeds", [10, pytest.param(100, marks=pytest.mark.deep)])
+def test_an_erasure_is_proven_within_its_bound_while_a_control_plane_runs(seeds: int) -> None:
+    proven_s = [took_s for seed in range(seeds) for took_s in run(seed).proven_s]
+    assert len(proven_s) > 1.5 * seeds
     assert max(proven_s) <= BOUND_S
 
 

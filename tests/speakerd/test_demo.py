@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from speakerd.cli.sample_conversation import NAMES, cut_sample, error_rate
 from speakerd.rttm import RttmTurn, parse_rttm
 from tests.speakerd.running import speakerd
 
 
+@pytest.mark.deep  # the quick start of the documentation begins with it, in every run
 def test_the_demo_names_both_people(tmp_path: Path) -> None:
     ran = speakerd("demo", "--no-realtime", "--json", "--out", tmp_path)
     assert ran.returncode == 0, ran.stderr
