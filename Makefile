@@ -1,8 +1,8 @@
 # Everything that is done with this repository. `make demo` and `make test` set up what they need by themselves.
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Test processes side by side; a file's tests stay together.
-JOBS ?= 3
+# Test processes side by side, of which half wait; a file's tests stay together, in the order of tests/running_order.py.
+JOBS ?= 4
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Where Python is told to keep no bytecode, as in many containers, each daemon that a test starts compiles itself anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -17,7 +17,7 @@ demo: setup ## two people enrolled by voice are named in a live stream, through 
 
 test: setup ## static checks and all tests but the deep ones
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/python -m pytest -m "not deep" -q -n $(JOBS) --dist loadfile --reruns 1 --timeout 600 -rRs
+	@$(BIN)/python -m pytest -m "not deep" -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --reruns 1 --timeout 600 -rRs
 
 check: setup ## linters, types, layers
 	@$(BIN)/ruff format --check --quiet .

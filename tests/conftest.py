@@ -13,6 +13,7 @@ from runtime.loading import loading
 from tests import skip_list
 from tests.faults import network
 from tests.faults.figures import figures, pytest_runtest_makereport
+from tests.running_order import in_order
 
 __all__ = ["figures", "pytest_runtest_makereport"]  # a fixture and a hook
 
@@ -38,10 +39,13 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever depends on no clock has one try: what fails there once is wrong."""
-    for item in items:
-        if item.path.relative_to(ROOT / "tests").parts[0] not in REAL_TIME:
+    """Whatever depends on no clock has one try: what fails there once is wrong. Long files are begun first."""
+    file_of = {item: item.path.relative_to(ROOT / "tests").as_posix() for item in items}
+    for item, file in file_of.items():
+        if file.partition("/")[0] not in REAL_TIME:
             item.add_marker(pytest.mark.flaky(reruns=0))
+    place = {file: number for number, file in enumerate(in_order(file_of.values()))}
+    items.sort(key=lambda item: place[file_of[item]])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.running_order import LONGEST
 from tests.skip_list import LIST, read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +97,11 @@ def test_every_entry_of_the_list_is_about_tests_that_are_there() -> None:
     for entry in read():
         assert list(ROOT.glob(entry.tests)) or list(ROOT.glob(entry.tests.rstrip("*"))), entry.tests
         assert entry.why
+
+
+def test_every_file_that_is_begun_early_is_there() -> None:
+    assert [file for file in LONGEST if not (ROOT / "tests" / file).is_file()] == []
+    assert len(set(LONGEST)) == len(LONGEST)
 
 
 def test_a_tool_may_say_in_several_lines_what_it_lacks() -> None:
