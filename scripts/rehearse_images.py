@@ -127,8 +127,9 @@ class Rehearsal:
             self._buildah("rm", container)
 
     def discard(self, image_id: str) -> None:
-        """Remove a built image; the stand-in of the base stays."""
+        """Remove a built image, and the stages that it was made of; the stand-in of the base stays."""
         self._buildah("rmi", "--force", image_id)
+        self._buildah("rmi", "--force", "--prune")
 
     def run(self, image: Rehearsed, tree: Path, config: dict[str, Any]) -> Lived:
         """Run it until its health check is content, ask it something, then stop it."""

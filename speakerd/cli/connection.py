@@ -6,6 +6,7 @@ over a variable, and both over the data folder.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from contextvars import ContextVar
@@ -22,6 +23,7 @@ from speakerd.rttm import write_whole
 
 ENDPOINTS_FILE = "endpoints.json"
 PLAN_FILE = "plan.json"
+LOCK_FILE = "up.lock"
 ADMIN_KEY_FILE = "admin.key"
 
 ServerOption = Annotated[
@@ -134,6 +136,20 @@ def read_endpoints(folder: Path) -> Endpoints | None:
     except (OSError, ValueError, TypeError):
         return None
     return endpoints if _lives(endpoints.pid) else None
+
+
+def is_coming_up(folder: Path) -> bool:
+    """Whether a `speakerd up` of this data folder runs and does not serve yet: endpoints are what it leaves last."""
+    if read_endpoints(folder) is not None:
+        return False
+    try:
+        with (folder / LOCK_FILE).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def write_plan(folder: Path, plan: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ from typing import IO, Any, Self
 
 from speakerd.channel import open_channel
 from speakerd.cli.child import Child
-from speakerd.cli.connection import ENDPOINTS_FILE, Endpoints, write_endpoints, write_plan
+from speakerd.cli.connection import ENDPOINTS_FILE, LOCK_FILE, Endpoints, write_endpoints, write_plan
 from speakerd.errors import SpeakerdError
 
 CONTROLPLANE_READY_S = 60.0
@@ -31,6 +31,8 @@ STOP_BEYOND_DRAIN_S = 10.0
 RESTARTS_MAX = 5
 RESTARTS_WINDOW_S = 60.0
 BACKOFF_FIRST_S = 0.5
+LOCK_TRIES = 10
+LOCK_PAUSE_S = 0.02  # whoever asks whether we run holds the lock for a moment, too
 UNSPECIFIED = ("", "0.0.0.0", "[::]", "*")  # noqa: S104 - refused, not bound
 
 
@@ -79,6 +81,8 @@ class Fleet:
                 "invalid", f"--grpc {self._plan.grpc}: name an address of this machine that clients can dial"
             )
         self._lock = _lock_data(self._plan.data)
+        # One that was killed left them; in a container the next one has its process id.
+        (self._plan.data / ENDPOINTS_FILE).unlink(missing_ok=True)
         try:
             write_plan(self._plan.data, self._said())
             self._say("starting the control plane")
@@ -202,12 +206,13 @@ async def wait_serving(address: str, *, bound_s: float) -> None:
 def _lock_data(data: Path) -> IO[str]:
     """Hold the data folder for ourselves for as long as the file is open."""
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = (data / "up.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise SpeakerdError(
-            "conflict", f"`speakerd up` is running for {data} already: stop it, or say --data"
-        ) from None
-    return lock
+    lock = (data / LOCK_FILE).open("w")
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(LOCK_PAUSE_S)
+        else:
+            return lock
+    lock.close()
+    raise SpeakerdError("conflict", f"`speakerd up` is running for {data} already: stop it, or say --data")

@@ -1,7 +1,8 @@
 """`speakerd health`: one question to a daemon, as an exit code; made for the health check of a container.
 
 The address comes from a flag, or from the variable that the daemon itself was given: SPEAKERD_METRICS, else
-SPEAKERD_HTTP; else it is that of `speakerd up`.
+SPEAKERD_HTTP; else it is that of `speakerd up`. While that brings its engine up, it has not started, though its control
+plane has: a container is not healthy before it can do what it is for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from speakerd.cli.connection import DataOption, data_folder, read_endpoints, trusted
+from speakerd.cli.connection import DataOption, data_folder, is_coming_up, read_endpoints, trusted
 from speakerd.cli.output import JsonFlag, Output
 from speakerd.cli.probes import ask_grpc, ask_http
 from speakerd.errors import SpeakerdError
@@ -57,9 +58,12 @@ def health(
     else:
         where = http_at or _known_address(data)
         answer = ask_http(where, word, timeout)
-    out.result({"address": where, word: answer.holds})
-    out.say(word if answer.holds else f"not {word}", style="green" if answer.holds else "red")
-    if not answer.holds:
+    holds = answer.holds
+    if holds and http_at is None and grpc_at is None and question is not Question.live:
+        holds = not is_coming_up(data_folder(data))
+    out.result({"address": where, word: holds})
+    out.say(word if holds else f"not {word}", style="green" if holds else "red")
+    if not holds:
         raise typer.Exit(1)
 
 

@@ -99,12 +99,12 @@ def _is_zombie(process: psutil.Process) -> bool:
         return True
 
 
-def speakerd(*arguments: object, data: Path | None = None) -> subprocess.CompletedProcess[str]:
+def speakerd(*arguments: object, data: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     command = [sys.executable, "-P", "-m", "speakerd", *map(str, arguments)]
     return subprocess.run(
         [*command, "--data", str(data)] if data else command,
-        capture_output=True, text=True, timeout=120, env=environment(), check=False,
+        capture_output=True, text=True, timeout=120, env={**environment(), **variables}, check=False,
     )  # fmt: skip
 
 

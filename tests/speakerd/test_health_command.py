@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -16,6 +18,7 @@ from runtime.grpc_server import GrpcHealth, new_server
 from runtime.health import Health
 from runtime.metrics import serve_metrics
 from speakerd.cli import fleet_view
+from speakerd.cli.connection import LOCK_FILE, Endpoints, write_endpoints
 from speakerd.v1 import node_pb2, streams_pb2
 from tests.speakerd.running import environment, speakerd
 
@@ -45,6 +48,27 @@ async def test_the_exit_code_of_health_is_the_answer_over_http_and_grpc() -> Non
     await server.stop(None)
     away = await asyncio.to_thread(speakerd, "health", "--http", f"127.0.0.1:{http}", "--timeout", "5")
     assert away.returncode == 1 and "is the daemon running?" in away.stderr
+
+
+async def test_an_up_that_loads_its_engine_lives_and_is_neither_started_nor_ready(tmp_path: Path) -> None:
+    health = Health()
+    health.started(lambda: True)
+    with (
+        (tmp_path / LOCK_FILE).open("w") as lock,
+        serve_metrics(CollectorRegistry(), host="127.0.0.1", port=0, health=health) as http,
+    ):
+        as_in_an_image = {"SPEAKERD_HTTP": f"0.0.0.0:{http}", "SPEAKERD_DATA": str(tmp_path)}
+
+        async def asked(*words: str) -> int:
+            ran = await asyncio.to_thread(speakerd, "health", *words, "--timeout", "20", **as_in_an_image)
+            return ran.returncode
+
+        assert await asked() == 0, "no `up` is running there"
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert [await asked("live"), await asked("started"), await asked("ready")] == [0, 1, 1]
+        assert await asked("--http", f"127.0.0.1:{http}") == 0, "whoever names a daemon asks that one alone"
+        write_endpoints(tmp_path, Endpoints(http=f"http://127.0.0.1:{http}", grpc="127.0.0.1:1", pid=os.getpid()))
+        assert await asked() == 0
 
 
 def node(node_id: str, **fields: object) -> streams_pb2.NodeStatus:
