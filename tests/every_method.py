@@ -30,11 +30,14 @@ async def _status(
         response_deserializer=answered.FromString,
     )
 
+    ended = asyncio.Event()
+
     async def one() -> Any:
         yield asked()
         # grpc.aio reports a half-close that crosses the refusal as INTERNAL, in place of the status.
-        await asyncio.sleep(0.1)
+        await ended.wait()
 
     call = make(one() if method.client_streaming else asked(), metadata=tuple(metadata), timeout=10)
+    call.add_done_callback(lambda _call: ended.set())
     status: grpc.StatusCode = await call.code()
     return status
