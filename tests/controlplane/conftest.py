@@ -10,6 +10,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import sqlite3
 import subprocess
 import tempfile
@@ -278,7 +279,7 @@ def postgresql_server() -> Iterator[tuple[Path, str]]:
     try:
         yield folder, "speakerd"
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # on SIGTERM it would wait for its clients
         process.wait(timeout=20)
         shutil.rmtree(folder, ignore_errors=True)
 

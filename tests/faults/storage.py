@@ -105,7 +105,7 @@ def postgres(folder: Path | None = None) -> Iterator[Postgres]:
         yield made
     finally:
         made.thaw()
-        made.process.terminate()
+        made.process.send_signal(signal.SIGINT)  # on SIGTERM it would wait for its clients
         try:
             made.process.wait(10)
         except subprocess.TimeoutExpired:
