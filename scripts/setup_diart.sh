@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the environment of benchmarks/diart_peer.py: diart 0.9.2 with what works with it, apart from ours, because it
-# needs NumPy 1 and an older pyannote.audio. Takes about 6 GB, most of it torch's libraries.
+# needs NumPy 1 and an older pyannote.audio. Takes about 7 GB, most of it torch's libraries.
 #
 #     sh scripts/setup_diart.sh [FOLDER]        # default: .venv-diart; then: --peer-python FOLDER/bin/python
 set -eu

@@ -85,6 +85,8 @@ class Hours:
         times = process.cpu_times()
         self.cpu_s.append(times.user + times.system)
         self.rss_mib.append(process.memory_info().rss / 2**20)
+        # A run that is ended early has told of its hours.
+        print(f"hour {len(self.cpu_s)}: {self.rss_mib[-1]:.0f} MiB, {self.cpu_s[-1]:.0f} s of CPU", flush=True)
 
     def label(self, speaker: str) -> str:
         while self.merged.get(speaker, speaker) != speaker:
