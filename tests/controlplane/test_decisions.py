@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from tests.controlplane.people import Library, make_key, make_tenant
 from tests.controlplane.test_agreements import CONSENT, admin_of
 from tests.controlplane.test_audit import rows_of, verdict
 from tests.controlplane.test_erasure_journal import Backup, epoch
+from tests.faults.figures import Figures
 
 FROZEN = people_pb2.Voice.STATE_FROZEN
 KEY = bytes(range(32))
@@ -45,7 +47,7 @@ async def is_refused(library: Library, key: str) -> bool:
 
 
 @pytest.mark.fault("F13", "P1", "P13")
-async def test_a_restored_backup_brings_back_nothing_that_was_ended_after_it(world: World) -> None:
+async def test_a_restored_backup_brings_back_nothing_that_was_ended_after_it(world: World, figures: Figures) -> None:
     async with world.running() as plane:
         library, root = Library(plane), await admin_of(world)
         node = await world.node(plane)
@@ -69,7 +71,9 @@ async def test_a_restored_backup_brings_back_nothing_that_was_ended_after_it(wor
         await node.stop()
         before = await epoch(plane)
     backup.restore()
+    restored_s = time.monotonic()
     async with world.running() as plane:
+        figures.record("a restored database to open ports", time.monotonic() - restored_s)
         library = Library(plane)
         assert await epoch(plane) != before
         frozen = await library.GetVoice(root, voice_id=ada)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from controlplane.app import ControlPlane
 from speakerd.v1 import people_pb2
 from tests.controlplane.conftest import World, until
+from tests.faults.figures import Figures
 
 
 @pytest.fixture
@@ -66,18 +68,22 @@ async def test_without_redis_the_nodes_of_other_control_planes_hear_of_it_all_th
 
 
 @pytest.mark.fault("F5", "P5")
-async def test_an_enrolment_waits_but_a_moment_for_a_node_that_is_frozen(world: World) -> None:
+async def test_an_enrolment_waits_but_a_moment_for_a_node_that_is_frozen(world: World, figures: Figures) -> None:
     plane = await world.plane(node_lease_s=8.0, lease_s=9.0)
     client = await world.client(plane)
     await world.node(plane, "a")
     frozen = await world.node(plane, "b")
     await client.enrol("warm-up", seed=9)
     frozen.freeze()
+    began_s = time.monotonic()
     answer = await client.enrol("Ada")
+    figures.record("an enrolment beside a frozen node is answered in", time.monotonic() - began_s)
     assert list(answer.enrolled_on) == ["a"]
     assert answer.voice.state == people_pb2.Voice.STATE_READY
     frozen.thaw()
+    thawed_s = time.monotonic()
     await until(lambda: ("default", answer.voice.voice_id) in frozen.voices)
+    figures.record("thawed, it has the voice after", time.monotonic() - thawed_s)
 
 
 async def test_a_node_that_fell_behind_reads_the_rest_in_one_go(world: World) -> None:

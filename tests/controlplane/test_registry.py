@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -27,6 +28,7 @@ from runtime.errors import InvalidRequest
 from runtime.lifecycle import Tasks
 from tests.controlplane.conftest import until
 from tests.controlplane.redis_server import Server, redis_server, sentinels
+from tests.faults.figures import Figures
 
 
 def node(node_id: str, streams: int = 0, **fields: object) -> NodeView:
@@ -269,16 +271,21 @@ async def test_an_emptied_redis_is_filled_with_nodes_reservations_placements_and
 
 @pytest.mark.fault("F6", "P4")
 @pytest.mark.fault("F11", "P4", "P8")
-async def test_a_frozen_redis_costs_one_caller_half_a_second_and_no_placement(fleet: Fleet) -> None:
+async def test_a_frozen_redis_costs_one_caller_half_a_second_and_no_placement(fleet: Fleet, figures: Figures) -> None:
     registry = fleet.registry()
     await registry.heartbeat(node("a", streams_max=1_000))
     fleet.server.signal(signal.SIGSTOP)
     loop = asyncio.get_running_loop()
-    began_s = loop.time()
+    began_s, slowest_s = loop.time(), 0.0
     for index in range(40):
+        asked_s = loop.time()
         assert await placed(registry, wish(f"t/{index}", "a")) == "a"
+        slowest_s = max(slowest_s, loop.time() - asked_s)
         assert [view.node_id for view in await registry.known(fresh=False)] == ["a"]
     assert loop.time() - began_s < 25.0  # 80 calls of half a second each would be 40
+    for cell in ("F6", "F11"):
+        figures.record("slowest of 40 placements", slowest_s, cell=cell)
+        figures.record("placements refused", 0, "", cell=cell)
     fleet.server.signal(signal.SIGCONT)
     await asyncio.sleep(0.6)
     other = fleet.registry()
@@ -309,7 +316,9 @@ async def test_a_listener_that_is_cancelled_at_any_moment_ends(fleet: Fleet) -> 
 
 
 @pytest.mark.fault("F10", "P4")
-async def test_a_failover_of_sentinels_costs_no_placement_and_the_new_master_is_filled(tmp_path: Path) -> None:
+async def test_a_failover_of_sentinels_costs_no_placement_and_the_new_master_is_filled(
+    tmp_path: Path, figures: Figures
+) -> None:
     async with sentinels(tmp_path) as servers, AsyncExitStack() as stack:
         fleet = Fleet(servers.master, stack)
         registry, tasks, heard = fleet.registry(servers.url), Tasks(), []
@@ -319,6 +328,7 @@ async def test_a_failover_of_sentinels_costs_no_placement_and_the_new_master_is_
         assert await placed(registry, wish("t/s", "a")) == "a"
         await until(lambda: bool(heard))
         servers.master.signal(signal.SIGKILL)
+        killed_s = time.monotonic()
         replica = open_redis(servers.replica.url, timeout_s=0.5)
         stack.push_async_callback(replica.aclose)
         number = 0
@@ -340,6 +350,8 @@ async def test_a_failover_of_sentinels_costs_no_placement_and_the_new_master_is_
             return bool(found == b"6")
 
         await until(told)
+        figures.record("the new master knows the fleet after", time.monotonic() - killed_s)
+        figures.record("placements refused meanwhile", 0, "")
         await registry.publish("me 8")
         await until(lambda: "me 8" in heard or len(heard) > 1, 60)
         await tasks.cancel()
