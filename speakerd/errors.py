@@ -29,6 +29,8 @@ _CAUSE_OF_STATUS = {
     grpc.StatusCode.UNIMPLEMENTED: "unimplemented",
 }
 
+_DEAD_LINE = ("ping timeout", "ping_timeout", "keepalive watchdog")
+
 
 class SpeakerdError(Exception):
     """A call that did not succeed.
@@ -46,6 +48,10 @@ class SpeakerdError(Exception):
 
     def __repr__(self) -> str:
         return f"SpeakerdError({self.cause!r}, {self.message!r}, retry_after_s={self.retry_after_s})"
+
+
+class LineWentDead(SpeakerdError):
+    """Nothing came back from the peer any more, not even what its gRPC answers by itself whatever the peer is doing."""
 
 
 def was_lost(error: aio.AioRpcError) -> bool:
@@ -68,9 +74,10 @@ def error_from_status(error: aio.AioRpcError, *, peer: str, had_answered: bool =
                 retry_after_s = info.retry_after_ms / 1000 if info.retry_after_ms else None
                 return SpeakerdError(info.cause, info.message, retry_after_s=retry_after_s)
     cause = _CAUSE_OF_STATUS.get(error.code(), "internal")
-    if cause == "unavailable" and had_answered:
-        return SpeakerdError(cause, f"{peer} went away in the middle of the stream: stream it again")
     details = (error.details() or "").lower()
+    if cause == "unavailable" and had_answered:
+        kind = LineWentDead if any(sign in details for sign in _DEAD_LINE) else SpeakerdError
+        return kind(cause, f"{peer} went away in the middle of the stream: stream it again")
     if cause == "unavailable" and "http1" in details:
         return SpeakerdError(
             cause, f"{peer} speaks HTTP and not gRPC: name the address that its ready line calls grpc="

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from speakerd.capture_clock import CaptureClock
-from speakerd.errors import SpeakerdError
+from speakerd.errors import LineWentDead, SpeakerdError
 from speakerd.given_out import GivenOut, NodeEvent
 from speakerd.kept_sound import KeptSound
 from speakerd.stream_leg import Place, StreamLeg, StreamOptions, open_leg
@@ -42,7 +42,8 @@ PLACE_AGAIN_BOUND_S = 5.0
 PLACEMENTS_MAX = 3
 AGAIN_S = 1.0
 FRUITLESS_MAX = 5
-"""Resumptions one after another without a new final turn or progress: then it is the stream, not the nodes."""
+"""Resumptions one after another without a new final turn or progress: then it is the stream, not the nodes. A line that
+went dead is neither's doing: a stream is tried on such a one for as long as it is to be resumed."""
 
 _FULL_OR_GONE = frozenset({"overloaded", "unavailable", "timeout", "stale"})
 _LOST = frozenset({"unavailable", "internal"})
@@ -96,6 +97,7 @@ class LiveStream:
         self._patience_s = WATCHDOG_S
         self._resumptions = 0
         self._fruitless = 0
+        self._dead_since_s: float | None = None
         self._moving: asyncio.Task[None] | None = None  # to another node, from one that is lost or about to stop
         self._is_opening = False
         self._later: node_pb2.Checkpoint | None = None  # came while the stream was being opened from the one before
@@ -234,7 +236,7 @@ class LiveStream:
         final_ms = self._given.final_ms
         event: NodeEvent | None = self._given.pass_on(getattr(response, kind))
         if self._given.final_ms > final_ms:
-            self._fruitless = 0
+            self._fruitless, self._dead_since_s = 0, None
         if isinstance(event, node_pb2.Checkpoint) and self._may_move:
             if self._is_opening:
                 self._later = event
@@ -269,10 +271,16 @@ class LiveStream:
         if leg is not self._leg or self._failure is not None:
             return
         leg.is_lost = True
-        if not self._may_move or error.cause not in _LOST or self._fruitless >= FRUITLESS_MAX:
+        if is_line := isinstance(error, LineWentDead):
+            now_s = asyncio.get_running_loop().time()
+            self._dead_since_s = now_s if self._dead_since_s is None else self._dead_since_s
+            is_hopeless = now_s - self._dead_since_s > self._options.resume_s
+        else:
+            is_hopeless = self._fruitless >= FRUITLESS_MAX
+        if not self._may_move or error.cause not in _LOST or is_hopeless:
             self._fail(error)
         elif self._moving is None:
-            self._fruitless += 1
+            self._fruitless += not is_line
             self._begin(self._resume(leg, error))
 
     async def _after_loss(self, leg: StreamLeg, error: SpeakerdError) -> None:

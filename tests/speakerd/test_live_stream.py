@@ -7,15 +7,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 import pytest
 from grpc import aio
 
 import speakerd.kept_sound
 import speakerd.live_stream
+import speakerd.stream_leg
 from runtime.errors import BadAudio, InvalidRequest, NotFound, Overloaded, Unavailable
 from runtime.errors import SpeakerdError as DaemonsError
 from runtime.grpc_server import new_server
 from speakerd.client import Client, Event, LiveStream, NodeClient, Resumed, SpeakerdError, StreamOptions
+from speakerd.errors import error_from_status
 from speakerd.given_out import GivenOut
 from speakerd.kept_sound import KeptSound
 from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc, streams_pb2, streams_pb2_grpc
@@ -274,6 +277,23 @@ async def test_a_stream_that_fails_wherever_it_goes_is_given_up(script: Script) 
     with pytest.raises(SpeakerdError, match="went away"):
         await run(script, 3)
     assert len(script.legs) == 1 + speakerd.live_stream.FRUITLESS_MAX
+
+
+async def test_a_line_that_goes_dead_again_and_again_is_not_taken_for_the_streams_doing(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(error: aio.AioRpcError, *, peer: str, had_answered: bool = False) -> SpeakerdError:
+        lost = aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, aio.Metadata(), aio.Metadata(), "ping timeout")
+        return error_from_status(lost if had_answered else error, peer=peer, had_answered=had_answered)
+
+    monkeypatch.setattr(speakerd.stream_leg, "error_from_status", dead)
+    script.behaviours = [*[dies_after(1)] * (2 * speakerd.live_stream.FRUITLESS_MAX), ends_with()]
+    told = await run(script, 3)
+    assert sum(isinstance(event, Resumed) for event in told) == 2 * speakerd.live_stream.FRUITLESS_MAX
+    # But no longer than it is to be resumed.
+    script.behaviours = [dies_after(1)] * 1_000
+    with pytest.raises(SpeakerdError, match="went away"):
+        await run(script, 3, StreamOptions(resume_s=1.0))
 
 
 @pytest.mark.parametrize("kind", [BadAudio, Overloaded])
