@@ -25,6 +25,7 @@ class Told:
     degraded: list[bool] = field(default_factory=list)
     drains: int = 0
     final_ms: int = 0
+    heard_ms: int = 0
     nodes: list[str] = field(default_factory=list)
     sent: int = 0
     timeline: SpeechTimeline = field(default_factory=SpeechTimeline)
@@ -35,6 +36,7 @@ class Told:
         if isinstance(event, node_pb2.Turns):
             self.turns += [turn for turn in event.turns if turn.state == common_pb2.Turn.STATE_FINAL]
             self.final_ms = event.final_ms
+            self.heard_ms = max(self.heard_ms, event.final_ms)
         elif isinstance(event, Resumed):
             self.resumed.append(event)
             self.resumed_s.append(time.monotonic())
@@ -45,6 +47,7 @@ class Told:
             self.drains += 1
         elif isinstance(event, node_pb2.Progress):
             assert event.final_ms >= self.final_ms
+            self.heard_ms = max(self.heard_ms, event.final_ms)
         elif isinstance(event, node_pb2.StreamClosed):
             assert self.closed is None, "closed twice"
             self.closed = event
@@ -81,11 +84,15 @@ async def stream(
     options: StreamOptions | None = None,
     *,
     pace: float = 1.0,
+    ahead_s: float | None = None,
     told: Told | None = None,
     until: asyncio.Event | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Told:
-    """Stream 16-bit sound at `pace` times real time (0: as fast as it is taken), to its end or until it is told to."""
+    """Stream 16-bit sound at `pace` times real time (0: as fast as it is taken), to its end or until it is told to.
+
+    ahead_s: never further ahead of what has become final than this.
+    """
     told = Told() if told is None else told
 
     async def send(live: LiveStream) -> None:
@@ -96,6 +103,8 @@ async def stream(
                 break
             if pace:
                 await asyncio.sleep(began_s + number * 0.1 / pace - loop.time())
+            while ahead_s is not None and told.sent / 32_000 - told.heard_ms / 1_000 > ahead_s:
+                await asyncio.sleep(0.05)
             await live.send(piece)
             told.sent += len(piece)
         await live.finish()

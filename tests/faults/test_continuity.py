@@ -274,7 +274,8 @@ async def test_a_node_killed_under_real_voices_costs_no_label_and_no_final_turn(
                 killed.append(told.sent / 32)
                 made.nodes[told.nodes[0]].send(signal.SIGKILL)
 
-        await stream(client, sound, options, pace=4, told=told, on_event=kill)
+        # A node that a busy machine slows down must not be so far behind that nobody is left to speak after the loss.
+        await stream(client, sound, options, pace=4, ahead_s=8.0, told=told, on_event=kill)
         undisturbed = await stream(client, sound, options, pace=0)
     told.require_in_order()
     undisturbed.require_in_order()
