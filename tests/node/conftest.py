@@ -130,7 +130,7 @@ class Heard:
 
 async def requests(data: bytes, *, pace_s: float = 0.0, **options: object) -> AsyncIterator[node_pb2.DiarizeRequest]:
     # A pace also keeps grpc.aio's client from writing into a call that was just refused: it would report that write as
-    # INTERNAL, in place of the status.
+    # INTERNAL, in place of the status. A long one costs nothing there, for the wait ends with the call.
     yield node_pb2.DiarizeRequest(open=node_pb2.StreamOpen(**options))  # type: ignore[arg-type]
     await asyncio.sleep(pace_s)
     for at in range(0, len(data), CHUNK_BYTES):

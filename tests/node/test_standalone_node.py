@@ -368,7 +368,7 @@ async def test_a_stream_goes_on_from_its_checkpoint_with_the_same_speakers_and_s
     assert [turn.sequence for turn in told] == list(range(1, len(told) + 1))
     assert [(t.start_ms, t.end_ms, t.speaker) for t in told] == [(t.start_ms, t.end_ms, t.speaker) for t in whole.turns]
     code, text, _ = await refusal(
-        null_node.stub.Diarize(requests(b"", pace_s=0.1, stream_id="another", checkpoint=checkpoint.data))
+        null_node.stub.Diarize(requests(b"", pace_s=10.0, stream_id="another", checkpoint=checkpoint.data))
     )
     assert code is grpc.StatusCode.INVALID_ARGUMENT and "checkpoint" in text
 
