@@ -2,7 +2,8 @@
 
 In: a node's address, how many streams, sound. Out: one line of JSON. What always holds: every lag is counted from the
 time at which the chunk was due that completes the window, also where this process was late itself; streams begin
-spread evenly over a step, as independent ones do on the whole.
+spread evenly over the longest of a stream's rounds, its look at the whole memory every eight steps, as independent ones
+do on the whole.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from speakerd.v1 import node_pb2, node_pb2_grpc
 RATE_HZ = 16_000
 CHUNK_MS = 100
 CHUNK_BYTES = CHUNK_MS * RATE_HZ // 1000 * 2
-SPREAD_S = 2.0
+SPREAD_S = 4.0
 OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
 
 

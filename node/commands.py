@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +76,7 @@ def node(
 
     # The device's thread and the steps' computing may keep the interpreter from the event loop for so long at a time.
     sys.setswitchinterval(SWITCH_S)
+    _let_threads_finish()
     flags = {name: value for name, value in locals().items() if name in NodeSettings.model_fields}
     try:
         settings = load(NodeSettings, section="node", file=config, flags=flags)
@@ -83,6 +86,19 @@ def node(
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     sys.exit(code)
+
+
+def _let_threads_finish() -> None:
+    """On a single core, have a thread that is woken wait for its turn: measured at 8 % less CPU, and half the lag.
+
+    Else gRPC's thread takes the core from the event loop for each message, to wake it. Threads made from now on do so.
+    With several cores they have one each.
+    """
+    if not hasattr(os, "SCHED_BATCH") or len(os.sched_getaffinity(0)) > 1:
+        return
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
