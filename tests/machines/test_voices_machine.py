@@ -205,11 +205,23 @@ class Voices(LoopingMachine):
     def look(self) -> None:
         self.run(self._everything_is_as_known())
 
+    async def _listed(self, key: str) -> dict[str, Any]:
+        """What a caller is shown, once nothing of it is being erased: after a restore that takes as long as a lease."""
+        listed: dict[str, Any] = {}
+
+        async def is_settled() -> bool:
+            listed.clear()
+            listed.update((one.voice_id, one) for one in (await self.library.ListVoices(key, page_size=200)).voices)
+            gone = [one for voice_id, one in listed.items() if self.known[voice_id].state == "erased"]
+            assert all(one.state == STATE.Value("STATE_ERASING") for one in gone), gone
+            return not gone
+
+        await until(is_settled, SETTLE_S)
+        return listed
+
     async def _everything_is_as_known(self) -> None:
         for who, (tenant, user) in enumerate(CALLERS):
-            listed = {
-                one.voice_id: one for one in (await self.library.ListVoices(self.keys[who], page_size=200)).voices
-            }
+            listed = await self._listed(self.keys[who])
             wanted = {
                 voice_id
                 for voice_id, known in self.known.items()
