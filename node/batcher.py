@@ -33,6 +33,9 @@ WINDOWS_A_BATCH = 32
 """The largest batch where the engine does not say otherwise."""
 BATCH_S = 0.1
 """Aimed at for a batch: what becomes due meanwhile waits so long, and larger batches bring little more."""
+GATHER_S = 0.004
+"""From the beginning of a batch of live windows to that of the next, at least. A device that is done sooner would take
+them one by one, and a batch, with two changes of threads, costs as much as several windows."""
 FIRST_WINDOWS = 8
 """Of the first batch, of which nobody knows what it takes: a whole one of a large model on a slow processor looks as if
 the device stood still."""
@@ -212,7 +215,11 @@ class Batcher:
             # What the loop has in hand already may make windows due: they come along.
             await asyncio.sleep(0)
             if taken := self._next_batch():
+                began_s = self._clock.monotonic_s()
+                is_paced = all(self._sources[slot].is_at_pace for slot in taken)
                 await self._analyse(taken)
+                if is_paced and (left_s := began_s + GATHER_S - self._clock.monotonic_s()) > 0:
+                    await asyncio.sleep(left_s)
                 continue
             self._wake.clear()
             self._raise_lost()

@@ -33,6 +33,8 @@ from runtime.units import SAMPLE_RATE_HZ, ms_from_samples, seconds_from_samples
 
 WRITE_BOUND_S = 5.0
 TICK_S = 1.0
+CHECKPOINT_S = 2.0
+"""Between checkpoints. What was decided since the last one is decided again by who resumes, in the same way."""
 CHECKPOINT_SAMPLES_MAX = 20 * SAMPLE_RATE_HZ
 """A stream that is faster than speech gets a checkpoint at least this often, so that its client need not keep more."""
 EVENT_BYTES, TURN_BYTES = 64, 160
@@ -165,7 +167,8 @@ class LiveSession:
 
     async def _step(self) -> None:
         """Analyses become turns with names. Several that came back together are named together."""
-        checkpoint_due_s, checkpoint_due = self._clock.monotonic_s() + TICK_S, self._analysed + CHECKPOINT_SAMPLES_MAX
+        checkpoint_due_s = self._clock.monotonic_s() + CHECKPOINT_S
+        checkpoint_due = self._analysed + CHECKPOINT_SAMPLES_MAX
         handed_over = False
         while analyses := await self._source.take():
             placed = [replace(analysis, start_samples=analysis.start_samples + self._base) for analysis in analyses]
@@ -189,7 +192,7 @@ class LiveSession:
                 await self._hand_over_checkpoint()
             elif self._clock.monotonic_s() >= checkpoint_due_s or self._analysed >= checkpoint_due:
                 await self._put(await self._checkpoint())
-                checkpoint_due_s = self._clock.monotonic_s() + TICK_S
+                checkpoint_due_s = self._clock.monotonic_s() + CHECKPOINT_S
                 checkpoint_due = self._analysed + CHECKPOINT_SAMPLES_MAX
         if self._intake.handing_over and not handed_over:
             await self._hand_over_checkpoint()

@@ -736,8 +736,8 @@ Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class Checkpoint(_message.Message):
-    """State to go on from elsewhere: opaque, encrypted, bound to the stream, valid for minutes. Sent about once a second
-    while windows are analysed. docs/streaming.md says how to resume from it.
+    """State to go on from elsewhere: opaque, encrypted, bound to the stream, valid for minutes. Sent about every
+    two seconds while windows are analysed. docs/streaming.md says how to resume from it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

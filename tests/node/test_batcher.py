@@ -118,6 +118,31 @@ async def test_one_thread_touches_the_device_and_windows_of_all_streams_share_ba
         assert any(len({window.slot for window in batch}) == 3 for batch in b.device.batches)
 
 
+async def test_live_windows_that_become_due_right_after_a_batch_share_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("node.batcher.GATHER_S", 1.0)
+    async with bench() as b:
+        sources = [await b.source(index) for index in range(3)]
+        for source in sources:
+            await source.push(sound(1))
+            if source is sources[0]:
+                assert len(await source.take()) == 1  # at once: nothing came before it
+            await asyncio.sleep(0.01)
+        assert len(await sources[1].take()) == len(await sources[2].take()) == 1
+        assert [len(batch) for batch in b.device.batches] == [1, 2]
+
+
+async def test_a_recording_does_not_wait_for_others_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.batcher.GATHER_S", 60.0)
+    async with bench() as b:
+        file = await b.source(0, kind=SlotKind.FILE)
+        await file.push(sound(30))
+        file.end()
+        assert len(await asyncio.wait_for(collect(file), 60)) == 30
+        assert len(b.device.batches) > 1
+
+
 async def test_the_first_batch_is_small_however_many_windows_wait_since_nobody_knows_what_it_takes() -> None:
     async with bench() as b:
         sources = [await b.source(index) for index in range(2 * FIRST_WINDOWS)]

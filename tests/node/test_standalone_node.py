@@ -350,7 +350,7 @@ async def test_a_stream_goes_on_from_its_checkpoint_with_the_same_speakers_and_s
     data = pcm(talk[: 14 * 16_000])
     for at in range(0, len(data), CHUNK_BYTES):
         await call.write(node_pb2.DiarizeRequest(audio=data[at : at + CHUNK_BYTES]))
-        await asyncio.sleep(0.008)
+        await asyncio.sleep(0.016)  # for longer than from one checkpoint to the next
     while not broken.checkpoints:
         broken.take(await call.read())
     call.cancel()
