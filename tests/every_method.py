@@ -11,6 +11,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
+from speakerd.late_status import keep_status
+
 
 async def refusals(
     channel: aio.Channel, service: ServiceDescriptor, metadata: Sequence[tuple[str, str]]
@@ -37,7 +39,8 @@ async def _status(
         # grpc.aio reports a half-close that crosses the refusal as INTERNAL, in place of the status.
         await ended.wait()
 
-    call = make(one() if method.client_streaming else asked(), metadata=tuple(metadata), timeout=10)
+    # It reports a write that crosses it as INTERNAL, too, unless it is told to wait for the status.
+    call = keep_status(make(one() if method.client_streaming else asked(), metadata=tuple(metadata), timeout=10))
     call.add_done_callback(lambda _call: ended.set())
     status: grpc.StatusCode = await call.code()
     return status
