@@ -3,6 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Test processes side by side, of which half wait; a file's tests stay together, in the order of tests/running_order.py.
 JOBS ?= 4
+DEEP_JOBS ?= 3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Where Python is told to keep no bytecode, as in many containers, each daemon that a test starts compiles itself anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,8 +26,8 @@ check: setup ## linters, types, layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > .lint-imports.log 2>&1 || { cat .lint-imports.log; exit 1; }
 
-check-deep: setup ## long runs: accuracy on simulated conversations, soaks
-	@$(BIN)/python -m pytest -m deep -q --timeout 3600
+check-deep: setup ## the long runs, an hour and a half on two cores: accuracy, faults, fuzzing, mutations, hours of streams
+	@$(BIN)/python -m pytest -m deep -q -n $(DEEP_JOBS) --dist loadfile --no-loadscope-reorder --reruns 1 --timeout 3600 -rRs --durations 40
 
 proto: setup ## generate the stubs from proto/
 	@$(BIN)/python scripts/generate_stubs.py

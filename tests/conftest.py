@@ -38,13 +38,13 @@ def pytest_collection() -> Generator[None, object, object]:
         return (yield)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whatever depends on no clock has one try: what fails there once is wrong. Long files are begun first."""
     file_of = {item: item.path.relative_to(ROOT / "tests").as_posix() for item in items}
     for item, file in file_of.items():
         if file.partition("/")[0] not in REAL_TIME:
             item.add_marker(pytest.mark.flaky(reruns=0))
-    place = {file: number for number, file in enumerate(in_order(file_of.values()))}
+    place = {file: number for number, file in enumerate(in_order(file_of.values(), are_deep=config.option.markexpr == "deep"))}
     items.sort(key=lambda item: place[file_of[item]])
 
 

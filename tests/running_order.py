@@ -66,11 +66,40 @@ LONGEST = (
 """What takes ten seconds and more, the longest first, waiting and computing by turns."""
 
 
-def in_order(files: Iterable[str]) -> list[str]:
+DEEP = (
+    "node/test_long_stream.py",
+    "faults/test_nemesis.py",
+    "accuracy/test_simulated_conversations.py",
+    "models/pyannote/test_parity.py",
+    "fuzz/test_fuzz.py",
+    "mutations/test_mutations.py",
+    "simulator/test_simulator.py",
+    "deploy/test_images.py",
+    "edge/test_published_openapi.py",
+    "models/test_long_files.py",
+    "node/test_many_streams.py",
+    "controlplane/test_isolation.py",
+    "faults/test_fault_points.py",
+    "faults/test_poison.py",
+    "faults/test_node_fault_points.py",
+    "machines/test_voices_machine.py",
+    "machines/test_jobs_machine.py",
+    "faults/test_rolling_restarts.py",
+    "machines/test_fleet_machine.py",
+    "faults/test_live_websocket.py",
+    "models/test_online.py",
+    "controlplane/test_jobs_heard.py",
+    "docs/test_quick_start.py",
+)
+"""Of `make check-deep`, what takes minutes, the longest first."""
+
+
+def in_order(files: Iterable[str], *, are_deep: bool = False) -> list[str]:
     """Files of tests, named from tests/ on, in the order in which they are begun."""
     named = dict.fromkeys(files)
-    long = [file for file in LONGEST if file in named]
-    rest = [file for file in named if file not in LONGEST]
+    longest = DEEP if are_deep else LONGEST
+    long = [file for file in longest if file in named]
+    rest = [file for file in named if file not in longest]
     waiting = [file for file in rest if file.partition("/")[0] in WAITING]
     computing = [file for file in rest if file.partition("/")[0] not in WAITING]
     turns = chain.from_iterable(zip_longest(waiting, computing))
