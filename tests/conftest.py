@@ -44,7 +44,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item, file in file_of.items():
         if file.partition("/")[0] not in REAL_TIME:
             item.add_marker(pytest.mark.flaky(reruns=0))
-    place = {file: number for number, file in enumerate(in_order(file_of.values(), are_deep=config.option.markexpr == "deep"))}
+    place = {
+        file: number
+        for number, file in enumerate(in_order(file_of.values(), are_deep=config.option.markexpr == "deep"))
+    }
     items.sort(key=lambda item: place[file_of[item]])
 
 
