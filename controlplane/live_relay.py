@@ -26,6 +26,7 @@ from runtime import errors
 from runtime.errors import InvalidRequest, Overloaded, SpeakerdError, TooLarge
 from runtime.tls import Tls, split_address
 from speakerd.channel import TlsTrust
+from speakerd.connections import Connections
 from speakerd.errors import SpeakerdError as ClientError
 from speakerd.kept_sound import frame_bytes, is_resumable
 from speakerd.live_stream import LiveStream, Resumed, open_placed
@@ -227,6 +228,7 @@ class LiveRelay:
         self._metrics = metrics
         self._places = Places("live streams", streams_max, retry_after_s=1.0)
         self._tenant_streams_max = tenant_streams_max
+        self._connections = Connections()
 
     def __repr__(self) -> str:
         return f"LiveRelay({self._places.num_taken} running)"
@@ -243,7 +245,7 @@ class LiveRelay:
                 await self._library.find(principal, voice_id, Right.USE)
             relaying = await stack.enter_async_context(self._guard.relaying())
             try:
-                live = await open_placed(options, self._finding(principal))
+                live = await open_placed(options, self._finding(principal), self._connections)
             except ClientError as error:
                 raise _ours(error) from None
             stack.push_async_callback(live.close)

@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 from grpc import aio
 
 from speakerd.channel import TlsTrust, credentials, open_channel
+from speakerd.connections import Connections
 from speakerd.errors import SpeakerdError, error_from_status
 from speakerd.late_status import keep_status
 from speakerd.live_stream import Event, LiveStream, Resumed, open_placed
@@ -75,6 +76,7 @@ class Client:
         self._tls = tls
         self._metadata = credentials(api_key)
         self._channel = open_channel(address, tls)
+        self._connections = Connections()
         self._people = people_pb2_grpc.PeopleStub(self._channel)
         self._audit = audit_pb2_grpc.AuditStub(self._channel)
         self._streams = streams_pb2_grpc.StreamsStub(self._channel)
@@ -92,7 +94,8 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Hang up."""
+        """Hang up. Streams are closed by themselves, before."""
+        await self._connections.close()
         await self._channel.close()
 
     async def enroll(
@@ -269,7 +272,7 @@ class Client:
 
         The stream goes on by itself when its node is lost: see LiveStream.
         """
-        return await open_placed(options or StreamOptions(), self._find_place)
+        return await open_placed(options or StreamOptions(), self._find_place, self._connections)
 
     async def _find_place(self, options: StreamOptions, avoid: Sequence[str], bound_s: float) -> Place:
         placed = await self._ask_again(

@@ -19,10 +19,11 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from speakerd.capture_clock import CaptureClock
+from speakerd.connections import Connections
 from speakerd.errors import LineWentDead, SpeakerdError
 from speakerd.given_out import GivenOut, NodeEvent
 from speakerd.kept_sound import KeptSound
-from speakerd.stream_leg import Place, StreamLeg, StreamOptions, open_leg
+from speakerd.stream_leg import SUSPECT, Place, StreamLeg, StreamOptions, open_leg
 from speakerd.v1 import node_pb2
 
 __all__ = ["Event", "LiveStream", "Resumed", "StreamOptions", "open_placed"]
@@ -46,7 +47,6 @@ FRUITLESS_MAX = 5
 went dead is neither's doing: a stream is tried on such a one for as long as it is to be resumed."""
 
 _FULL_OR_GONE = frozenset({"overloaded", "unavailable", "timeout", "stale"})
-_LOST = frozenset({"unavailable", "internal"})
 _NOT_HERE = frozenset({"unavailable", "internal", "overloaded", "timeout", "stale", "unauthenticated"})
 
 
@@ -79,9 +79,16 @@ class LiveStream:
     """
 
     def __init__(
-        self, leg: StreamLeg, options: StreamOptions, placing: Placing | None, *, is_only_node: bool = False
+        self,
+        leg: StreamLeg,
+        options: StreamOptions,
+        placing: Placing | None,
+        connections: Connections,
+        *,
+        is_only_node: bool = False,
     ) -> None:
         self._leg = leg
+        self._connections = connections
         self._options = replace(options, stream_id=leg.opened.stream_id or options.stream_id)
         self._placing = placing if options.resume_s > 0 else None
         self._is_only_node = is_only_node
@@ -167,13 +174,14 @@ class LiveStream:
         return self._resumptions
 
     def reopen(self) -> int | None:
-        """Go on over a connection of its own from now on, where nothing was lost: what this one holds may be old.
+        """Go on over another connection from now on, where nothing was lost: what this one holds may be old.
 
         How often the stream has been resumed until now: the next `Resumed` after so many is the one that was asked
         for. None where the stream is moving already, or cannot. Until it has moved, and if it cannot, it stays.
         """
         if not self._may_move or self._moving is not None or self._is_finished or self._failure is not None:
             return None
+        self._leg.distrust()
         self._begin(self._move(self._leg, avoid=[]))
         return self._resumptions
 
@@ -271,13 +279,15 @@ class LiveStream:
         if leg is not self._leg or self._failure is not None:
             return
         leg.is_lost = True
+        if error.cause in SUSPECT:
+            leg.distrust()
         if is_line := isinstance(error, LineWentDead):
             now_s = asyncio.get_running_loop().time()
             self._dead_since_s = now_s if self._dead_since_s is None else self._dead_since_s
             is_hopeless = now_s - self._dead_since_s > self._options.resume_s
         else:
             is_hopeless = self._fruitless >= FRUITLESS_MAX
-        if not self._may_move or error.cause not in _LOST or is_hopeless:
+        if not self._may_move or error.cause not in SUSPECT or is_hopeless:
             self._fail(error)
         elif self._moving is None:
             self._fruitless += not is_line
@@ -355,6 +365,7 @@ class LiveStream:
             return await open_leg(
                 place,
                 self._options,
+                self._connections,
                 checkpoint=self._kept.checkpoint,
                 bound_s=REOPEN_BOUND_S,
                 position=self._kept.start,
@@ -398,7 +409,9 @@ class LiveStream:
             ) from None
 
 
-async def open_placed(options: StreamOptions, find: Finding, *, is_only_node: bool = False) -> LiveStream:
+async def open_placed(
+    options: StreamOptions, find: Finding, connections: Connections, *, is_only_node: bool = False
+) -> LiveStream:
     """Place a stream and open it on its node, from where it goes on by itself when the node is lost.
 
     A node that cannot take it after all is avoided, twice at most. is_only_node: there is no other, so that a refusal
@@ -422,7 +435,7 @@ async def open_placed(options: StreamOptions, find: Finding, *, is_only_node: bo
             # There is no other: what failed there a moment ago fails again at once.
             await asyncio.sleep(AGAIN_S)
         try:
-            leg = await open_leg(place, options)
+            leg = await open_leg(place, options, connections)
         except SpeakerdError as error:
             avoid.append(place.node_id)
             if error.cause not in _FULL_OR_GONE or len(avoid) == PLACEMENTS_MAX or is_only_node:
@@ -431,4 +444,4 @@ async def open_placed(options: StreamOptions, find: Finding, *, is_only_node: bo
                 # The node has begun anew since it was last heard: where it is placed by, that is known in a second.
                 await asyncio.sleep(PAUSE_MAX_S)
         else:
-            return LiveStream(leg, options, again, is_only_node=is_only_node)
+            return LiveStream(leg, options, again, connections, is_only_node=is_only_node)

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from speakerd.channel import TlsTrust, credentials, open_channel
+from speakerd.connections import Connections
 from speakerd.live_stream import LiveStream, open_placed
 from speakerd.stream_leg import Place, StreamOptions
 from speakerd.uploads import Clip, FileOptions, OnProgress, answer, clip_content, diarized
@@ -32,6 +33,7 @@ class NodeClient:
         self._place = Place(address, key=key, tls=tls)
         self._metadata = credentials(key)
         self._channel = open_channel(address, tls)
+        self._connections = Connections()
         self._node = node_pb2_grpc.NodeStub(self._channel)
 
     def __repr__(self) -> str:
@@ -46,7 +48,8 @@ class NodeClient:
         await self.close()
 
     async def close(self) -> None:
-        """Hang up."""
+        """Hang up. Streams are closed by themselves, before."""
+        await self._connections.close()
         await self._channel.close()
 
     async def describe(self) -> node_pb2.DescribeResponse:
@@ -88,7 +91,10 @@ class NodeClient:
         """Open a live stream on this node. It outlives its connection, for RESUME_S_MAX at most, but not the node."""
         options = options or StreamOptions()
         return await open_placed(
-            replace(options, resume_s=min(options.resume_s, RESUME_S_MAX)), self._here, is_only_node=True
+            replace(options, resume_s=min(options.resume_s, RESUME_S_MAX)),
+            self._here,
+            self._connections,
+            is_only_node=True,
         )
 
     async def _here(self, options: StreamOptions, avoid: Sequence[str], bound_s: float) -> Place:

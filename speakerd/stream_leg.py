@@ -1,4 +1,4 @@
-"""One connection of a live stream: the call to one node that carries it, until it ends or is left.
+"""One leg of a live stream: the call to one node that carries it, until it ends or is left.
 
 In: sound. Out: the node's messages. What always holds: whatever ends the call comes out as SpeakerdError, also a
 cancellation of the call that is not one of the caller; a message that was asked for and not waited for is not lost.
@@ -12,12 +12,15 @@ from typing import Any
 
 from grpc import aio
 
-from speakerd.channel import TlsTrust, credentials, open_channel
+from speakerd.channel import TlsTrust, credentials
+from speakerd.connections import Connections, Hold
 from speakerd.errors import SpeakerdError, error_from_status
 from speakerd.late_status import keep_status
 from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
 
 OPEN_BOUND_S = 15.0
+SUSPECT = frozenset({"unavailable", "internal"})
+"""Causes that leave it open whether it was the stream, the node or the line to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +67,8 @@ class Place:
 class StreamLeg:
     """An open call. `position`: bytes of the stream's sound that were written here or lie before its beginning."""
 
-    def __init__(
-        self, channel: aio.Channel, call: Any, opened: node_pb2.StreamOpened, *, place: Place, position: int
-    ) -> None:
-        self._channel = channel
+    def __init__(self, hold: Hold, call: Any, opened: node_pb2.StreamOpened, *, place: Place, position: int) -> None:
+        self._hold = hold
         self._call = call
         self._place = place
         self._reading: asyncio.Task[node_pb2.DiarizeResponse | None] | None = None
@@ -110,33 +111,47 @@ class StreamLeg:
             raise SpeakerdError("stale", "the stream was closed")
         return reading.result()
 
+    def distrust(self) -> None:
+        """Whoever opens a stream from now on gets another connection than this one's."""
+        self._hold.retire()
+
     async def close(self) -> None:
-        """Let go of the call, cancelling it if it has not ended."""
+        """Let go of the call, cancelling it if it has not ended, and of its connection."""
         self.is_lost = True
         self._call.cancel()
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
-        await self._channel.close()
+        try:
+            if self._reading is not None:
+                self._reading.cancel()
+                await asyncio.gather(self._reading, return_exceptions=True)
+        finally:
+            await self._hold.release()
 
 
 async def open_leg(
-    place: Place, options: StreamOptions, *, checkpoint: bytes = b"", bound_s: float = OPEN_BOUND_S, position: int = 0
+    place: Place,
+    options: StreamOptions,
+    connections: Connections,
+    *,
+    checkpoint: bytes = b"",
+    bound_s: float = OPEN_BOUND_S,
+    position: int = 0,
 ) -> StreamLeg:
-    """Dial a node and open a stream there. Raises SpeakerdError: overloaded when every slot is taken."""
-    channel = open_channel(place.address, place.tls, name=place.tls_name)
-    call = keep_status(node_pb2_grpc.NodeStub(channel).Diarize(metadata=credentials(place.key)))
+    """Open a stream at a node, dialled if need be. Raises SpeakerdError: overloaded when every slot is taken."""
+    hold = connections.take(place.address, place.tls, tls_name=place.tls_name)
+    call = keep_status(node_pb2_grpc.NodeStub(hold.channel).Diarize(metadata=credentials(place.key)))
     try:
         async with asyncio.timeout(bound_s):
             await _write(call, node_pb2.DiarizeRequest(open=_stream_open(options, place, checkpoint)), place.address)
             opened = await _opened(call, place.address)
     except BaseException as error:
         call.cancel()
-        await channel.close()
+        if isinstance(error, TimeoutError) or (isinstance(error, SpeakerdError) and error.cause in SUSPECT):
+            hold.retire()
+        await hold.release()
         if isinstance(error, TimeoutError):
             raise SpeakerdError("timeout", f"{place.address} did not open the stream in {bound_s:.0f} s") from None
         raise
-    return StreamLeg(channel, call, opened, place=place, position=position)
+    return StreamLeg(hold, call, opened, place=place, position=position)
 
 
 async def _opened(call: Any, peer: str) -> node_pb2.StreamOpened:
