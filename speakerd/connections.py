@@ -14,8 +14,9 @@ from grpc import aio
 
 from speakerd.channel import TlsTrust, open_channel
 
-STREAMS_A_CONNECTION = 50
-"""Most of what sharing saves is saved by then, and no more than so many are lost with a connection."""
+STREAMS_A_CONNECTION = 16
+"""Most of what sharing saves is saved by then; and over a line that loses packets they have one TCP's share of it, of
+which sound in 16 bits takes a quarter of a Mbit/s each."""
 SHARED_FOR_S = 600.0
 """A connection this old gets no new streams: a node's certificate is looked at only as one is made."""
 
