@@ -11,11 +11,13 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import asyncpg
 from alembic import command
@@ -171,7 +173,13 @@ async def open_database(url: str, clock: Clock, *, lease_s: float) -> Database:
         if not parsed.database or parsed.database == ":memory:":
             raise InvalidRequest("database_url: a database in memory loses every voice; name a file")
         lock_file = _lock(Path(f"{parsed.database}.lock"))
-        engine = create_async_engine(parsed, pool_size=POOL_SIZE, max_overflow=0, hide_parameters=True)
+        engine = create_async_engine(
+            parsed,
+            pool_size=POOL_SIZE,
+            max_overflow=0,
+            hide_parameters=True,
+            connect_args={"factory": _SqliteConnection},
+        )
         event.listen(engine.sync_engine, "connect", _configure_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         event.listen(engine.sync_engine, "invalidate", _roll_back_sqlite)
@@ -237,6 +245,31 @@ def _migrate(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
+class _SqliteConnection(sqlite3.Connection):
+    """A connection that is closed when it is closed, whoever still holds a cursor that it gave out.
+
+    SQLite keeps a connection, its transaction and its log for as long as a statement of it lives; that of a caller who
+    was cancelled lies in a traceback until garbage is collected. Nobody could write until then, and a control plane
+    that ends would leave its log beside the file.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._cursors: WeakSet[sqlite3.Cursor] = WeakSet()
+
+    def cursor(self, factory: Any = sqlite3.Cursor) -> Any:
+        cursor = super().cursor(factory)
+        self._cursors.add(cursor)
+        return cursor
+
+    def close(self) -> None:
+        # Closing it once more does nothing, and must not fail over cursors that cannot be closed any more.
+        cursors, self._cursors = list(self._cursors), WeakSet()
+        for cursor in cursors:
+            cursor.close()
+        super().close()
+
+
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     # The driver would begin transactions on its own, too late and of the wrong kind: `_begin_sqlite` does it.
     connection.isolation_level = None
@@ -261,8 +294,7 @@ def _begin_sqlite(connection: Connection) -> None:
 def _roll_back_sqlite(connection: Any, _record: Any, _error: Any) -> None:
     """Called before a connection is given up: its statement was cancelled, by a caller who went away or by a bound.
 
-    Closing does not end its transaction while somebody holds a cursor of it, and the cancelled statement's lies in a
-    traceback until garbage is collected: nobody could write until then.
+    The statement runs on to its end, which this waits for: the next writer's turn comes once the lock is free.
     """
     # What gives it up goes on as it was going: cancelled, whether or not it is cancelled again meanwhile.
     with contextlib.suppress(Exception, asyncio.CancelledError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from sqlite3 import ProgrammingError
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -83,6 +84,46 @@ async def test_a_caller_who_goes_away_in_the_middle_of_a_write_leaves_the_databa
     async with database.read() as connection:
         found = (await connection.execute(text("SELECT tenant_id FROM tenants ORDER BY 1"))).scalars().all()
     assert found == [f"stays-{number}" for number in range(6)]
+    await database.close()
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+async def test_a_statement_that_was_cancelled_leaves_no_log_beside_the_file_once_it_is_closed(
+    tmp_path: Path, kind: str
+) -> None:
+    database = await open_database(url(tmp_path), SteppedClock(), lease_s=1.0)
+    begun = asyncio.Event()
+    kept: list[BaseException] = []
+
+    async def ask() -> None:
+        try:
+            async with getattr(database, kind)() as connection:
+                begun.set()
+                await connection.execute(text(LONG))
+        except asyncio.CancelledError as error:
+            kept.append(error)  # with its traceback, and in it whatever the statement held
+
+    going = asyncio.create_task(ask())
+    await begun.wait()
+    await asyncio.sleep(0.05)
+    going.cancel()
+    await going
+    assert kept, "it was over before it was cancelled"
+    await database.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["speakerd.db", "speakerd.db.lock"]
+
+
+async def test_a_connection_of_sqlite_may_be_closed_twice_while_a_cursor_of_it_is_held(tmp_path: Path) -> None:
+    database = await open_database(url(tmp_path), SteppedClock(), lease_s=1.0)
+    async with database.engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        opened = driver._conn
+        cursor = opened.cursor().execute("SELECT 1")
+        await connection.invalidate()
+    opened.close()  # as when a close that was cancelled is forced
+    with pytest.raises(ProgrammingError, match="closed"):
+        cursor.fetchone()
     await database.close()
 
 
