@@ -33,6 +33,8 @@ from runtime.units import SAMPLE_RATE_HZ, ms_from_samples, seconds_from_samples
 
 WRITE_BOUND_S = 5.0
 TICK_S = 1.0
+TICKS_A_PROGRESS = 5
+"""Turns that are told say that the stream lives, and up to where all is final: progress beside them can be rarer."""
 CHECKPOINT_S = 2.0
 """Between checkpoints. What was decided since the last one is decided again by who resumes, in the same way."""
 CHECKPOINT_SAMPLES_MAX = 20 * SAMPLE_RATE_HZ
@@ -118,6 +120,7 @@ class LiveSession:
         self._sequence = state.sequence
         self._heard = HeardNumbers(state)
         self._told = self._base  # final turns that begin before it have been written
+        self._has_told = False  # whether turns were written since the last tick
         self._drain_deadline_s: float | None = None
         self._drain_told = False
         self._skipped_before = state.skipped  # on the nodes that carried it so far
@@ -268,7 +271,7 @@ class LiveSession:
 
     async def _write(self) -> None:
         now_s = asyncio.get_running_loop().time
-        tick_s = now_s() + TICK_S
+        tick_s, ticks = now_s() + TICK_S, 0
         degraded = False
         while True:
             item = await self._results.next(tick_s)
@@ -284,8 +287,11 @@ class LiveSession:
             elif item is not None:
                 await self._send(item)
             if now_s() >= tick_s:
-                tick_s = now_s() + TICK_S
-                await self._send(self._progress())
+                tick_s, ticks = now_s() + TICK_S, ticks + 1
+                if not self._has_told or ticks >= TICKS_A_PROGRESS:
+                    ticks = 0
+                    await self._send(self._progress())
+                self._has_told = False
                 if self._drain_deadline_s is not None and not self._drain_told:
                     # No sound comes, so that no step tells it: the last checkpoint is as good as another.
                     self._drain_told = True
@@ -312,6 +318,7 @@ class LiveSession:
         )
         self._told = max(self._told, said.final_samples)
         if pieces or self._request.provisional:
+            self._has_told = True
             await self._send(events.Turns(pieces, self._told))
 
     async def _send(self, event: events.Event) -> None:

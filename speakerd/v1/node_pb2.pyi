@@ -701,8 +701,8 @@ Global___Relabel: _TypeAlias = Relabel  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
-    """Sent about once a second, whether audio flows or not: the stream lives. Hearing nothing for 3 s means that the node
-    does not.
+    """Sent about every second in which no `turns` are, whether audio flows or not, and every five seconds else: the stream
+    lives. Hearing nothing for 3 s means that the node does not.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

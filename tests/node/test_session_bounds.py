@@ -259,6 +259,19 @@ async def test_a_running_stream_tells_that_it_lives_even_when_no_audio_comes(
     assert isinstance(peer.told[-1], events.Closed)
 
 
+async def test_where_turns_are_told_progress_is_rarer(alone: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node.session, "TICK_S", 0.1)
+    peer = ScriptedPeer(REQUEST)
+    serving = asyncio.create_task(alone.streams.serve(peer, Caller()))  # type: ignore[arg-type]
+    async with asyncio.timeout(30):
+        while len(peer.of(events.Turns)) < 60:
+            peer.messages.put_nowait(pcm(tones(0.5, *ADA)))
+            await asyncio.sleep(0.02)  # a dozen ticks in all
+    assert 1 <= len(peer.of(events.Progress)) < 8
+    peer.messages.put_nowait(events.Finish())
+    await serving
+
+
 async def test_a_cancelled_stream_gives_its_slot_back(alone: Desk) -> None:
     peer = ScriptedPeer(REQUEST, pcm(tones(1, *ADA)))
     serving = asyncio.create_task(alone.streams.serve(peer, Caller()))  # type: ignore[arg-type]
