@@ -26,6 +26,7 @@ import soundfile
 import uvloop
 from grpc import aio
 
+from speakerd.connections import STREAMS_A_CONNECTION
 from speakerd.v1 import node_pb2, node_pb2_grpc
 
 RATE_HZ = 16_000
@@ -99,7 +100,8 @@ def _rss_mib(pid: int) -> float:
 async def _run(given: argparse.Namespace, sound: list[bytes]) -> dict[str, object]:
     told, over = Told(given.latency_ms), asyncio.Event()
     begin_s = time.monotonic() + 0.5
-    channels = [aio.insecure_channel(given.address, options=OPTIONS) for _ in range(given.connections or given.streams)]
+    connections = given.connections or -(-given.streams // STREAMS_A_CONNECTION)
+    channels = [aio.insecure_channel(given.address, options=OPTIONS) for _ in range(connections)]
     stubs = [node_pb2_grpc.NodeStub(channel) for channel in channels]
     gc.collect()
     gc.freeze()
@@ -166,7 +168,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--warm-up", type=float, default=5.0)
     parser.add_argument("--latency-ms", type=int, default=2_000)
-    parser.add_argument("--connections", type=int, default=0, help="0: one a stream")
+    parser.add_argument("--connections", type=int, default=0, help="0: as many as the Python client makes")
     parser.add_argument("--node-pid", type=int, required=True)
     parser.add_argument("--audio", type=Path, nargs="*", default=())
     given = parser.parse_args()
