@@ -69,7 +69,7 @@ class NodeMetrics:
         )
         self.stream_lag_seconds = made.histogram(
             "stream_lag_seconds",
-            "How far analysis is behind what was received, of each stream, once a second.",
+            "How far analysis is behind what was received, of each stream as it tells progress.",
             (*LATENCY_BUCKETS, 10, 30),
         )
         self.real_time_factor = made.histogram(

@@ -34,7 +34,8 @@ from runtime.units import SAMPLE_RATE_HZ, ms_from_samples, seconds_from_samples
 WRITE_BOUND_S = 5.0
 TICK_S = 1.0
 TICKS_A_PROGRESS = 5
-"""Turns that are told say that the stream lives, and up to where all is final: progress beside them can be rarer."""
+"""Turns that are told say that the stream lives, and up to where all is final: progress follows TICK_S after the last,
+and beside them it can be rarer."""
 CHECKPOINT_S = 2.0
 """Between checkpoints. What was decided since the last one is decided again by who resumes, in the same way."""
 CHECKPOINT_SAMPLES_MAX = 20 * SAMPLE_RATE_HZ
@@ -120,7 +121,6 @@ class LiveSession:
         self._sequence = state.sequence
         self._heard = HeardNumbers(state)
         self._told = self._base  # final turns that begin before it have been written
-        self._has_told = False  # whether turns were written since the last tick
         self._drain_deadline_s: float | None = None
         self._drain_told = False
         self._skipped_before = state.skipped  # on the nodes that carried it so far
@@ -271,7 +271,7 @@ class LiveSession:
 
     async def _write(self) -> None:
         now_s = asyncio.get_running_loop().time
-        tick_s, ticks = now_s() + TICK_S, 0
+        tick_s, at_last_s = now_s() + TICK_S, now_s() + TICKS_A_PROGRESS * TICK_S
         degraded = False
         while True:
             item = await self._results.next(tick_s)
@@ -281,24 +281,23 @@ class LiveSession:
                 degraded = not degraded
                 await self._send(events.Degraded(degraded))
             if isinstance(item, Said):
-                await self._say(item)
+                # Of what a party's channel tells the call may tell nothing yet, but for its progress.
+                if await self._say(item) and not self._request.sound.parties_apart:
+                    tick_s = min(now_s() + TICK_S, at_last_s)
             elif isinstance(item, events.Closed):
                 await self._send(self._described(item))
             elif item is not None:
                 await self._send(item)
             if now_s() >= tick_s:
-                tick_s, ticks = now_s() + TICK_S, ticks + 1
-                if not self._has_told or ticks >= TICKS_A_PROGRESS:
-                    ticks = 0
-                    await self._send(self._progress())
-                self._has_told = False
+                tick_s, at_last_s = now_s() + TICK_S, now_s() + TICKS_A_PROGRESS * TICK_S
+                await self._send(self._progress())
                 if self._drain_deadline_s is not None and not self._drain_told:
                     # No sound comes, so that no step tells it: the last checkpoint is as good as another.
                     self._drain_told = True
                     await self._send(events.Draining(self._drain_deadline_s))
 
-    async def _say(self, said: Said) -> None:
-        """Put what was decided into words, with the names that may be said now."""
+    async def _say(self, said: Said) -> bool:
+        """Put what was decided into words, with the names that may be said now; whether turns were told."""
         for relabel in said.relabels:
             # Asked for anew each time: while the one before was written, a voice may have been erased.
             reports = self._naming.reports()
@@ -317,9 +316,10 @@ class LiveSession:
             for named, sequence in said.turns
         )
         self._told = max(self._told, said.final_samples)
-        if pieces or self._request.provisional:
-            self._has_told = True
-            await self._send(events.Turns(pieces, self._told))
+        if not pieces and not self._request.provisional:
+            return False
+        await self._send(events.Turns(pieces, self._told))
+        return True
 
     async def _send(self, event: events.Event) -> None:
         try:

@@ -272,6 +272,41 @@ async def test_where_turns_are_told_progress_is_rarer(alone: Desk, monkeypatch: 
     await serving
 
 
+async def test_turns_are_followed_by_progress_within_a_tick(alone: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node.session, "TICK_S", 0.6)
+    peer = ScriptedPeer(REQUEST)
+    serving = asyncio.create_task(alone.streams.serve(peer, Caller()))  # type: ignore[arg-type]
+
+    async def told(kind: type, number: int) -> float:
+        async with asyncio.timeout(10):
+            while len(peer.of(kind)) < number:
+                await asyncio.sleep(0.005)
+        return asyncio.get_running_loop().time()
+
+    await told(events.Progress, 1)
+    peer.messages.put_nowait(pcm(tones(1, *ADA)))  # right after it
+    began_s = await told(events.Turns, 1)
+    assert 0.3 < await told(events.Progress, 2) - began_s < 0.9
+    peer.messages.put_nowait(events.Finish())
+    await serving
+
+
+async def test_a_call_in_which_nobody_speaks_tells_that_it_lives_while_its_sound_flows(
+    alone: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node.session, "TICK_S", 0.1)
+    sound = replace(REQUEST.sound, channels=2, parties_apart=True)
+    peer = ScriptedPeer(replace(REQUEST, sound=sound, provisional=False))
+    serving = asyncio.create_task(alone.streams.serve(peer, Caller()))  # type: ignore[arg-type]
+    async with asyncio.timeout(30):
+        for _ in range(60):
+            peer.messages.put_nowait(bytes(32_000))
+            await asyncio.sleep(0.02)  # a dozen ticks in all
+    assert len(peer.of(events.Progress)) >= 6
+    peer.messages.put_nowait(events.Finish())
+    await serving
+
+
 async def test_a_cancelled_stream_gives_its_slot_back(alone: Desk) -> None:
     peer = ScriptedPeer(REQUEST, pcm(tones(1, *ADA)))
     serving = asyncio.create_task(alone.streams.serve(peer, Caller()))  # type: ignore[arg-type]
