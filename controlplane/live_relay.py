@@ -3,7 +3,7 @@
 In: an opening and sound. Out: what a node says of it, under the lease of this relay. What always holds: a voice whose
 erasure was asked for leaves under no name, and without a lease nobody does; a stream whose node dies, freezes or drains
 goes on elsewhere with its labels (that is speakerd.live_stream's doing, as for any client); when the lease is back
-after a loss, names are back too, in what a node says over a connection of since then. Sound waits in a bounded buffer,
+after a loss, names are back too, in what a node says in a call of since then. Sound waits in a bounded buffer,
 and whoever sends more than that waits.
 """
 
@@ -145,7 +145,7 @@ class RelayedStream:
                     self._node_withholds = event.active
                 else:
                     await self._look_up(event)
-                if isinstance(event, node_pb2.Progress):
+                if isinstance(event, node_pb2.Turns | node_pb2.Progress):
                     self._regain()
                 withholds = self._node_withholds or not self._relaying.holds
                 if withholds is not self._told_degraded:
@@ -184,7 +184,7 @@ class RelayedStream:
             self._look_up_from_s = asyncio.get_running_loop().time() + LOOK_UP_AGAIN_S
 
     def _regain(self) -> None:
-        """Without the lease that this stream began with, and with another: hear it over a connection of now.
+        """Without the lease that this stream began with, and with another: hear it in a call of now.
 
         What has come over the one before may have waited in a socket for any time.
         """
