@@ -51,9 +51,17 @@ class Hold:
         """What to call over."""
         return self._connection.channel
 
-    def retire(self) -> None:
-        """Take the connection for suspect: no other stream gets it, and who tries again gets another one."""
-        self._connection.is_retired = True
+    def retire(self, *, is_line: bool = False) -> None:
+        """Take the connection for suspect, with all of now to the same place: who tries again gets a new one.
+
+        is_line: and with those to other places, for it may be our own line that is gone. A connection that was retired
+        with others says nothing about those that were made after that.
+        """
+        if self._connection.is_retired:
+            return
+        for one in self._among | {self._connection}:
+            if is_line or one.whereto == self._connection.whereto:
+                one.is_retired = True
 
     async def release(self) -> None:
         """Let go, once: the last one closes the connection."""

@@ -191,8 +191,11 @@ class LiveStream:
         tasks = [*self._pushing, *self._moves()]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._leg.close()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            # Whoever closes may be cancelled: what is not let go of would keep its connection from ever being closed.
+            await self._leg.close()
 
     async def _next(self) -> Event | None:
         """The next event; None after the last."""
@@ -233,6 +236,7 @@ class LiveStream:
             if reading in done:
                 return True
             if not done and loop.time() - began_s < self._patience_s + STALL_S:
+                leg.distrust(is_line=True)  # other streams will find out, but later
                 silent_s, self._patience_s = self._patience_s, min(2 * self._patience_s, WATCHDOG_MAX_S)
                 raise SpeakerdError("unavailable", f"{leg.node_id} has said nothing for {silent_s:g} s")
             # Either a move has failed, and the stream stays; or it was we who were held up, and not the node.
@@ -280,7 +284,7 @@ class LiveStream:
             return
         leg.is_lost = True
         if error.cause in SUSPECT:
-            leg.distrust()
+            leg.distrust(is_line=isinstance(error, LineWentDead))
         if is_line := isinstance(error, LineWentDead):
             now_s = asyncio.get_running_loop().time()
             self._dead_since_s = now_s if self._dead_since_s is None else self._dead_since_s

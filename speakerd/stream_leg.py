@@ -111,9 +111,9 @@ class StreamLeg:
             raise SpeakerdError("stale", "the stream was closed")
         return reading.result()
 
-    def distrust(self) -> None:
-        """Whoever opens a stream from now on gets another connection than this one's."""
-        self._hold.retire()
+    def distrust(self, *, is_line: bool = False) -> None:
+        """Whoever opens a stream there from now on, or anywhere if it may be the line, gets a connection of since."""
+        self._hold.retire(is_line=is_line)
 
     async def close(self) -> None:
         """Let go of the call, cancelling it if it has not ended, and of its connection."""

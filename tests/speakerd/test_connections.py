@@ -167,6 +167,20 @@ async def test_a_hold_is_let_go_of_once_and_a_retired_connection_is_not_used_aga
     assert connections.take("a:1").channel is third.channel
 
 
+@pytest.mark.parametrize("is_line", [False, True])
+async def test_what_is_suspect_takes_no_new_streams_anywhere_near_and_what_is_made_after_it_does(is_line: bool) -> None:
+    connections = Connections()
+    held = [connections.take("a:1") for _ in range(STREAMS_A_CONNECTION + 1)]
+    elsewhere = connections.take("b:1")
+    held[0].retire(is_line=is_line)
+    anew = connections.take("a:1")
+    assert anew.channel not in (held[0].channel, held[-1].channel)
+    assert (connections.take("b:1").channel is elsewhere.channel) is not is_line
+    held[-1].retire(is_line=is_line)  # its turn comes later, by the same loss
+    assert connections.take("a:1").channel is anew.channel
+    await connections.close()
+
+
 async def test_an_old_connection_takes_no_new_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     connections = Connections()
     first = connections.take("a:1")
@@ -203,6 +217,24 @@ async def test_a_stream_that_is_opened_again_leaves_its_connection(one: Nodes) -
             while len(client._connections) > 1:
                 await asyncio.sleep(0.01)
         assert one.peers[0] != one.peers[1]
+
+
+async def test_a_closing_that_is_cancelled_lets_go_of_its_connection_all_the_same(one: Nodes) -> None:
+    await one.add()
+    async with Client(one.addresses[0], "sk_test") as client:
+        live = await client.open_stream()
+        one.is_mute = True
+        assert live.reopen() == 0
+        async with asyncio.timeout(10):
+            while len(one.peers) < 2:
+                await asyncio.sleep(0.01)
+        closing = asyncio.create_task(live.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        await asyncio.sleep(0)
+        assert len(client._connections) == 0
 
 
 @pytest.mark.parametrize(("refusal", "is_shared"), [(Unavailable("draining"), False), (BadAudio("0 Hz"), True)])
