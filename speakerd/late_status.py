@@ -7,22 +7,27 @@ that went through `keep_status`: a write that fails waits for the peer's status,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 
-def keep_status(call: Any) -> Any:
-    """The same streaming call, which ends with its peer's status. Apply it before the first write."""
+def keep_status(call: Any, on_failed_write: Callable[[], None] = lambda: None) -> Any:
+    """The same streaming call, which ends with its peer's status. Apply it before the first write.
+
+    on_failed_write: told as a write has failed and waits for the status, which comes after what is not read yet.
+    """
     inner = getattr(call, "_cython_call", None)
     if inner is not None:  # without it this is another gRPC, about which a test will tell
-        call._cython_call = _PatientCall(inner)
+        call._cython_call = _PatientCall(inner, on_failed_write)
     return call
 
 
 class _PatientCall:
     """The core's call, but for its own guess at a status. A write fails only once a call has ended: a status comes."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, on_failed_write: Callable[[], None]) -> None:
         self._inner = inner
+        self._on_failed_write = on_failed_write
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -32,3 +37,4 @@ class _PatientCall:
 
     def set_internal_error(self, _details: str) -> None:
         """Leave the status to the peer."""
+        self._on_failed_write()

@@ -19,6 +19,7 @@ from speakerd.late_status import keep_status
 from speakerd.v1 import common_pb2, node_pb2, node_pb2_grpc
 
 OPEN_BOUND_S = 15.0
+STATUS_BOUND_S = 1.0
 SUSPECT = frozenset({"unavailable", "internal"})
 """Causes that leave it open whether it was the stream, the node or the line to it."""
 
@@ -67,11 +68,23 @@ class Place:
 class StreamLeg:
     """An open call. `position`: bytes of the stream's sound that were written here or lie before its beginning."""
 
-    def __init__(self, hold: Hold, call: Any, opened: node_pb2.StreamOpened, *, place: Place, position: int) -> None:
+    def __init__(
+        self,
+        hold: Hold,
+        call: Any,
+        broken: asyncio.Future[None],
+        opened: node_pb2.StreamOpened,
+        *,
+        place: Place,
+        position: int,
+    ) -> None:
+        """broken: settled when a write has failed."""
         self._hold = hold
         self._call = call
+        self._broken = broken
         self._place = place
         self._reading: asyncio.Task[node_pb2.DiarizeResponse | None] | None = None
+        self._sending: asyncio.Task[None] | None = None
         self.opened = opened
         self.position = position
         self.is_finished = False
@@ -86,14 +99,32 @@ class StreamLeg:
         return self._place.node_id or self.opened.node_id
 
     async def write(self, request: node_pb2.DiarizeRequest) -> None:
-        """Send one message. Waits while the node takes no more."""
-        await _write(self._call, request, self._place.address, had_answered=True)
+        """Send one message. Waits while the node takes no more.
+
+        Who is cancelled meanwhile leaves it on its way: gRPC would cancel the whole call.
+        """
+        while self._sending is not None and not self._sending.done():
+            if self._broken.done():
+                return
+            await asyncio.wait({self._sending, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+        self._sending = asyncio.create_task(
+            _write(self._call, request, self._place.address, had_answered=True), name="stream-send"
+        )
+        self._sending.add_done_callback(_note_error)
+        await asyncio.wait({self._sending, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._sending.done():
+            # The call has ended. Its status comes behind what the node said before, which nobody may be reading: then
+            # it is told to who reads next.
+            await asyncio.wait({self._sending}, timeout=STATUS_BOUND_S)
+        if self._sending.done():
+            self._sending.result()
 
     async def finish(self) -> None:
         """Say that no more sound comes."""
         self.is_finished = True
         await self.write(node_pb2.DiarizeRequest(finish=node_pb2.StreamFinish()))
-        await self._call.done_writing()
+        if not self._broken.done():
+            await self._call.done_writing()
 
     def reading(self) -> asyncio.Task[node_pb2.DiarizeResponse | None]:
         """The reading of the next message (None: the end), the same until `take` took it."""
@@ -119,10 +150,12 @@ class StreamLeg:
         """Let go of the call, cancelling it if it has not ended, and of its connection."""
         self.is_lost = True
         self._call.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
+        # What is being sent ends with the call, and tells its sender why.
+        ending = [task for task in (self._reading, self._sending) if task is not None]
         try:
-            if self._reading is not None:
-                self._reading.cancel()
-                await asyncio.gather(self._reading, return_exceptions=True)
+            await asyncio.gather(*ending, return_exceptions=True)
         finally:
             await self._hold.release()
 
@@ -138,7 +171,11 @@ async def open_leg(
 ) -> StreamLeg:
     """Open a stream at a node, dialled if need be. Raises SpeakerdError: overloaded when every slot is taken."""
     hold = connections.take(place.address, place.tls, tls_name=place.tls_name)
-    call = keep_status(node_pb2_grpc.NodeStub(hold.channel).Diarize(metadata=credentials(place.key)))
+    broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    call = keep_status(
+        node_pb2_grpc.NodeStub(hold.channel).Diarize(metadata=credentials(place.key)),
+        lambda: None if broken.done() else broken.set_result(None),
+    )
     try:
         async with asyncio.timeout(bound_s):
             await _write(call, node_pb2.DiarizeRequest(open=_stream_open(options, place, checkpoint)), place.address)
@@ -151,7 +188,13 @@ async def open_leg(
         if isinstance(error, TimeoutError):
             raise SpeakerdError("timeout", f"{place.address} did not open the stream in {bound_s:.0f} s") from None
         raise
-    return StreamLeg(hold, call, opened, place=place, position=position)
+    return StreamLeg(hold, call, broken, opened, place=place, position=position)
+
+
+def _note_error(sending: asyncio.Task[None]) -> None:
+    # Whoever sent it may be gone, and whoever comes next is told by the call itself.
+    if not sending.cancelled():
+        sending.exception()
 
 
 async def _opened(call: Any, peer: str) -> node_pb2.StreamOpened:

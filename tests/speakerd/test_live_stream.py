@@ -349,6 +349,20 @@ async def test_a_stream_on_the_only_node_there_is_outlives_its_connection(script
     assert pieces(told) == [(0, 900, 1), (1_000, 2_000, 2)] and not script.placements
 
 
+async def test_who_does_not_read_may_send_on_after_the_node_is_gone(script: Script) -> None:
+    said = [node_pb2.Checkpoint(data=b"state", position_ms=1_000), *(turns((0, 900), final_ms=1_000),) * 3]
+    script.behaviours = [dies_after(2, *said), ends_with(turns((1_000, 2_000)))]
+    told: list[Event] = []
+    async with asyncio.timeout(40), Client(script.address, "k") as client, await client.open_stream() as live:
+        for _ in range(20):
+            await live.send(SECOND)
+            await asyncio.sleep(0.02)
+        await live.finish()
+        async for event in live:
+            told.append(event)
+    assert bytes(script.legs[1].audio) == SECOND * 19 and pieces(told)[-1] == (1_000, 2_000, 4)
+
+
 async def test_a_node_that_forgot_its_streams_ends_them_with_a_reason(script: Script) -> None:
     """A standalone node that was started anew reads no checkpoint of before."""
     script.behaviours = [
@@ -440,6 +454,28 @@ async def test_a_gap_whose_sending_was_given_up_is_made_good_by_the_next_piece(
             pass
         await sending
     assert len(script.legs[0].audio) == 11 * len(SECOND)
+
+
+async def test_a_sender_who_is_cancelled_while_the_node_takes_no_more_does_not_end_the_stream(script: Script) -> None:
+    may_read = asyncio.Event()
+
+    async def reads_late(leg: Leg) -> None:
+        await may_read.wait()
+        while not leg.finished:
+            await leg.hear(len(leg.audio) / 32_000 + 0.1)
+        await leg.end()
+
+    script.behaviours = [reads_late]
+    options = StreamOptions(sample_rate_hz=48_000)  # more sound is kept than gRPC takes unread
+    async with asyncio.timeout(60), Client(script.address, "k") as client, await client.open_stream(options) as live:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(live.send(SECOND * 240), 0.5)
+        may_read.set()
+        await live.send(SECOND)
+        await live.finish()
+        async for _ in live:
+            pass
+    assert len(script.legs) == 1 and len(script.legs[0].audio) == 241 * len(SECOND)
 
 
 async def test_a_closed_stream_ends_its_sender_and_its_reader(script: Script) -> None:
