@@ -417,7 +417,10 @@ def test_strangers_in_a_result_get_tokens_and_those_who_were_named_none() -> Non
     assert seal.open(plain.speakers[0].token, tenant_id="t").embedding == made.embedding
 
 
-async def test_recordings_at_once_are_counted_against_their_quota(world: World) -> None:
+async def test_recordings_at_once_are_counted_against_their_quota(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.relay.FIRST_MESSAGE_S", 60.0)  # the first one waits for the second
     plane = await world.plane()
     root = await root_of(world)
     async with Administration(plane.grpc_address, root) as admin:
