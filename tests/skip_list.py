@@ -49,6 +49,7 @@ class SkipList:
         self._permitted = permitted
         self._skips: dict[str, str] = {}  # test id: reason
         self._ran: set[str] = set()
+        self._failed_first: list[str] = []
         self._deselected: Counter[str] = Counter()
 
     @property
@@ -61,6 +62,8 @@ class SkipList:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._ran.add(report.nodeid)
+        if str(report.outcome) == "rerun":  # a plugin's own
+            self._failed_first.append(f"{report.nodeid}: {failure_of(report)}")
         if report.skipped:
             self._skips[report.nodeid] = reason_of(report)
         elif report.when == "call" and report.passed:
@@ -101,8 +104,18 @@ class SkipList:
             write(f"  {times} × {reason}")
         for test_id, reason in sorted(unnamed.items()):
             write(f"NOT PERMITTED by {LIST.name}: {test_id}: {reason}", red=True)
+        if self._failed_first:
+            terminalreporter.section("why tests had a second try")
+        for failure in self._failed_first:
+            write(failure)
         if unnamed:
             write(f"The run fails: {len(unnamed)} skips that {LIST.name} does not name.", red=True)
+
+
+def failure_of(report: pytest.TestReport) -> str:
+    """The first line of what a failed try raised."""
+    lines = [line[1:].strip() for line in report.longreprtext.splitlines() if line.startswith("E ")]
+    return lines[0] if lines else report.longreprtext[-300:]
 
 
 def reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:

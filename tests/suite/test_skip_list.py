@@ -112,3 +112,11 @@ def test_a_tool_may_say_in_several_lines_what_it_lacks() -> None:
 def test_the_runs_of_this_repository_are_under_the_list(request: pytest.FixtureRequest) -> None:
     assert LIST.is_file()
     assert request.config.pluginmanager.has_plugin("speakerd-skips")
+
+
+@SIDE_BY_SIDE
+def test_why_a_test_had_a_second_try_is_told(tmp_path: Path, options: list[str]) -> None:
+    body = "tries = []\n@pytest.mark.flaky(reruns=1)\ndef test_it():\n    tries.append(1)\n    assert tries == [1, 1]"
+    status, said = run(tmp_path, [body], *options)
+    assert status == 0
+    assert "test_here_0.py::test_it: assert [1] == [1, 1]" in said
