@@ -37,7 +37,10 @@ class Proven:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """How far the database was. run: of the control plane that wrote it."""
+    """How far the database was. run: of the control plane that wrote it.
+
+    incarnation: the last one that was given out; 0: written before marks told it.
+    """
 
     epoch: str
     run: str
@@ -45,6 +48,7 @@ class Mark:
     audit_sequence: int
     audit_hash: str
     at_s: float
+    incarnation: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from runtime.logs import get_logger
 VOICELESS = "voiceless"
 """State of an identity in a space that was no voice yet."""
 INCARNATIONS_APART = 1 << 20
-"""An epoch begins this far on, so that no incarnation of a lost time comes again."""
+"""An epoch begins this far on from all that is known to be given, so that no incarnation of a lost time comes again."""
 BEFORE_RESTORE = "before-restore"
 """Node id of the lease that stands for whoever held one in the time that was lost."""
 RESTORED = "restored "
@@ -138,7 +138,7 @@ async def mark_of(connection: AsyncConnection, now_s: float) -> Mark:
         )
     ).one_or_none()
     sequence, digest = (0, b"") if last is None else (int(last.sequence), bytes(last.hash))
-    return Mark(head.epoch, head.run, int(head.revision), sequence, digest.hex(), now_s)
+    return Mark(head.epoch, head.run, int(head.revision), sequence, digest.hex(), now_s, int(head.incarnation))
 
 
 async def _opened(where: str, key: bytes, belongs: str, *, accept_loss: bool) -> tuple[Journal, list[Record], str]:
@@ -228,6 +228,7 @@ class _Replay:
             now_s=self._now_s,
             now_lease_s=self._now_lease_s,
             may_hold=is_open,
+            given=max((mark.incarnation for mark in self._marks), default=0),
             facts={
                 "known_revision": last,
                 "forgotten_erasures": len(lost),
@@ -351,16 +352,19 @@ async def begin_epoch(
     now_s: float,
     now_lease_s: float,
     may_hold: bool,
+    given: int = 0,
     facts: erasure_record.Facts | None = None,
 ) -> None:
     """From here on what nodes hold of before is of another history: they forget it and begin anew.
 
     may_hold: an erasure of before was not proven, so that somebody unknown may hold its voice. Whoever had a lease in
-    the time that was lost is waited for under one lease that stands for all of them.
+    the time that was lost is waited for under one lease that stands for all of them. given: an incarnation that the
+    journal knows to have been given out: a backup that is restored a second time knows nothing of the first.
     """
     before, epoch = (await connection.execute(select(fleet_head.c.epoch))).scalar_one(), secrets.token_hex(8)
     _, incarnation = await locked_head(connection)
-    await connection.execute(update(fleet_head).values(epoch=epoch, incarnation=incarnation + INCARNATIONS_APART))
+    begins = max(incarnation, given) + INCARNATIONS_APART
+    await connection.execute(update(fleet_head).values(epoch=epoch, incarnation=begins))
     # Those that the backup knows may not renew either, and are waited for all the same.
     await connection.execute(update(node_leases).where(node_leases.c.fenced.is_(False)).values(superseded=True))
     await _insert_lease(connection, BEFORE_RESTORE, now_lease_s, fenced=False, wiped=not may_hold)

@@ -28,6 +28,7 @@ from controlplane.erasure_journal import (
     Proven,
     open_journal,
 )
+from controlplane.journal_records import decoded, encoded
 from controlplane.journal_replay import BEFORE_RESTORE
 from runtime.errors import InvalidRequest, SpeakerdError, Unavailable
 from speakerd.v1 import people_pb2
@@ -253,6 +254,25 @@ async def test_a_node_that_lived_through_a_restore_forgets_what_the_backup_does_
         node.thaw()
         await until(lambda: len(node.voices) == 5 and not {voice_id for _, voice_id in node.voices} & set(lost))
         assert (await verdict(client)).ok
+
+
+async def test_no_incarnation_is_given_again_however_often_one_backup_is_restored(world: World) -> None:
+    given: list[int] = []
+    async with world.running() as plane:
+        backup = Backup(world.data)
+        given.append((await world.node(plane)).incarnation)
+    for _ in range(3):
+        # What the backup knows is the same each time; what was given out since, only the journal can tell.
+        backup.restore()
+        async with world.running(restored=True) as plane:
+            given.append((await world.node(plane)).incarnation)
+    assert given == sorted(set(given))
+
+
+def test_a_mark_that_was_written_before_marks_told_incarnations_is_read() -> None:
+    fields = json.loads(encoded(Mark("epoch", "run", 7, 3, "ab", 2.0, incarnation=9)))
+    assert fields.pop("incarnation") == 9
+    assert decoded(json.dumps(fields).encode()) == Mark("epoch", "run", 7, 3, "ab", 2.0)
 
 
 async def test_an_ordinary_restart_changes_no_epoch_and_nodes_keep_what_they_hold(world: World) -> None:

@@ -180,14 +180,22 @@ class Voices(LoopingMachine):
             if one.exists():
                 shutil.copy(one, target.with_name(target.name + ending))
 
+    @staticmethod
+    def _copy_recordings(source: Path, target: Path) -> None:
+        """Recordings with the database, as in a backup: one that was replaced since is nowhere else."""
+        if source.exists():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+
     @rule(keep=st.booleans())
     def restart(self, keep: bool) -> None:
-        """And perhaps keep the database as it is now."""
+        """And perhaps keep the database and its recordings as they are now."""
 
         async def again() -> None:
             await self._stop()
             if keep:
                 self._copy(self.world.data / "speakerd.db", self.folder / "kept.db")
+                shutil.rmtree(self.folder / "kept-blobs", ignore_errors=True)
+                self._copy_recordings(self.world.data / "blobs", self.folder / "kept-blobs")
                 self.kept = deepcopy(self.known)
             await self._start()
 
@@ -204,6 +212,7 @@ class Voices(LoopingMachine):
             for path in self.world.data.glob("speakerd.db*"):
                 path.unlink()
             self._copy(self.folder / "kept.db", self.world.data / "speakerd.db")
+            self._copy_recordings(self.folder / "kept-blobs", self.world.data / "blobs")
             await self._start(restored=True)
 
         assert self.kept is not None
@@ -260,6 +269,27 @@ class Voices(LoopingMachine):
             for table in (data_keys, voiceprints):
                 kept = set((await connection.execute(select(table.c.voice_id))).scalars().all())
                 assert not kept & {one for one, known in self.known.items() if known.state == "erased"}, table.name
+
+
+def test_a_backup_that_is_restored_twice_brings_a_voice_that_waited_back_to_the_nodes_each_time() -> None:
+    """A walk that was found: what waits for a node when the backup is made has another recording by the restore."""
+    machine = Voices()
+    try:
+        assert machine.node is not None
+        machine.run(machine.node.stop())
+        waiting = machine.enrol(own=True, who=1)
+        machine.restart(keep=True)
+        machine.enrol_anew(voice_id=waiting, who=1)
+        machine.look()
+        incarnations = [machine.node.incarnation]
+        for _ in range(2):
+            machine.put_the_database_back()
+            machine.enrol(own=True, who=2)
+            machine.look()
+            incarnations.append(machine.node.incarnation)
+        assert incarnations == sorted(set(incarnations)), incarnations
+    finally:
+        machine.teardown()
 
 
 def test_voices_are_whose_they_are_and_what_ended_stays_ended() -> None:
