@@ -95,6 +95,11 @@ class HeardNumbers:
             speech[root] = speech.get(root, 0) + samples
         return {number: samples for number, samples in sorted(speech.items()) if samples > 0}
 
+    @property
+    def num_named(self) -> int:
+        """How many numbers were shown under a name."""
+        return len(self._named)
+
     def was_named(self, number: int) -> bool:
         """Whether a speaker was ever shown under a name."""
         return any(self.root(named) == number for named in self._named)

@@ -172,6 +172,7 @@ class LiveSession:
         """Analyses become turns with names. Several that came back together are named together."""
         checkpoint_due_s = self._clock.monotonic_s() + CHECKPOINT_S
         checkpoint_due = self._analysed + CHECKPOINT_SAMPLES_MAX
+        num_named = self._heard.num_named
         handed_over = False
         while analyses := await self._source.take():
             placed = [replace(analysis, start_samples=analysis.start_samples + self._base) for analysis in analyses]
@@ -193,8 +194,14 @@ class LiveSession:
                 await self._tell(outcomes, speakers)
             if self._drain_deadline_s is not None and not self._drain_told:
                 await self._hand_over_checkpoint()
-            elif self._clock.monotonic_s() >= checkpoint_due_s or self._analysed >= checkpoint_due:
+            elif (
+                self._clock.monotonic_s() >= checkpoint_due_s
+                or self._analysed >= checkpoint_due
+                # Wherever the stream goes on, it has to know who was named: after an erasure they are no strangers.
+                or self._heard.num_named > num_named
+            ):
                 await self._put(await self._checkpoint())
+                num_named = self._heard.num_named
                 checkpoint_due_s = self._clock.monotonic_s() + CHECKPOINT_S
                 checkpoint_due = self._analysed + CHECKPOINT_SAMPLES_MAX
         if self._intake.handing_over and not handed_over:

@@ -30,6 +30,7 @@ from node.intake import Intake
 from node.metrics import NodeMetrics
 from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery, collector
 from node.slots import SlotTable
+from node.source import RESULTS_MAX
 from node.standing import Standing
 from node.streams import LiveStreams
 from node.voice_store import VoiceStore
@@ -305,6 +306,21 @@ async def test_a_call_in_which_nobody_speaks_tells_that_it_lives_while_its_sound
     assert len(peer.of(events.Progress)) >= 6
     peer.messages.put_nowait(events.Finish())
     await serving
+
+
+async def test_a_checkpoint_follows_upon_every_name_that_was_not_said_before(
+    alone: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right after it, a node that goes on would take whoever bore it, erased by then, for a stranger."""
+    monkeypatch.setattr(node.session, "CHECKPOINT_S", 3600.0)
+    voice = NullDevice().analyze_voice(tones(4, *ADA))
+    await alone.store.put("default", "ada", 1, label="Ada", embedding=voice.embedding, net_speech_samples=64_000)
+    peer = ScriptedPeer(REQUEST, pcm(np.concatenate([tones(6, *BOB), tones(6, *ADA)])), events.Finish())
+    await alone.streams.serve(peer, Caller())  # type: ignore[arg-type]
+    is_named = [isinstance(told, events.Turns) and any(piece.name for piece in told.pieces) for told in peer.told]
+    at = [number for number, told in enumerate(peer.told) if isinstance(told, events.Checkpoint)]
+    assert len(at) == 1 and is_named.index(True) < at[0]
+    assert sum(isinstance(told, events.Turns) for told in peer.told[is_named.index(True) : at[0]]) <= RESULTS_MAX
 
 
 async def test_a_cancelled_stream_gives_its_slot_back(alone: Desk) -> None:
