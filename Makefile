@@ -26,7 +26,7 @@ check: setup ## linters, types, layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > .lint-imports.log 2>&1 || { cat .lint-imports.log; exit 1; }
 
-check-deep: setup ## the long runs, an hour and a half on two cores: accuracy, faults, fuzzing, mutations, hours of streams
+check-deep: setup ## the long runs, an hour on two cores: accuracy, faults, fuzzing, mutations, hours of streams
 	@$(BIN)/python -m pytest -m deep -q -n $(DEEP_JOBS) --dist loadfile --no-loadscope-reorder --reruns 1 --timeout 3600 -rRs --durations 40
 
 proto: setup ## generate the stubs from proto/

@@ -6,7 +6,7 @@ Real processes: a node on one core, a client of its own on another (`taskset`; w
 share). Three engines: `builtin`; `pyannote`, which is a checkpoint of pyannote's shapes (4-layer PyanNet, ResNet34),
 generated where none is given; and `null`, which has no model, so that what is left is the way in and out. Without
 --streams their number is raised until the lag breaks. Streams send 100 ms at the pace of speech, each from another
-place of the recordings, and begin at times of their own.
+place of the recordings, begin at times of their own, and share connections as those of the Python client do.
 
 A lag is counted from when the chunk was due that completes a window until its turns are there; sound that came first
 in a step is older by up to one step (0.5 s). It holds with p99 <= 200 ms (null: 20 ms), no stream refused or failed,

@@ -1,7 +1,8 @@
 """Permitted skips: a run with a skip that tests/skips.toml does not name fails, and every run tells what it left out.
 
 In come the reports of tests and collectors, those of xdist's workers too; out goes a section at the end of the run.
-A test that is expected to fail counts as skipped: it shows as little. A rerun that ends in a skip is a skip.
+A test that is expected to fail counts as skipped: it shows as little. A rerun that ends in a skip is a skip. Why a test
+had a second try is told as well.
 """
 
 from __future__ import annotations
