@@ -3,10 +3,10 @@
 In: samples, pushed into a Source by each stream and file. Out: the analyses of its windows, in order. What always
 holds: one batch is on the device at a time, and one of live windows begins GATHER_S after the last at the earliest,
 which is the only timer; a batch is as large as the device gets through in BATCH_S, and while there are live streams
-files get FILL_S of it at most; who waits longest is served first, a window at a time; a live stream that the device is late with jumps to its newest window, and what it leaves out is counted;
-results of a slot that was closed are dropped. A batch for which there is no memory is halved until there is, and so are
-those after it for a while; one that fails otherwise is tried again slot by slot, so that a fault costs only the
-streams that cause it.
+files get FILL_S of it at most; who waits longest is served first, a window at a time; a live stream that the device is
+late with jumps to its newest window, and what it leaves out is counted; results of a slot that was closed are dropped.
+A batch for which there is no memory is halved until there is, and so are those after it for a while; one that fails
+otherwise is tried again slot by slot, so that a fault costs only the streams that cause it.
 """
 
 from __future__ import annotations
