@@ -140,11 +140,8 @@ def tight_clusters(
     labels = _merge_identical(embeddings, clustering.tight_distance, bounds.least)
     count = int(labels.max()) + 1
     evidence = clustering.evidence_per_second * seconds.astype(np.float64)
-    members = np.zeros(count)
-    np.add.at(members, labels, evidence)
-    sums = np.zeros((count, embeddings.shape[1]))
-    np.add.at(sums, labels, evidence[:, None] * embeddings)
-    return TightClusters(labels, members, sums)
+    members = np.bincount(labels, evidence, count)
+    return TightClusters(labels, members, _summed(evidence[:, None] * embeddings, labels))
 
 
 def merge_clusters(
@@ -180,11 +177,16 @@ class _Clusters:
 
     def gathered(self, owner: IntArray) -> _Clusters:
         """What they are when those of one owner are one."""
-        count = int(owner.max()) + 1
-        sums, near = np.zeros((count, self.sums.shape[1])), np.zeros((count, self.near.shape[1]))
-        np.add.at(sums, owner, self.sums)
-        np.add.at(near, owner, self.near)
-        return _Clusters(np.bincount(owner, self.evidence, count).astype(np.float64), sums, near)
+        evidence = np.bincount(owner, self.evidence).astype(np.float64)
+        return _Clusters(evidence, _summed(self.sums, owner), _summed(self.near, owner))
+
+
+def _summed(rows: npt.NDArray[np.float64], owner: IntArray) -> npt.NDArray[np.float64]:
+    """Sums (C, D) of the rows (I, D) of each owner; every one of 0 to C - 1 has some."""
+    order = owner.argsort(kind="stable")
+    ends = np.bincount(owner).cumsum()
+    found: npt.NDArray[np.float64] = np.add.reduceat(rows[order], [0, *ends[:-1].tolist()], axis=0)
+    return found
 
 
 def _merge_in_groups(clusters: _Clusters, clustering: ClusteringParameters, least: int) -> IntArray:
@@ -205,11 +207,10 @@ def _merge_identical(embeddings: FloatArray, tight_distance: float, least: int) 
     found = 0
     for at in range(0, len(embeddings), BLOCK_ITEMS):
         block = embeddings[at : at + BLOCK_ITEMS].astype(np.float64)
-        if len(block) == 1:
-            part = np.zeros(1, np.int64)
-        else:
-            distances = np.maximum(0.0, 1.0 - block @ block.T)
-            np.fill_diagonal(distances, 0.0)
+        distances = np.maximum(0.0, 1.0 - block @ block.T)
+        np.fill_diagonal(distances, 0.0)
+        part = _cliques(distances <= tight_distance)
+        if part is None or part.max() + 1 < min(least, len(block)):
             tree = linkage(squareform(distances, checks=False), "average")
             part = _cut(tree, tight_distance)
             if part.max() + 1 < least:
@@ -217,6 +218,18 @@ def _merge_identical(embeddings: FloatArray, tight_distance: float, least: int) 
         labels[at : at + BLOCK_ITEMS] = part + found
         found += int(part.max()) + 1
     return labels
+
+
+def _cliques(near: npt.NDArray[np.bool_]) -> IntArray | None:
+    """The groups (I,) of items all of whom are near (I, I) each other and nobody else, in order of appearance.
+
+    None where it is not so clear. Where it is, average linkage finds just these, and takes twenty times as long.
+    """
+    first = near.argmax(axis=1)  # of the group of each
+    if not np.array_equal(near, first[:, None] == first):
+        return None
+    found: IntArray = (first == np.arange(len(first))).cumsum()[first] - 1
+    return found
 
 
 def _cut(tree: npt.NDArray[np.float64], height: float) -> IntArray:

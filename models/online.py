@@ -162,16 +162,24 @@ class OnlineDiarization:
         ]
         return StepOutcome(turns, merges, max(end_samples, outcome.final_samples), moves)
 
-    def session_speakers(self) -> list[SessionSpeaker]:
-        """Everybody heard so far, in order of first appearance."""
-        step_samples = self._grid.step_samples
+    def session_speakers(self, *, centroids: bool = True) -> list[SessionSpeaker]:
+        """Everybody heard so far, in order of first appearance.
+
+        centroids: False where nobody's is compared with anything, and zeros will do: to make them takes as long as a
+        tenth of a step.
+        """
+        step_samples, indices = self._grid.step_samples, self._clustering.indices
+        if centroids:
+            found = self._clustering.centroids(self._recent)
+        else:
+            found = np.zeros((len(indices), self._grid.embedding_dim), np.float32)
         return [
             SessionSpeaker(
                 index,
                 centroid,
                 (self._clean_frames.get(index, 0) + self._provisional_clean.get(index, 0)) * step_samples,
             )
-            for index, centroid in zip(self._clustering.indices, self._clustering.centroids(self._recent), strict=True)
+            for index, centroid in zip(indices, found, strict=True)
         ]
 
     def snapshot(self) -> bytes:
@@ -262,6 +270,8 @@ class OnlineDiarization:
             self._timeline.merge(merge.source, merge.target)
             self._history.rename(merge.source, merge.target)
             self._give(merge.source, merge.target, self._clean_frames.get(merge.source, 0))
+        if self._clustering.memory.speakers is before:
+            return merges, []
         said = self._history.frames_by_speaker()
         moves = self._history.moves(self._clustering.memory, before)
         for move in moves:

@@ -234,10 +234,12 @@ class SessionClustering:
         seconds = np.asarray(memory.weights * np.float32(self._seconds_a_frame), np.float32)
         clusters = cluster_embeddings(memory.embeddings, seconds, self._evidence, SpeakerBounds())  # (M,)
         taken = np.searchsorted(self.indices, memory.speakers)  # (M,)
+        shared = self._shared(taken, clusters)
+        if np.count_nonzero(shared) == shared.shape[1] == np.count_nonzero(shared.any(axis=1)):
+            return [], memory.speakers  # each cluster is the whole of one speaker
         heard = VoiceEvidence.of(memory.embeddings, seconds, self._evidence)
         clusters = worthwhile_changes(taken, clusters, heard, self._evidence, self._params.change_odds)
-        shared = np.zeros((len(self.indices), int(clusters.max()) + 1), np.float32)  # (K, C)
-        np.add.at(shared, (taken, clusters), memory.weights)
+        shared = self._shared(taken, clusters)
         owner = np.full(shared.shape[1], NOBODY)  # (C,)
         for row, column in zip(*linear_sum_assignment(-shared), strict=True):
             if shared[row, column] > 0:
@@ -260,6 +262,12 @@ class SessionClustering:
             mended &= ~np.isin(before, apart)
         memory.relabel(np.where(mended, known, before))
         return merges, before
+
+    def _shared(self, taken: IntArray, clusters: IntArray) -> Values:
+        """The clean speech (K, C) that session speakers, by their places (M,), and clusters (M,) have in common."""
+        shape = (len(self.indices), int(clusters.max()) + 1)
+        cells = taken * shape[1] + clusters
+        return np.bincount(cells, self.memory.weights, shape[0] * shape[1]).reshape(shape)
 
     def _open_new_speakers(self, windows: list[LocalWindow], odds: Values) -> bool:
         """Open a session speaker for each local speaker of the newest window who can be nobody known, if there is one.
@@ -361,7 +369,7 @@ class SessionClustering:
         return True
 
     def _merges(
-        self, shared: FloatArray, owner: IntArray, centroids: FloatArray, voices: Mapping[int, str]
+        self, shared: Values, owner: IntArray, centroids: FloatArray, voices: Mapping[int, str]
     ) -> tuple[list[Merge], list[int]]:
         """Session speakers without a cluster, most of whose speech lies in another's: from (K, C); mends owner (C,).
 

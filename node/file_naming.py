@@ -17,8 +17,8 @@ from models.identification import Identification, identify
 from models.naming import Candidates, NamingParameters, Reason
 from models.online import SessionSpeaker
 from node import events
-from node.naming import NOBODY, Match, Name, NamingGuard, Scope, matches, score
-from node.voice_store import Roster, Voice, VoiceStore
+from node.naming import Match, Name, NamingGuard, Scope, matches, score
+from node.voice_store import NOBODY, Roster, Voice, VoiceStore
 
 ENROLLED_TOLD_MAX = 100
 """Of more enrolled candidates than this, the likeliest are told of."""

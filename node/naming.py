@@ -17,7 +17,7 @@ from models.analysis import FloatArray
 from models.live_naming import LiveNaming, NamingOutcome
 from models.naming import Candidates, NamingParameters, Reason, Verdict, name_speakers
 from models.online import SessionSpeaker, StepOutcome
-from node.voice_store import Roster, Voice, VoiceStore
+from node.voice_store import NOBODY, Roster, Voice, VoiceStore
 from runtime.errors import InvalidRequest
 
 
@@ -27,10 +27,6 @@ class NamingGuard(Protocol):
     def allows(self) -> bool:
         """True while the lease is good, or always on a standalone node."""
         ...
-
-
-NOBODY = Roster((), 0, (), np.zeros(0, np.int64), {}, np.zeros(0, np.int64), 0)
-"""The candidates while nobody may be named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +134,11 @@ class SessionNaming:
     def num_candidates(self) -> int:
         """How many voices the stream is matched against now."""
         return len(self._store.candidates(self._scope.heard, self._scope.voice_ids)) if self._guard.allows() else 0
+
+    @property
+    def has_candidates(self) -> bool:
+        """Whether speakers are compared with any voice now."""
+        return self._guard.allows() and self._store.has_candidates(self._scope.heard)
 
     async def step(self, outcomes: Sequence[StepOutcome], speakers: Sequence[SessionSpeaker]) -> list[NamingOutcome]:
         """What to show of steps, with what is known of each speaker after the last of them."""

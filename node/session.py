@@ -188,7 +188,8 @@ class LiveSession:
                 now, placed = placed[:together], placed[together:]
                 kind = "step" if self._online.is_next_step_short else "step that looks back"
                 outcomes, speakers = await self._steps.run(
-                    partial(_step_all, self._online, now, known), kind if len(now) == 1 else "steps"
+                    partial(_step_all, self._online, now, known, is_compared=self._naming.has_candidates),
+                    kind if len(now) == 1 else "steps",
                 )
                 self._analysed = now[-1].start_samples + self._grid.window_samples
                 await self._tell(outcomes, speakers)
@@ -373,11 +374,12 @@ class LiveSession:
 
 
 def _step_all(
-    online: OnlineDiarization, analyses: Sequence[WindowAnalysis], known: Mapping[int, str]
+    online: OnlineDiarization, analyses: Sequence[WindowAnalysis], known: Mapping[int, str], *, is_compared: bool
 ) -> tuple[list[StepOutcome], list[SessionSpeaker]]:
     # Who carries different voices is never merged, however alike they sound on a poor line.
     outcomes = [online.step(analysis, known) for analysis in analyses]
-    return outcomes, online.session_speakers()
+    # A voice that comes while this is worked on is compared with from the next step on.
+    return outcomes, online.session_speakers(centroids=is_compared)
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

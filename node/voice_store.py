@@ -88,6 +88,10 @@ class Roster:
         return len(self.voices)
 
 
+NOBODY = Roster((), 0, (), np.zeros(0, np.int64), {}, np.zeros(0, np.int64), 0)
+"""The roster where no voice may be named."""
+
+
 class VoiceStore:
     """Voices by tenant, and rows of the gallery. Changes are made one after another."""
 
@@ -134,12 +138,16 @@ class VoiceStore:
             return self._roster(audiences, [voice for voice in self._heard(audiences) if voice.voice_id in allowed])
         known = self._rosters.get(audiences)
         if known is None:
-            known = self._roster(audiences, self._heard(audiences))
-            if len(known):
-                self._rosters[audiences] = known
-                if len(self._rosters) > ROSTERS_MAX:
-                    self._rosters.popitem(last=False)
+            if not self.has_candidates(audiences):
+                return NOBODY
+            known = self._rosters[audiences] = self._roster(audiences, self._heard(audiences))
+            if len(self._rosters) > ROSTERS_MAX:
+                self._rosters.popitem(last=False)
         return known
+
+    def has_candidates(self, audiences: tuple[str, ...]) -> bool:
+        """Whether any voice may be named to a stream of these audiences."""
+        return any(self._audiences.get(audience) for audience in audiences)
 
     def find(self, tenant_id: str, voice_id: str) -> Voice | None:
         """The voice as it is held now."""
