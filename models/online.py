@@ -237,7 +237,7 @@ class OnlineDiarization:
         for at, start_frame in enumerate(values["starts"]):
             self._recent.append(
                 LocalWindow(
-                    int(start_frame), activity[at], embeddings[at], arrays["clean_frames"][at], arrays["speakers"][at]
+                    int(start_frame), activity[at], embeddings[at], arrays["clean_frames"][at], arrays["speakers"][at].tolist()
                 )
             )
         clustering = self._clustering
@@ -304,7 +304,7 @@ class OnlineDiarization:
             total[first - horizon : last - horizon] += told
         heard = total[:, 1:] / total[:, :1]  # (L, 1 + K)
         turns, active, num_final = self._timeline.step(indices, heard[:, 1:], heard[:, 0], flush=flush)
-        alone = active.T & (active.sum(axis=1) == 1)  # (K, L)
+        alone = active & (active.view(np.int8).sum(axis=0, dtype=np.int8) == 1)  # (K, L)
         newly = alone[:, :num_final].sum(axis=1).tolist()
         self._clean_frames = {k: self._clean_frames.get(k, 0) + new for k, new in zip(indices, newly, strict=True)}
         self._provisional_clean = dict(zip(indices, alone[:, num_final:].sum(axis=1).tolist(), strict=True))
@@ -323,5 +323,5 @@ def _local_window(analysis: WindowAnalysis, grid: FrameGrid) -> LocalWindow:
         activity=np.asarray(levels / np.float32(255), np.float32),
         embeddings=analysis.embeddings.astype(np.float16).astype(np.float32),
         clean_frames=np.rint(analysis.clean_frames).astype(np.float32),
-        speakers=np.full(grid.num_local_speakers, NOBODY, np.int64),
+        speakers=[NOBODY] * grid.num_local_speakers,
     )

@@ -79,32 +79,35 @@ class LocalWindow:
     activity: FloatArray  # (F, S)
     embeddings: FloatArray  # (S, D), zeros where there is none
     clean_frames: FloatArray  # (S,)
-    speakers: IntArray  # (S,), NOBODY where silent or not known
+    speakers: list[int]  # (S,), NOBODY where silent or not known
     spoken: FloatArray = field(init=False)  # (S,), frames of activity
+    clean: list[float] = field(init=False)  # (S,), `clean_frames`: few numbers are read faster one by one
     present: list[int] = field(init=False)  # local speakers who say anything
     is_told: npt.NDArray[np.bool_] = field(init=False)  # (S,), who has an embedding
+    told: list[int] = field(init=False)  # those who have
     weighted: FloatArray = field(init=False)  # (F, 2 + S), what a frame counts: by itself, speech in it, each activity
-    _shared: tuple[bytes, tuple[int, ...], FloatArray] | None = field(init=False, default=None, repr=False)
+    _shared: tuple[list[int], tuple[int, ...], FloatArray] | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         num_frames, num_locals = self.activity.shape
         self.spoken = self.activity.sum(axis=0)
+        self.clean = self.clean_frames.tolist()
         self.present = [local for local, frames in enumerate(self.spoken.tolist()) if frames > 0.5]
         self.is_told = np.asarray(self.embeddings.any(axis=1))
+        self.told = [local for local, is_told in enumerate(self.is_told.tolist()) if is_told]
         self.weighted = _frame_weights(num_frames, 2 + num_locals).copy()
         self.weighted[:, 1] *= np.minimum(self.activity.sum(axis=1), np.float32(1.0))
         self.weighted[:, 2:] *= self.activity
 
     def shared_out(self, indices: tuple[int, ...]) -> FloatArray:
         """`weighted` with a column for each session speaker of `indices` in place of the local ones: (F, 2 + K)."""
-        taken_for = self.speakers.tobytes()
-        if self._shared is None or self._shared[:2] != (taken_for, indices):
+        if self._shared is None or self._shared[:2] != (self.speakers, indices):
             shared = np.zeros((len(self.weighted), 2 + len(indices)), np.float32)
             shared[:, :2] = self.weighted[:, :2]
-            for local, index in enumerate(self.speakers.tolist()):
+            for local, index in enumerate(self.speakers):
                 if index in indices:
                     shared[:, 2 + indices.index(index)] = self.weighted[:, 2 + local]
-            self._shared = (taken_for, indices, shared)
+            self._shared = (list(self.speakers), indices, shared)
         return self._shared[2]
 
 
@@ -167,39 +170,44 @@ class SessionClustering:
         if not self.indices:
             return
         recent = self._recent(windows)
-        all_costs: Values = -self._params.odds_weight * np.minimum(
-            np.maximum(odds, -self._params.odds_max), self._params.odds_max
-        )
+        odds_max = self._params.odds_max
+        all_costs = (-self._params.odds_weight * np.minimum(np.maximum(odds, -odds_max), odds_max)).tolist()
         num_locals = len(windows[0].speakers)
         # What one vote of a local speaker (W, S) takes off the costs of another's (W, S) for the same session speaker.
         pull = _overlaps(windows) * (self._params.agreement_weight / recent.spoken)[:, :, None, None]
-        pull = pull.reshape(len(windows), num_locals, -1)  # (W, S, W * S)
-        # A window counts as much as there was clean speech to tell its speakers by, so that guesses do not support
-        # each other. One row a local speaker of a window, one column a session speaker.
-        votes = np.zeros((len(windows), num_locals, len(self.indices)), np.float32)  # (W, S, K)
-        columns = {index: column for column, index in enumerate(self.indices)}
-        for at, window in enumerate(windows):
-            for local, index in enumerate(window.speakers.tolist()):
-                if index != NOBODY:
-                    votes[at, local, columns[index]] = recent.trust[at][local]
+        pulls = pull.reshape(len(windows), num_locals, -1).tolist()  # (W, S, W * S)
+        # Of each window, which of the W * S votes for which session speaker's place. It counts as much as there was
+        # clean speech to tell its speakers by, so that guesses do not support each other.
+        places = {index: place for place, index in enumerate(self.indices)}
+        votes = [
+            [
+                (at * num_locals + local, places[index], recent.trust[at][local])
+                for local, index in enumerate(window.speakers)
+                if index != NOBODY
+            ]
+            for at, window in enumerate(windows)
+        ]
         nobody = self._left_out(recent.is_told).tolist()  # (W, S)
-        flat = votes.reshape(-1, len(self.indices))  # (W * S, K), of the same numbers
         for at, window in enumerate(windows):
-            votes[at] = 0.0
-            window.speakers[:] = NOBODY
+            votes[at] = []
+            window.speakers = [NOBODY] * num_locals
             if not window.present:
                 continue
-            costs = (all_costs[at] - pull[at] @ flat).tolist()  # (S, K)
-            for local, column in _one_to_one(costs, nobody[at], window.present):
-                window.speakers[local] = self.indices[column]
-                votes[at, local, column] = recent.trust[at][local]
+            costs, others = all_costs[at], [vote for cast in votes for vote in cast]
+            for local in window.present:
+                mine, support = costs[local], pulls[at][local]
+                for voter, place, trust in others:
+                    mine[place] -= support[voter] * trust
+            for local, place in _one_to_one(costs, nobody[at], window.present):
+                window.speakers[local] = self.indices[place]
+                votes[at].append((at * num_locals + local, place, recent.trust[at][local]))
 
     def centroids(self, windows: list[LocalWindow]) -> FloatArray:
         """Unit centroids (K, D) of `indices`, from the memory and the recent windows; zeros where nothing is known."""
         sums = self._remembered()[1]  # (K, D)
         if windows:
             recent = self._recent(windows)
-            speakers = np.concatenate([window.speakers for window in windows])  # (W * S,)
+            speakers = _speakers_of(windows)  # (W * S,)
             sums = sums + self._gathered(recent.embeddings, recent.thinned, speakers)[1]
         norms = np.sqrt(np.einsum("kd,kd->k", sums, sums))[:, None]
         return np.asarray(sums / np.maximum(norms, np.float32(1e-6)), np.float32)
@@ -207,14 +215,15 @@ class SessionClustering:
     def settle(self, window: LocalWindow) -> None:
         """A window is decided for good: remember what it said."""
         self.settled_windows += 1
-        for local in ((window.speakers != NOBODY) & (window.clean_frames > 0)).nonzero()[0]:
-            speaker = int(window.speakers[local])
+        for local, speaker in enumerate(window.speakers):
+            if speaker == NOBODY or window.clean[local] <= 0:
+                continue
             self.last_settled[speaker] = self.settled_windows
-            if self.settled_windows % self._params.memory_hop_windows == 0 and window.is_told[local]:
+            if self.settled_windows % self._params.memory_hop_windows == 0 and local in window.told:
                 spoken = (window.activity[:, local] > ACTIVE).nonzero()[0]
                 first, last = (spoken[0], spoken[-1]) if len(spoken) else (0, len(window.activity) - 1)
                 span = (window.start_frame + int(first), window.start_frame + int(last) + 1)
-                self.memory.remember(window.embeddings[local], float(window.clean_frames[local]), speaker, span)
+                self.memory.remember(window.embeddings[local], window.clean[local], speaker, span)
 
     def recluster(
         self, windows: list[LocalWindow], voices: Mapping[int, str] | None = None
@@ -276,11 +285,14 @@ class SessionClustering:
         voices that are alike are still two when they are heard side by side, unless one is as close as oneself.
         """
         window = windows[-1]
-        is_heard = window.is_told  # (S,)
-        if not (is_heard & (window.clean_frames >= self._params.new_clean_frames)).any():
+        heard = window.told  # S' of the S
+        if not any(window.clean[local] >= self._params.new_clean_frames for local in heard):
             return False
-        heard = is_heard.nonzero()[0]
         odds = odds[heard] - self._params.join_odds  # (S', K)
+        if self.indices:
+            likeliest = [(max(row), row.index(max(row))) for row in odds.tolist()]
+            if min(likeliest)[0] >= 0.0 and len({place for _, place in likeliest}) == len(heard):
+                return False  # everybody is somebody, and each somebody else
         is_known = np.zeros(len(heard), np.bool_)
         if len(heard) > len(self.indices):  # else everybody gets somebody
             alike = (window.embeddings[heard] @ self.centroids(windows).T).max(axis=1, initial=-1.0)  # (S',)
@@ -289,8 +301,8 @@ class SessionClustering:
         is_known[rows] = odds[rows, columns] >= 0.0
         is_new = ~is_known & (window.clean_frames[heard] >= self._params.new_clean_frames)
         has_opened = False
-        for local in heard[is_new].tolist():
-            if self._has_place(windows):
+        for local, opens in zip(heard, is_new.tolist(), strict=True):
+            if opens and self._has_place(windows):
                 window.speakers[local] = self._open_speaker()
                 has_opened = True
         return has_opened
@@ -314,7 +326,7 @@ class SessionClustering:
         recent = self._recent(windows)
         odds = np.zeros((recent.is_told.size, len(self.indices)))
         if len(recent.told) and self.indices:
-            speakers = np.concatenate([window.speakers for window in windows])[recent.told]
+            speakers = _speakers_of(windows)[recent.told]
             now_frames, now = self._gathered(recent.told_embeddings, recent.thinned[recent.told], speakers)
             frames, sums = self._remembered()
             observations = self._evidence.evidence_per_second * self._seconds_a_frame
@@ -357,7 +369,7 @@ class SessionClustering:
         """Whether one more session speaker may be opened, once the least important of long ago has made room."""
         if len(self.indices) < self._num_speakers_max:
             return True
-        present = {int(speaker) for window in windows for speaker in window.speakers}
+        present = {speaker for window in windows for speaker in window.speakers}
         oldest = self.settled_windows - self._params.retire_windows
         idle = [k for k in self.indices if k not in present and self.last_settled[k] <= oldest]
         gone = min(idle, key=self.memory.weight_of, default=None)
@@ -402,8 +414,8 @@ class SessionClustering:
         self.memory.rename(merge.source, merge.target)
         self.last_settled[merge.target] = max(self.last_settled[merge.target], self.last_settled.pop(merge.source))
         for window in windows:
-            taken = merge.target in window.speakers
-            window.speakers[window.speakers == merge.source] = NOBODY if taken else merge.target
+            becomes = NOBODY if merge.target in window.speakers else merge.target
+            window.speakers = [becomes if index == merge.source else index for index in window.speakers]
 
 
 class _Recent:
@@ -432,6 +444,10 @@ class _Recent:
             np.minimum(1.0, clean_frames / params.full_weight_frames).reshape(shape).tolist()
         )
         self.spoken: FloatArray = np.maximum(spoken, np.float32(0.5))
+
+
+def _speakers_of(windows: Sequence[LocalWindow]) -> IntArray:
+    return np.array([index for window in windows for index in window.speakers], np.int64)
 
 
 def _one_to_one(

@@ -90,7 +90,7 @@ class Timeline:
 
         speakers: (K,) the session speaker of each column. activity: (L, K), from the horizon to now. speech: (L,).
         flush: everything becomes final, as at the end of a stream.
-        Returns the turns (final pieces first, then provisional ones), the decision (L, K), and how many of its L
+        Returns the turns (final pieces first, then provisional ones), the decision (K, L), and how many of its L
         frames are final from now on.
         """
         num_frames = activity.shape[0]
@@ -101,8 +101,8 @@ class Timeline:
         final: list[Turn] = []
         provisional: list[Turn] = []
         still_open: list[_OpenTurn] = []
-        for row, speaker in enumerate(speakers):
-            for start, end in _runs(active[row]):
+        for speaker, runs in zip(speakers, _runs_of_rows(active), strict=True):
+            for start, end in runs:
                 turn = opened.get(speaker) if start == 0 else None
                 if turn is None:
                     turn = self._provisional_turn(speaker, start, end)
@@ -117,7 +117,7 @@ class Timeline:
         self._open = still_open
         self._horizon += num_final
         self._last_provisional = provisional
-        return [*final, *provisional], active.T, num_final
+        return [*final, *provisional], active, num_final
 
     def merge(self, source: int, target: int) -> None:
         """What was open of `source` goes on as `target`, under a new turn id."""
@@ -199,8 +199,19 @@ class Timeline:
 
 
 def _runs(active: BoolArray) -> list[tuple[int, int]]:
-    """Half-open runs of true frames."""
-    padded = np.zeros(active.size + 2, np.bool_)
-    padded[1:-1] = active
-    edges = (padded[1:] != padded[:-1]).nonzero()[0].tolist()
-    return list(zip(edges[::2], edges[1::2], strict=True))
+    """Half-open runs of true frames (L,)."""
+    return _runs_of_rows(active[None])[0]
+
+
+def _runs_of_rows(active: BoolArray) -> list[list[tuple[int, int]]]:
+    """Half-open runs of true frames in each row (R, L)."""
+    num_rows, num_frames = active.shape
+    # All rows in one, with a false frame before each, so that none runs into the next.
+    flat = np.zeros(num_rows * (num_frames + 1) + 1, np.bool_)
+    flat[1:].reshape(num_rows, num_frames + 1)[:, :-1] = active
+    edges = (flat[1:] != flat[:-1]).nonzero()[0].tolist()
+    found: list[list[tuple[int, int]]] = [[] for _ in range(num_rows)]
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        row, first = divmod(start, num_frames + 1)
+        found[row].append((first, first + end - start))
+    return found

@@ -69,7 +69,7 @@ def test_one_hardly_heard_and_long_silent_makes_room_and_nobody_else_does() -> N
         for at in range(times):
             activity = np.ones((10, 1), np.float32)
             embedding = np.eye(8, dtype=np.float32)[person : person + 1]
-            window = LocalWindow(start_frame + at, activity, embedding, np.full(1, 150.0, np.float32), np.full(1, -1))
+            window = LocalWindow(start_frame + at, activity, embedding, np.full(1, 150.0, np.float32), [-1])
             clustering.assign([window])
             clustering.settle(window)
         return int(window.speakers[0])
