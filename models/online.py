@@ -237,7 +237,11 @@ class OnlineDiarization:
         for at, start_frame in enumerate(values["starts"]):
             self._recent.append(
                 LocalWindow(
-                    int(start_frame), activity[at], embeddings[at], arrays["clean_frames"][at], arrays["speakers"][at].tolist()
+                    int(start_frame),
+                    activity[at],
+                    embeddings[at],
+                    arrays["clean_frames"][at],
+                    arrays["speakers"][at].tolist(),
                 )
             )
         clustering = self._clustering

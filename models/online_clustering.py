@@ -171,7 +171,20 @@ class SessionClustering:
             return
         recent = self._recent(windows)
         odds_max = self._params.odds_max
-        all_costs = (-self._params.odds_weight * np.minimum(np.maximum(odds, -odds_max), odds_max)).tolist()
+        costs = (-self._params.odds_weight * np.minimum(np.maximum(odds, -odds_max), odds_max)).tolist()  # (W, S, K)
+        nobody = self._left_out(recent.is_told).tolist()  # (W, S)
+        clear = [self._whatever_others_say(*known) for known in zip(windows, costs, nobody, strict=True)]
+        if None in clear:
+            self._assign_together(windows, costs, nobody)
+            return
+        for window, found in zip(windows, clear, strict=True):
+            self._take(window, found)
+
+    def _assign_together(
+        self, windows: list[LocalWindow], all_costs: list[list[list[float]]], all_nobody: list[list[float]]
+    ) -> None:
+        """Assign windows one by one, each as the others say by now whose speech is whose. Takes the costs apart."""
+        recent = self._recent(windows)
         num_locals = len(windows[0].speakers)
         # What one vote of a local speaker (W, S) takes off the costs of another's (W, S) for the same session speaker.
         pull = _overlaps(windows) * (self._params.agreement_weight / recent.spoken)[:, :, None, None]
@@ -187,20 +200,42 @@ class SessionClustering:
             ]
             for at, window in enumerate(windows)
         ]
-        nobody = self._left_out(recent.is_told).tolist()  # (W, S)
-        for at, window in enumerate(windows):
+        for at, (window, costs, nobody) in enumerate(zip(windows, all_costs, all_nobody, strict=True)):
             votes[at] = []
-            window.speakers = [NOBODY] * num_locals
-            if not window.present:
-                continue
-            costs, others = all_costs[at], [vote for cast in votes for vote in cast]
+            others = [vote for cast in votes for vote in cast]
             for local in window.present:
                 mine, support = costs[local], pulls[at][local]
                 for voter, place, trust in others:
                     mine[place] -= support[voter] * trust
-            for local, place in _one_to_one(costs, nobody[at], window.present):
-                window.speakers[local] = self.indices[place]
-                votes[at].append((at * num_locals + local, place, recent.trust[at][local]))
+            found = _one_to_one(costs, nobody, window.present)
+            self._take(window, found)
+            votes[at] = [(at * num_locals + local, place, recent.trust[at][local]) for local, place in found]
+
+    def _whatever_others_say(
+        self, window: LocalWindow, costs: list[list[float]], nobody: list[float]
+    ) -> list[tuple[int, int]] | None:
+        """The assignment of a window's speakers where no agreement with other windows could change it, else None.
+
+        Each window has one vote at most for a session speaker, and so all of them together take `agreement_weight` off
+        a cost at most.
+        """
+        most = self._params.agreement_weight
+        found: list[tuple[int, int]] = []
+        for local in window.present:
+            mine = costs[local]
+            least = min(mine)
+            if least - most > nobody[local]:
+                continue
+            place = mine.index(least)
+            if least > nobody[local] or any(cost - most <= least for at, cost in enumerate(mine) if at != place):
+                return None
+            found.append((local, place))
+        return found if len({place for _, place in found}) == len(found) else None
+
+    def _take(self, window: LocalWindow, found: Sequence[tuple[int, int]]) -> None:
+        window.speakers = [NOBODY] * len(window.speakers)
+        for local, place in found:
+            window.speakers[local] = self.indices[place]
 
     def centroids(self, windows: list[LocalWindow]) -> FloatArray:
         """Unit centroids (K, D) of `indices`, from the memory and the recent windows; zeros where nothing is known."""
