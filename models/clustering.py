@@ -140,7 +140,7 @@ def tight_clusters(
     labels = _merge_identical(embeddings, clustering.tight_distance, bounds.least)
     count = int(labels.max()) + 1
     evidence = clustering.evidence_per_second * seconds.astype(np.float64)
-    members = np.bincount(labels, evidence, count)
+    members = np.bincount(labels, evidence, count).astype(np.float64)
     return TightClusters(labels, members, _summed(evidence[:, None] * embeddings, labels))
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from models.analysis import FloatArray, FrameGrid, WindowAnalysis
 from models.clustering import ClusteringParameters
-from models.online_clustering import NOBODY, LocalWindow, Merge, OnlineClusteringParams, SessionClustering
+from models.local_window import LocalWindow, local_window
+from models.online_clustering import Merge, OnlineClusteringParams, SessionClustering
 from models.online_history import Move, SpokenHistory
 from models.snapshot import pack_state, unpack_state
 from models.timeline import Timeline, TimelineParams, Turn
@@ -130,7 +131,7 @@ class OnlineDiarization:
         voices: the enrolled voice of each session speaker who is recognised by now; different voices are different
         people, however alike they sound on a poor line.
         """
-        window = _local_window(analysis, self._grid)
+        window = local_window(analysis, self._grid)
         assert not self._recent or window.start_frame > self._recent[-1].start_frame, "windows come in order"
         self._recent.append(window)
         while len(self._recent) > self._recent_max:
@@ -314,18 +315,3 @@ class OnlineDiarization:
         self._provisional_clean = dict(zip(indices, alone[:, num_final:].sum(axis=1).tolist(), strict=True))
         self._history.add(turns)
         return StepOutcome(turns, merges, self._timeline.horizon_frames * self._grid.step_samples, moves)
-
-
-def _local_window(analysis: WindowAnalysis, grid: FrameGrid) -> LocalWindow:
-    """An analysis as it is kept: rounded to what a snapshot holds, so that a restored stream decides the same."""
-    start_frame, rest = divmod(analysis.start_samples, grid.step_samples)
-    assert rest == 0, "windows start on the grid of frames"
-    assert analysis.activity.shape == (grid.num_frames, grid.num_local_speakers)
-    levels = np.rint(np.minimum(np.maximum(analysis.activity, np.float32(0)), np.float32(1)) * np.float32(255))
-    return LocalWindow(
-        start_frame=start_frame,
-        activity=np.asarray(levels / np.float32(255), np.float32),
-        embeddings=analysis.embeddings.astype(np.float16).astype(np.float32),
-        clean_frames=np.rint(analysis.clean_frames).astype(np.float32),
-        speakers=[NOBODY] * grid.num_local_speakers,
-    )

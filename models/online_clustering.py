@@ -9,20 +9,20 @@ stream. Early doubt opens one session speaker too many rather than one too few, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from models.analysis import FloatArray, FrameGrid
 from models.clustering import ClusteringParameters, SpeakerBounds, cluster_embeddings
+from models.local_window import NOBODY, LocalWindow
+from models.recent_voices import HeardVoices, RecentVoices
 from models.speaker_memory import IntArray, SpeakerMemory
 from models.voice_evidence import Values, VoiceEvidence, worthwhile_changes
 from runtime.units import seconds_from_samples
 
-NOBODY = -1
 ACTIVE = 0.5
 """Activity from which a frame counts as somebody's speech."""
 LEFT_TO_OTHERS = 1e3
@@ -71,63 +71,12 @@ class OnlineClusteringParams:
     retire_windows: int = 600
 
 
-@dataclass(slots=True)
-class LocalWindow:
-    """A window that still matters to frames that are not final, and whom its local speakers are taken for."""
-
-    start_frame: int
-    activity: FloatArray  # (F, S)
-    embeddings: FloatArray  # (S, D), zeros where there is none
-    clean_frames: FloatArray  # (S,)
-    speakers: list[int]  # (S,), NOBODY where silent or not known
-    spoken: FloatArray = field(init=False)  # (S,), frames of activity
-    clean: list[float] = field(init=False)  # (S,), `clean_frames`: few numbers are read faster one by one
-    present: list[int] = field(init=False)  # local speakers who say anything
-    is_told: npt.NDArray[np.bool_] = field(init=False)  # (S,), who has an embedding
-    told: list[int] = field(init=False)  # those who have
-    weighted: FloatArray = field(init=False)  # (F, 2 + S), what a frame counts: by itself, speech in it, each activity
-    _shared: tuple[list[int], tuple[int, ...], FloatArray] | None = field(init=False, default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        num_frames, num_locals = self.activity.shape
-        self.spoken = self.activity.sum(axis=0)
-        self.clean = self.clean_frames.tolist()
-        self.present = [local for local, frames in enumerate(self.spoken.tolist()) if frames > 0.5]
-        self.is_told = np.asarray(self.embeddings.any(axis=1))
-        self.told = [local for local, is_told in enumerate(self.is_told.tolist()) if is_told]
-        self.weighted = _frame_weights(num_frames, 2 + num_locals).copy()
-        self.weighted[:, 1] *= np.minimum(self.activity.sum(axis=1), np.float32(1.0))
-        self.weighted[:, 2:] *= self.activity
-
-    def shared_out(self, indices: tuple[int, ...]) -> FloatArray:
-        """`weighted` with a column for each session speaker of `indices` in place of the local ones: (F, 2 + K)."""
-        if self._shared is None or self._shared[:2] != (self.speakers, indices):
-            shared = np.zeros((len(self.weighted), 2 + len(indices)), np.float32)
-            shared[:, :2] = self.weighted[:, :2]
-            for local, index in enumerate(self.speakers):
-                if index in indices:
-                    shared[:, 2 + indices.index(index)] = self.weighted[:, 2 + local]
-            self._shared = (list(self.speakers), indices, shared)
-        return self._shared[2]
-
-
 @dataclass(frozen=True, slots=True)
 class Merge:
     """Two session speakers were found to be one person, who keeps the older index."""
 
     source: int
     target: int
-
-
-@lru_cache(maxsize=8)
-def _frame_weights(num_frames: int, columns: int) -> FloatArray:
-    """What the frames of a window count, the same in all columns (F, C): near its edges it knows too little of what
-    comes before or after.
-    """
-    frame = (np.arange(num_frames) + 0.5) / num_frames
-    # A Hamming window, cubed (measured).
-    weights = ((0.54 - 0.46 * np.cos(2 * np.pi * frame)) ** 3).astype(np.float32)
-    return np.repeat(weights[:, None], columns, axis=1)
 
 
 class SessionClustering:
@@ -153,7 +102,7 @@ class SessionClustering:
         self.next_index = 0
         self.settled_windows = 0
         self._kept: tuple[tuple[int, tuple[int, ...]], FloatArray, FloatArray] | None = None  # by the memory's changes
-        self._stacked: tuple[tuple[int, ...], _Recent] | None = None  # by the windows' first frames
+        self._voices: tuple[list[int], RecentVoices] | None = None  # by the windows' first frames
         self.last_settled: dict[int, int] = {}  # session speaker -> the last settled window that he was heard in
 
     def __repr__(self) -> str:
@@ -169,32 +118,37 @@ class SessionClustering:
             odds = self._odds(windows)
         if not self.indices:
             return
-        recent = self._recent(windows)
         odds_max = self._params.odds_max
         costs = (-self._params.odds_weight * np.minimum(np.maximum(odds, -odds_max), odds_max)).tolist()  # (W, S, K)
-        nobody = self._left_out(recent.is_told).tolist()  # (W, S)
-        clear = [self._whatever_others_say(*known) for known in zip(windows, costs, nobody, strict=True)]
-        if None in clear:
-            self._assign_together(windows, costs, nobody)
-            return
-        for window, found in zip(windows, clear, strict=True):
-            self._take(window, found)
+        nobody = self._left_out(windows)
+        found: list[list[tuple[int, int]]] = []
+        for window, mine, left_out in zip(windows, costs, nobody, strict=True):
+            if (clear := self._whatever_others_say(window, mine, left_out)) is None:
+                self._assign_together(windows, costs, nobody)
+                return
+            found.append(clear)
+        for window, clear in zip(windows, found, strict=True):
+            self._take(window, clear)
 
     def _assign_together(
         self, windows: list[LocalWindow], all_costs: list[list[list[float]]], all_nobody: list[list[float]]
     ) -> None:
         """Assign windows one by one, each as the others say by now whose speech is whose. Takes the costs apart."""
-        recent = self._recent(windows)
         num_locals = len(windows[0].speakers)
+        # A window counts as much as there was clean speech to tell its speakers by, so that guesses do not support each
+        # other.
+        trusted = [
+            [min(1.0, frames / self._params.full_weight_frames) for frames in window.clean] for window in windows
+        ]
         # What one vote of a local speaker (W, S) takes off the costs of another's (W, S) for the same session speaker.
-        pull = _overlaps(windows) * (self._params.agreement_weight / recent.spoken)[:, :, None, None]
+        spoken = np.maximum(np.array([window.spoken for window in windows], np.float32), np.float32(0.5))  # (W, S)
+        pull = _overlaps(windows) * (self._params.agreement_weight / spoken)[:, :, None, None]
         pulls = pull.reshape(len(windows), num_locals, -1).tolist()  # (W, S, W * S)
-        # Of each window, which of the W * S votes for which session speaker's place. It counts as much as there was
-        # clean speech to tell its speakers by, so that guesses do not support each other.
+        # Of each window, which of the W * S votes for which session speaker's place.
         places = {index: place for place, index in enumerate(self.indices)}
         votes = [
             [
-                (at * num_locals + local, places[index], recent.trust[at][local])
+                (at * num_locals + local, places[index], trusted[at][local])
                 for local, index in enumerate(window.speakers)
                 if index != NOBODY
             ]
@@ -209,7 +163,7 @@ class SessionClustering:
                     mine[place] -= support[voter] * trust
             found = _one_to_one(costs, nobody, window.present)
             self._take(window, found)
-            votes[at] = [(at * num_locals + local, place, recent.trust[at][local]) for local, place in found]
+            votes[at] = [(at * num_locals + local, place, trusted[at][local]) for local, place in found]
 
     def _whatever_others_say(
         self, window: LocalWindow, costs: list[list[float]], nobody: list[float]
@@ -227,7 +181,8 @@ class SessionClustering:
             if least - most > nobody[local]:
                 continue
             place = mine.index(least)
-            if least > nobody[local] or any(cost - most <= least for at, cost in enumerate(mine) if at != place):
+            others = mine[:place] + mine[place + 1 :]
+            if least > nobody[local] or (others and min(others) - most <= least):
                 return None
             found.append((local, place))
         return found if len({place for _, place in found}) == len(found) else None
@@ -241,9 +196,7 @@ class SessionClustering:
         """Unit centroids (K, D) of `indices`, from the memory and the recent windows; zeros where nothing is known."""
         sums = self._remembered()[1]  # (K, D)
         if windows:
-            recent = self._recent(windows)
-            speakers = _speakers_of(windows)  # (W * S,)
-            sums = sums + self._gathered(recent.embeddings, recent.thinned, speakers)[1]
+            sums = sums + self._said_now(windows)[1]
         norms = np.sqrt(np.einsum("kd,kd->k", sums, sums))[:, None]
         return np.asarray(sums / np.maximum(norms, np.float32(1e-6)), np.float32)
 
@@ -311,7 +264,7 @@ class SessionClustering:
         """The clean speech (K, C) that session speakers, by their places (M,), and clusters (M,) have in common."""
         shape = (len(self.indices), int(clusters.max()) + 1)
         cells = taken * shape[1] + clusters
-        return np.bincount(cells, self.memory.weights, shape[0] * shape[1]).reshape(shape)
+        return np.bincount(cells, self.memory.weights, shape[0] * shape[1]).astype(np.float64).reshape(shape)
 
     def _open_new_speakers(self, windows: list[LocalWindow], odds: Values) -> bool:
         """Open a session speaker for each local speaker of the newest window who can be nobody known, if there is one.
@@ -342,8 +295,8 @@ class SessionClustering:
                 has_opened = True
         return has_opened
 
-    def _left_out(self, is_told: npt.NDArray[np.bool_]) -> Values:
-        """What it costs to take local speakers for nobody, as `assign` counts costs. is_told: who has an embedding.
+    def _left_out(self, windows: Sequence[LocalWindow]) -> list[list[float]]:
+        """What it costs to take local speakers for nobody, as `assign` counts costs: (W, S).
 
         Whoever is most likely somebody new is nobody until enough is heard of him, and so is a fragment, most often of
         overlap, that has neither an embedding nor a neighbour: it would be shown under somebody's name at random.
@@ -351,32 +304,48 @@ class SessionClustering:
         params = self._params
         is_room = len(self.indices) < self._num_speakers_max  # else whoever is new has to be somebody
         told = -params.odds_weight * params.nobody_odds if is_room else LEFT_TO_OTHERS
-        return np.where(is_told, told, -params.agreement_weight * params.agreement_min)
+        fragment = -params.agreement_weight * params.agreement_min
+        return [[told if is_told else fragment for is_told in window.is_told] for window in windows]
 
     def _odds(self, windows: Sequence[LocalWindow]) -> Values:
         """Log odds (W, S, K) of local speakers being each session speaker, as the memory and the windows have them.
 
         0 for those who have no embedding.
         """
-        recent = self._recent(windows)
-        odds = np.zeros((recent.is_told.size, len(self.indices)))
-        if len(recent.told) and self.indices:
-            speakers = _speakers_of(windows)[recent.told]
-            now_frames, now = self._gathered(recent.told_embeddings, recent.thinned[recent.told], speakers)
+        num_locals = len(windows[0].speakers)
+        odds = np.zeros((len(windows) * num_locals, len(self.indices)))
+        told = [at * num_locals + local for at, window in enumerate(windows) for local in window.told]
+        if told and self.indices:
+            now_frames, now = self._said_now(windows)
             frames, sums = self._remembered()
             observations = self._evidence.evidence_per_second * self._seconds_a_frame
             known = VoiceEvidence(
                 observations * (frames + now_frames).astype(np.float64), observations * (sums + now).astype(np.float64)
             )
-            odds[recent.told] = recent.asked.odds(known, self._evidence, recent.alone)
-        return odds.reshape(*recent.is_told.shape, -1)
+            odds[told] = self._recent(windows).odds(known)
+        return odds.reshape(len(windows), num_locals, -1)
 
-    def _recent(self, windows: Sequence[LocalWindow]) -> _Recent:
-        """What the windows hold, stacked; made once for each set of them."""
-        key = tuple([window.start_frame for window in windows])
-        if self._stacked is None or self._stacked[0] != key:
-            self._stacked = (key, _Recent(windows, self._params, self._evidence, self._frame_s))
-        return self._stacked[1]
+    def _said_now(self, windows: Sequence[LocalWindow]) -> tuple[FloatArray, FloatArray]:
+        """What the windows know of the session speakers: as `_gathered`."""
+        recent = self._recent(windows)
+        speakers = np.array([window.speakers[local] for window in windows for local in window.told], np.int64)
+        # They count beside the memory, which takes some of them alone.
+        thinned = recent.clean_frames / np.float32(self._params.memory_hop_windows)
+        return self._gathered(recent.embeddings, thinned, speakers)
+
+    def _recent(self, windows: Sequence[LocalWindow]) -> RecentVoices:
+        """What the windows hold, in one piece; made once for each set of them."""
+        starts = [window.start_frame for window in windows]
+        if self._voices is None or self._voices[0] != starts:
+            for window in windows:
+                if window.voices is None:
+                    told = np.array(window.told, np.int64)
+                    window.voices = HeardVoices.of(
+                        window.embeddings[told], window.clean_frames[told], self._evidence, frame_s=self._frame_s
+                    )
+            heard = [window.voices for window in windows if window.voices is not None]
+            self._voices = (starts, RecentVoices(heard, self._evidence))
+        return self._voices[1]
 
     def _remembered(self) -> tuple[FloatArray, FloatArray]:
         """What the memory knows of the session speakers: as `_gathered`."""
@@ -451,38 +420,6 @@ class SessionClustering:
         for window in windows:
             becomes = NOBODY if merge.target in window.speakers else merge.target
             window.speakers = [becomes if index == merge.source else index for index in window.speakers]
-
-
-class _Recent:
-    """All recent windows in one piece: the part of what they say of voices that no decision changes."""
-
-    def __init__(
-        self,
-        windows: Sequence[LocalWindow],
-        params: OnlineClusteringParams,
-        evidence: ClusteringParameters,
-        frame_s: float,
-    ) -> None:
-        shape = (len(windows), len(windows[0].speakers))  # (W, S)
-        clean_frames = np.concatenate([window.clean_frames for window in windows])  # (W * S,)
-        told = np.concatenate([window.is_told for window in windows])  # (W * S,)
-        spoken = np.concatenate([window.spoken for window in windows]).reshape(shape)  # (W, S), frames
-        self.embeddings: FloatArray = np.concatenate([window.embeddings for window in windows])  # (W * S, D)
-        self.thinned = np.asarray(clean_frames / np.float32(params.memory_hop_windows), np.float32)
-        """What windows count beside the memory, which takes some of them alone: (W * S,)."""
-        self.is_told: npt.NDArray[np.bool_] = told.reshape(shape)  # who has an embedding
-        self.told: IntArray = told.nonzero()[0]  # (N,), the same, of W * S
-        self.told_embeddings: FloatArray = self.embeddings[self.told]  # (N, D)
-        self.asked = VoiceEvidence.of(self.told_embeddings, clean_frames[self.told] * np.float32(frame_s), evidence)
-        self.alone = self.asked.alone(evidence)  # (N,)
-        self.trust: list[list[float]] = (
-            np.minimum(1.0, clean_frames / params.full_weight_frames).reshape(shape).tolist()
-        )
-        self.spoken: FloatArray = np.maximum(spoken, np.float32(0.5))
-
-
-def _speakers_of(windows: Sequence[LocalWindow]) -> IntArray:
-    return np.array([index for window in windows for index in window.speakers], np.int64)
 
 
 def _one_to_one(

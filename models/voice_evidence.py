@@ -46,24 +46,27 @@ class VoiceEvidence:
         return VoiceEvidence(share * self.counts, share[:, None] * self.sums)
 
     def alone(self, clustering: ClusteringParameters) -> Values:
-        """How well each voice (N,) explains what is known of it, which `odds` compares with."""
+        """How well each voice (N,) explains what is known of it, which `log_odds` compares with."""
         return log_likelihood(self.counts, self.sums, clustering)
 
-    def odds(self, known: VoiceEvidence, clustering: ClusteringParameters, alone: Values | None = None) -> Values:
-        """Log odds (N, K) that each voice is the same as each of the K known ones; 0 where nothing is known.
+    def odds(self, known: VoiceEvidence, clustering: ClusteringParameters) -> Values:
+        """Log odds (N, K) that each voice is the same as each of the K known ones; 0 where nothing is known."""
+        asked = VoiceEvidence(np.append(0.0, self.counts), np.pad(self.sums, ((1, 0), (0, 0))))
+        return log_odds(asked, self.alone(clustering), known, clustering)
 
-        alone: what `alone` said of these voices, where the caller has kept it.
-        """
-        theirs = known.bounded(clustering.evidence_max)
-        # A voice of which nothing is known, added to each of theirs, leaves them as they are: what they are alone.
-        counts, sums = np.zeros(1 + len(self.counts)), np.zeros((1 + len(self.sums), self.sums.shape[1]))
-        counts[1:], sums[1:] = self.counts, self.sums
-        together = log_likelihood(
-            counts[:, None] + theirs.counts, sums[:, None] + theirs.sums, clustering
-        )  # (1 + N, K)
-        mine = self.alone(clustering) if alone is None else alone
-        odds: Values = together[1:] - mine[:, None] - together[0]
-        return odds
+
+def log_odds(asked: VoiceEvidence, alone: Values, known: VoiceEvidence, clustering: ClusteringParameters) -> Values:
+    """As `VoiceEvidence.odds`, where a caller keeps what that makes anew.
+
+    asked: a voice of which nothing is known, then the N voices. alone: what `alone` says of these (N,).
+    """
+    theirs = known.bounded(clustering.evidence_max)
+    together = log_likelihood(
+        asked.counts[:, None] + theirs.counts, asked.sums[:, None] + theirs.sums, clustering
+    )  # (1 + N, K)
+    # A voice of which nothing is known, added to each of theirs, leaves them as they are: what they are alone.
+    odds: Values = together[1:] - alone[:, None] - together[0]
+    return odds
 
 
 def worthwhile_changes(

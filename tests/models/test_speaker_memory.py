@@ -6,7 +6,8 @@ import numpy as np
 
 from models.analysis import FloatArray, FrameGrid
 from models.clustering import ClusteringParameters
-from models.online_clustering import LocalWindow, OnlineClusteringParams, SessionClustering
+from models.local_window import LocalWindow
+from models.online_clustering import OnlineClusteringParams, SessionClustering
 from models.speaker_memory import SpeakerMemory
 
 EVIDENCE = ClusteringParameters(
