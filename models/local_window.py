@@ -47,17 +47,17 @@ class LocalWindow:
         self.speech = np.minimum(self.activity.sum(axis=1), np.float32(1.0)) * _frame_weights(len(self.activity))
 
     def shared_out(self, indices: tuple[int, ...]) -> FloatArray:
-        """What a frame counts: by itself, speech in it, the activity of each session speaker of `indices`: (F, 2 + K).
+        """What a frame counts: by itself, speech in it, the activity of each session speaker of `indices`: (2 + K, F).
 
         Kept until its speakers are taken for others.
         """
         if self._shared is None or self._shared[:2] != (self.speakers, indices):
             weights = _frame_weights(len(self.activity))
-            shared = np.zeros((len(weights), 2 + len(indices)), np.float32)
-            shared[:, 0], shared[:, 1] = weights, self.speech
+            shared = np.zeros((2 + len(indices), len(weights)), np.float32)
+            shared[0], shared[1] = weights, self.speech
             for local, index in enumerate(self.speakers):
                 if index in indices:
-                    np.multiply(self.activity[:, local], weights, out=shared[:, 2 + indices.index(index)])
+                    np.multiply(self.activity[:, local], weights, out=shared[2 + indices.index(index)])
             self._shared = (list(self.speakers), indices, shared)
         return self._shared[2]
 

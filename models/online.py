@@ -297,18 +297,18 @@ class OnlineDiarization:
         num_frames = max(0, end_frame - horizon)
         indices = self._clustering.indices
         # Of each frame: what it counts, how much of that is speech, and how much is each session speaker's.
-        total = np.zeros((num_frames, 2 + len(indices)), np.float32)  # (L, 2 + K)
-        total[:, 0] = 1e-6
+        total = np.zeros((2 + len(indices), num_frames), np.float32)  # (2 + K, L)
+        total[0] = 1e-6
         known = tuple(indices)
         for window in self._recent:
             first = max(window.start_frame, horizon)
             last = min(window.start_frame + self._grid.num_frames, end_frame)
             if last <= first:
                 continue
-            told = window.shared_out(known)[first - window.start_frame : last - window.start_frame]
-            total[first - horizon : last - horizon] += told
-        heard = total[:, 1:] / total[:, :1]  # (L, 1 + K)
-        turns, active, num_final = self._timeline.step(indices, heard[:, 1:], heard[:, 0], flush=flush)
+            told = window.shared_out(known)[:, first - window.start_frame : last - window.start_frame]
+            total[:, first - horizon : last - horizon] += told
+        heard = total[1:] / total[0]  # (1 + K, L)
+        turns, active, num_final = self._timeline.step(indices, heard[1:], heard[0], flush=flush)
         alone = active & (active.view(np.int8).sum(axis=0, dtype=np.int8) == 1)  # (K, L)
         newly = alone[:, :num_final].sum(axis=1).tolist()
         self._clean_frames = {k: self._clean_frames.get(k, 0) + new for k, new in zip(indices, newly, strict=True)}

@@ -61,7 +61,7 @@ class _OpenTurn:
 
 
 class Timeline:
-    """Turns one speaker a column, on a grid of frames of `step_samples`, from position 0 of the stream."""
+    """Turns one speaker a row, on a grid of frames of `step_samples`, from position 0 of the stream."""
 
     def __init__(self, params: TimelineParams, *, step_samples: int, latency_samples: int, exclusive: bool) -> None:
         self._params = params
@@ -88,14 +88,13 @@ class Timeline:
     ) -> tuple[list[Turn], BoolArray, int]:
         """Decide the frames from the horizon on.
 
-        speakers: (K,) the session speaker of each column. activity: (L, K), from the horizon to now. speech: (L,).
+        speakers: (K,) the session speaker of each row. activity: (K, L), from the horizon to now. speech: (L,).
         flush: everything becomes final, as at the end of a stream.
         Returns the turns (final pieces first, then provisional ones), the decision (K, L), and how many of its L
         frames are final from now on.
         """
-        num_frames = activity.shape[0]
-        # One row a speaker: what is done along time is done in long pieces.
-        active = self._active(np.ascontiguousarray(activity.T), self._voiced(np.ascontiguousarray(speech)))  # (K, L)
+        num_frames = activity.shape[1]
+        active = self._active(activity, self._voiced(speech))  # (K, L)
         num_final = num_frames if flush else max(0, num_frames - self._latency_frames)
         opened = {turn.speaker: turn.turn for turn in self._open}
         final: list[Turn] = []
@@ -167,8 +166,11 @@ class Timeline:
         """Who speaks: in voiced frames the strongest, and unless exclusive whoever else is heard well: (K, L)."""
         if activity.size == 0:
             return np.zeros(activity.shape, np.bool_)
-        # A frame in which nobody is heard at all, in a short gap, goes to whoever was strongest before it.
-        strongest = activity.argmax(axis=0)[latest_true(activity.max(axis=0) > FAINT)]  # (L,)
+        strongest = activity.argmax(axis=0)  # (L,)
+        is_heard = activity.max(axis=0) > FAINT
+        if (voiced > is_heard).any():
+            # A frame in which nobody is heard at all, in a short gap, goes to whoever was strongest before it.
+            strongest = strongest[latest_true(is_heard)]
         active: BoolArray = np.arange(len(activity))[:, None] == strongest
         if not self._exclusive:
             active |= activity > self._params.overlap_threshold

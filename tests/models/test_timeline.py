@@ -21,7 +21,7 @@ def told(
     line: Timeline, *activities: Sequence[float], speakers: Sequence[int] = (0,), flush: bool = False
 ) -> list[Turn]:
     activity = np.array(activities, np.float32).T  # (L, K)
-    return line.step(speakers, activity, np.minimum(activity.sum(axis=1), 1.0), flush=flush)[0]
+    return line.step(speakers, activity.T, np.minimum(activity.sum(axis=1), 1.0), flush=flush)[0]
 
 
 def spans(turns: Sequence[Turn]) -> list[tuple[int, int, int]]:
