@@ -129,12 +129,15 @@ class NullDevice:
         activity = np.zeros((GRID.num_frames, GRID.num_local_speakers), np.float32)  # (F, S)
         embeddings = np.zeros((GRID.num_local_speakers, GRID.embedding_dim), np.float32)  # (S, D)
         clean = np.zeros(GRID.num_local_speakers, np.float32)  # (S,)
-        for speaker, mine in enumerate(_group(loud, spectra, GRID.num_local_speakers)):
+        groups = _group(loud, spectra, GRID.num_local_speakers)
+        for speaker, mine in enumerate(groups):
             activity[:, speaker] = mine
+        sums = activity.T @ spectra  # (S, D)
+        for speaker, mine in enumerate(groups):
             num_frames = np.count_nonzero(mine)
             if num_frames >= CLEAN_FRAMES_MIN:
                 clean[speaker] = num_frames
-                embeddings[speaker] = _unit(activity[:, speaker] @ spectra)[self._bands]
+                embeddings[speaker] = _unit(sums[speaker])[self._bands]
         return WindowAnalysis(start, activity, embeddings, clean)
 
 
@@ -227,7 +230,7 @@ def _hear(samples: FloatArray) -> tuple[np.ndarray, FloatArray]:
     frames = samples.reshape(-1, GRID.step_samples)  # (F, 320)
     loud = np.einsum("fn,fn->f", frames, frames) > FLOOR_RMS**2 * GRID.step_samples  # (F,)
     spectrum = rfft(frames * _TAPER, axis=1)  # (F, 161), NumPy's own would be of doubles
-    bands = np.sqrt(spectrum.real**2 + spectrum.imag**2) @ _BANDS  # (F, D)
+    bands = np.abs(spectrum) @ _BANDS  # (F, D)
     norms = np.sqrt(np.einsum("fd,fd->f", bands, bands))[:, None]
     return loud, bands / np.maximum(norms, np.float32(1e-9))
 
@@ -238,7 +241,7 @@ def _group(loud: np.ndarray, spectra: FloatArray, num_groups: int) -> list[np.nd
     left = loud.copy()
     while len(groups) < num_groups and len(frames := left.nonzero()[0]):
         # The leader is the mean of a few frames, so that one frame across a change of speaker leads nobody.
-        leader = _unit(spectra[frames[: CLEAN_FRAMES_MIN // 2]].mean(axis=0))
+        leader = _unit(np.add.reduce(spectra[frames[: CLEAN_FRAMES_MIN // 2]]))
         near = spectra @ leader > SAME_SPEAKER_COSINE  # of all frames: to pick those that are left copies them
         near &= left
         near[frames[0]] |= not near.any()
