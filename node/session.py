@@ -175,7 +175,9 @@ class LiveSession:
         num_named = self._heard.num_named
         handed_over = False
         while analyses := await self._source.take():
-            placed = [replace(analysis, start_samples=analysis.start_samples + self._base) for analysis in analyses]
+            placed = analyses
+            if self._base:
+                placed = [replace(analysis, start_samples=analysis.start_samples + self._base) for analysis in analyses]
             while placed:
                 together = self._online.steps_on_one_roster
                 known = self._known_voices()

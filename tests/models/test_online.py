@@ -227,6 +227,9 @@ def test_net_speech_counts_what_is_said_alone_once_however_many_windows_hold_it(
     assert found == [(0, 64_000), (1, 80_000)]
     centroids = np.stack([speaker.centroid for speaker in stream.session_speakers()])
     assert np.diag(centroids @ np.stack([voice_of(0), voice_of(1)]).T).min() > 0.95
+    plain = stream.session_speakers(centroids=False)
+    assert [(speaker.index, speaker.clean_samples) for speaker in plain] == found
+    assert not np.stack([speaker.centroid for speaker in plain]).any()
 
 
 def test_early_net_speech_is_known_within_the_step() -> None:
