@@ -202,11 +202,13 @@ def _merge_in_groups(clusters: _Clusters, clustering: ClusteringParameters, leas
 
 
 def _merge_identical(embeddings: FloatArray, tight_distance: float, least: int) -> IntArray:
-    """Average-linkage clusters within blocks of consecutive items: (I,) indices."""
+    """Average-linkage clusters within blocks of consecutive items, in order of appearance: (I,) indices."""
     labels = np.zeros(len(embeddings), np.int64)
     found = 0
     for at in range(0, len(embeddings), BLOCK_ITEMS):
         block = embeddings[at : at + BLOCK_ITEMS].astype(np.float64)
+        if not np.isfinite(block).all():
+            raise ValueError("embeddings have to be finite")
         distances = np.maximum(0.0, 1.0 - block @ block.T)
         np.fill_diagonal(distances, 0.0)
         part = _cliques(distances <= tight_distance)
@@ -214,7 +216,7 @@ def _merge_identical(embeddings: FloatArray, tight_distance: float, least: int) 
             tree = linkage(squareform(distances, checks=False), "average")
             part = _cut(tree, tight_distance)
             if part.max() + 1 < least:
-                part = fcluster(tree, least, "maxclust").astype(np.int64) - 1
+                part = _by_appearance(fcluster(tree, least, "maxclust").tolist())
         labels[at : at + BLOCK_ITEMS] = part + found
         found += int(part.max()) + 1
     return labels
@@ -233,9 +235,9 @@ def _cliques(near: npt.NDArray[np.bool_]) -> IntArray | None:
 
 
 def _cut(tree: npt.NDArray[np.float64], height: float) -> IntArray:
-    """Which cluster each of I items is in (I,) where a tree (I - 1, 4) is cut, numbered as `fcluster` numbers them.
+    """Which cluster each of I items is in (I,) where a tree (I - 1, 4) is cut, in order of appearance.
 
-    That checks a tree at length, which a live stream, whose memory is looked at every few seconds, has no time for.
+    `fcluster` checks a tree at length: a live stream, whose memory is looked at every few seconds, has no time for it.
     """
     num_items = len(tree) + 1
     left: list[int] = tree[:, 0].astype(np.int64).tolist()
@@ -243,23 +245,17 @@ def _cut(tree: npt.NDArray[np.float64], height: float) -> IntArray:
     heights: list[float] = [0.0] * num_items  # of the highest merge in each subtree
     for one, other, distance in zip(left, right, tree[:, 2].tolist(), strict=True):
         heights.append(max(distance, heights[one], heights[other]))
-    labels = [-1] * len(heights)  # of items, then of subtrees; -1 above the cut
-    found = 0
-    waiting = [len(heights) - 1]
-    while waiting:
-        node = waiting.pop()
-        if node < num_items or heights[node] <= height:
-            labels[node] = found
-            found += 1
-            continue
-        # Taken from the end: subtrees before single items, left before right.
-        pair = (right[node - num_items], left[node - num_items])
-        waiting += [child for child in pair if child < num_items]
-        waiting += [child for child in pair if child >= num_items]
+    highest = list(range(len(heights)))  # the highest subtree around each that is not cut
     for merge in range(len(tree) - 1, -1, -1):
-        if (label := labels[num_items + merge]) >= 0:
-            labels[left[merge]] = labels[right[merge]] = label
-    return np.array(labels[:num_items], np.int64)
+        top = highest[num_items + merge]
+        if heights[top] <= height:
+            highest[left[merge]] = highest[right[merge]] = top
+    return _by_appearance(highest[:num_items])
+
+
+def _by_appearance(labels: list[int]) -> IntArray:
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(label, len(numbers)) for label in labels], np.int64)
 
 
 def _merge_by_evidence(clusters: _Clusters, clustering: ClusteringParameters, bounds: SpeakerBounds) -> IntArray:

@@ -309,7 +309,7 @@ class OnlineDiarization:
             total[:, first - horizon : last - horizon] += told
         heard = total[1:] / total[0]  # (1 + K, L)
         turns, active, num_final = self._timeline.step(indices, heard[1:], heard[0], flush=flush)
-        alone = active & (active.view(np.int8).sum(axis=0, dtype=np.int8) == 1)  # (K, L)
+        alone = active & (active.view(np.int8).sum(axis=0, dtype=np.int16) == 1)  # (K, L)
         newly = alone[:, :num_final].sum(axis=1).tolist()
         self._clean_frames = {k: self._clean_frames.get(k, 0) + new for k, new in zip(indices, newly, strict=True)}
         self._provisional_clean = dict(zip(indices, alone[:, num_final:].sum(axis=1).tolist(), strict=True))

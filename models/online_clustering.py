@@ -173,7 +173,7 @@ class SessionClustering:
         Each window has one vote at most for a session speaker, and so all of them together take `agreement_weight` off
         a cost at most.
         """
-        most = self._params.agreement_weight
+        most = self._params.agreement_weight * (1 + 1e-5)  # which a sum of 32 bits may be off by
         found: list[tuple[int, int]] = []
         for local in window.present:
             mine = costs[local]
@@ -182,7 +182,7 @@ class SessionClustering:
                 continue
             place = mine.index(least)
             others = mine[:place] + mine[place + 1 :]
-            if least > nobody[local] or (others and min(others) - most <= least):
+            if not (least <= nobody[local] and (not others or least < min(others) - most)):
                 return None
             found.append((local, place))
         return found if len({place for _, place in found}) == len(found) else None

@@ -28,7 +28,8 @@ def pack_state(version: int, values: Mapping[str, Any], arrays: Mapping[str, np.
     index = [[name, _CODES[array.dtype], list(array.shape)] for name, array in arrays.items()]
     text = _COMPACT.encode({"values": values, "arrays": index}).encode()
     body = text + b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values())
-    # Stored, not compressed: to make it a fifth smaller took as long as a step of the stream (0.6 ms for 45 kB).
+    # Stored, not compressed, which took as long as a step of the stream, for a fifth less where voices are real ones
+    # (0.6 ms, 45 kB). What older releases compressed is read all the same.
     return _HEADER.pack(_MAGIC, version, len(text)) + zlib.compress(body, 0)
 
 

@@ -189,10 +189,13 @@ class LiveSession:
                     handed_over = True
                 now, placed = placed[:together], placed[together:]
                 kind = "step" if self._online.is_next_step_short else "step that looks back"
+                is_compared = self._naming.has_candidates
                 outcomes, speakers = await self._steps.run(
-                    partial(_step_all, self._online, now, known, is_compared=self._naming.has_candidates),
+                    partial(_step_all, self._online, now, known, is_compared=is_compared),
                     kind if len(now) == 1 else "steps",
                 )
+                if not is_compared and self._naming.has_candidates:  # a voice came meanwhile, or the lease
+                    speakers = self._online.session_speakers()
                 self._analysed = now[-1].start_samples + self._grid.window_samples
                 await self._tell(outcomes, speakers)
             if self._drain_deadline_s is not None and not self._drain_told:
@@ -380,7 +383,6 @@ def _step_all(
 ) -> tuple[list[StepOutcome], list[SessionSpeaker]]:
     # Who carries different voices is never merged, however alike they sound on a poor line.
     outcomes = [online.step(analysis, known) for analysis in analyses]
-    # A voice that comes while this is worked on is compared with from the next step on.
     return outcomes, online.session_speakers(centroids=is_compared)
 
 

@@ -16,10 +16,10 @@ from models.online import SessionSpeaker
 from node import events
 from node.checkpoint import StreamState
 from node.heard_numbers import HeardNumbers
-from node.naming import NOBODY, Match, Scope, SessionNaming, score
+from node.naming import Match, Scope, SessionNaming, score
 from node.null_engine import NAMING
 from node.session import LiveSession, Said
-from node.voice_store import Roster, Voice, VoiceStore
+from node.voice_store import NOBODY, Roster, Voice, VoiceStore
 
 ADA = Voice("default", "ada", 1, "Ada", 0, 64_000)
 

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from prometheus_client import CollectorRegistry
 import node.intake
 import node.session
 import node.streams
-from models.online import Move, OnlineParams
+from models.online import Merge, Move, OnlineParams
+from models.online_clustering import SessionClustering
 from models.online_history import SpokenHistory
-from models.speaker_memory import SpeakerMemory
+from models.speaker_memory import IntArray, SpeakerMemory
 from node import events
 from node.access import Access, Caller
 from node.batcher import Batcher
@@ -28,6 +31,7 @@ from node.engine import Engine
 from node.enrolment import CONTAINER
 from node.intake import Intake
 from node.metrics import NodeMetrics
+from node.naming import SessionNaming
 from node.null_engine import CLUSTERING, GRID, NAMING, NullDevice, NullGallery, collector
 from node.slots import SlotTable
 from node.source import RESULTS_MAX
@@ -389,6 +393,20 @@ async def test_a_stream_goes_on_without_names_when_the_lease_lapses_and_is_told_
     assert isinstance(closed, events.Closed) and [(s.name, s.match) for s in closed.speakers] == [(None, None)]
 
 
+async def test_voices_that_come_while_a_step_is_worked_on_are_compared_with_what_was_heard(
+    alone: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voice = NullDevice().analyze_voice(tones(4, *ADA))
+    await alone.store.put("default", "ada", 1, label="Ada", embedding=voice.embedding, net_speech_samples=64_000)
+    were_there = cycle([False, True])  # before a step, and after it
+    monkeypatch.setattr(SessionNaming, "has_candidates", property(lambda _: next(were_there)))
+    peer = ScriptedPeer(REQUEST, pcm(tones(8, *ADA)), events.Finish())
+    await asyncio.wait_for(alone.streams.serve(peer, Caller()), 30)  # type: ignore[arg-type]
+    said = [piece for turns in peer.of(events.Turns) for piece in turns.pieces if piece.start_samples > 64_000]  # type: ignore[attr-defined]
+    assert said and {piece.name.label if piece.name else None for piece in said} == {"Ada"}
+    assert all(change.name for change in peer.of(events.Relabel))  # type: ignore[attr-defined]
+
+
 async def test_what_was_moved_to_another_counts_for_him_in_the_summary(
     alone: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +419,13 @@ async def test_what_was_moved_to_another_counts_for_him_in_the_summary(
             return has_moved
         return []
 
+    recluster = SessionClustering.recluster
+
+    def as_if_mended(clustering: SessionClustering, *heard: Any) -> tuple[list[Merge], IntArray]:
+        merges, before = recluster(clustering, *heard)
+        return merges, before.copy()
+
+    monkeypatch.setattr(SessionClustering, "recluster", as_if_mended)
     monkeypatch.setattr(SpokenHistory, "moves", move_once)
     sound = pcm(np.concatenate([tones(6, *ADA), tones(12, *BOB)]))
     peer = ScriptedPeer(REQUEST, *(sound[at : at + 32_000] for at in range(0, len(sound), 32_000)), events.Finish())
