@@ -232,8 +232,8 @@ class SessionClustering:
         clusters = cluster_embeddings(memory.embeddings, seconds, self._evidence, SpeakerBounds())  # (M,)
         taken = np.searchsorted(self.indices, memory.speakers)  # (M,)
         shared = self._shared(taken, clusters)
-        if np.count_nonzero(shared) == shared.shape[1] == np.count_nonzero(shared.any(axis=1)):
-            return [], memory.speakers  # each cluster is the whole of one speaker
+        if _are_whole_speakers(shared):
+            return [], memory.speakers
         heard = VoiceEvidence.of(memory.embeddings, seconds, self._evidence)
         clusters = worthwhile_changes(taken, clusters, heard, self._evidence, self._params.change_odds)
         shared = self._shared(taken, clusters)
@@ -277,10 +277,8 @@ class SessionClustering:
         if not any(window.clean[local] >= self._params.new_clean_frames for local in heard):
             return False
         odds = odds[heard] - self._params.join_odds  # (S', K)
-        if self.indices:
-            likeliest = [(max(row), row.index(max(row))) for row in odds.tolist()]
-            if min(likeliest)[0] >= 0.0 and len({place for _, place in likeliest}) == len(heard):
-                return False  # everybody is somebody, and each somebody else
+        if self.indices and _is_each_somebody_else(odds.tolist()):
+            return False
         is_known = np.zeros(len(heard), np.bool_)
         if len(heard) > len(self.indices):  # else everybody gets somebody
             alike = (window.embeddings[heard] @ self.centroids(windows).T).max(axis=1, initial=-1.0)  # (S',)
@@ -420,6 +418,17 @@ class SessionClustering:
         for window in windows:
             becomes = NOBODY if merge.target in window.speakers else merge.target
             window.speakers = [becomes if index == merge.source else index for index in window.speakers]
+
+
+def _are_whole_speakers(shared: Values) -> bool:
+    """Whether each cluster is all that is remembered of one session speaker: (K, C) clean speech in common."""
+    return bool(np.count_nonzero(shared) == shared.shape[1] == np.count_nonzero(shared.any(axis=1)))
+
+
+def _is_each_somebody_else(odds: Sequence[Sequence[float]]) -> bool:
+    """Whether the likeliest of each row (R, K) is likely, and nobody else's."""
+    places = {row.index(best) for row in odds if (best := max(row)) >= 0.0}
+    return len(places) == len(odds)
 
 
 def _one_to_one(
