@@ -1,12 +1,13 @@
 """How many live streams a node carries, at what lag and cost, and what diart takes for one over the same checkpoint.
 
-    python -m benchmarks.streams [--streams N] [--peer diart] [--json OUT] [--only null builtin pyannote]
+    python -m benchmarks.streams [--streams N [--runs R]] [--peer diart] [--json OUT] [--only null builtin pyannote]
 
 Real processes: a node on one core, a client of its own on another (`taskset`; with one core, or without it, they
 share). Three engines: `builtin`; `pyannote`, which is a checkpoint of pyannote's shapes (4-layer PyanNet, ResNet34),
 generated where none is given; and `null`, which has no model, so that what is left is the way in and out. Without
---streams their number is raised until the lag breaks. Streams send 100 ms at the pace of speech, each from another
-place of the recordings, begin at times of their own, and share connections as those of the Python client do.
+--streams their number is raised until the lag breaks; with it, R runs are made and each is shown, since a machine that
+shares its processors is slower at times. Streams send 100 ms at the pace of speech, each from another place of the
+recordings, begin at times of their own, and share connections as those of the Python client do.
 
 A lag is counted from when the chunk was due that completes a window until its turns are there; sound that came first
 in a step is older by up to one step (0.5 s). It holds with p99 <= 200 ms (null: 20 ms), no stream refused or failed,
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and write if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, help="so many, instead of searching for the most")
+    parser.add_argument("--runs", type=int, default=1, help="with --streams: so many, one after the other")
     parser.add_argument("--peer", choices=(*PEERS, "none"), default="none")
     parser.add_argument("--peer-python", default=os.environ.get("SPEAKERD_DIART_PYTHON", sys.executable))
     parser.add_argument("--only", nargs="+", choices=ENGINES, default=ENGINES)
@@ -98,16 +100,20 @@ def _measure(given: argparse.Namespace, folder: Path) -> Run:
 
 
 def _until_lag_breaks(engine: str, node: RunningNode, given: argparse.Namespace) -> list[Run]:
-    """Runs with more and more streams, the last of which does not hold; or the one that was asked for."""
+    """Runs with more and more streams, the last of which does not hold; or those that were asked for."""
     runs: list[Run] = []
     num_streams = given.streams or FIRST_STREAMS[engine]
     held, broke = 0, 0
-    while len(runs) < RUNS_MAX:
+    while len(runs) < max(RUNS_MAX, given.runs):
         run = _load(engine, node, num_streams, given)
         runs.append(run)
         print(_line(engine, run), file=sys.stderr)
         if given.streams:
-            break
+            if len(runs) == given.runs:
+                break
+            if not run["holds"]:
+                time.sleep(RECOVERY_S)
+            continue
         if run["holds"]:
             held = num_streams
             # What it took says how many fit; then halfway between what held and what broke.
