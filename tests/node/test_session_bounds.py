@@ -139,6 +139,11 @@ async def in_fleet() -> AsyncIterator[Desk]:
         yield made
 
 
+async def enroll_ada(desk: Desk) -> None:
+    voice = NullDevice().analyze_voice(tones(4, *ADA))
+    await desk.store.put("default", "ada", 1, label="Ada", embedding=voice.embedding, net_speech_samples=64_000)
+
+
 async def refused(desk: Desk, peer: ScriptedPeer) -> SpeakerdError:
     with pytest.raises(SpeakerdError) as error:
         await asyncio.wait_for(desk.streams.serve(peer, Caller()), 10)  # type: ignore[arg-type]
@@ -317,8 +322,7 @@ async def test_a_checkpoint_follows_upon_every_name_that_was_not_said_before(
 ) -> None:
     """Killed right after it, a node that goes on would take whoever bore it, erased by then, for a stranger."""
     monkeypatch.setattr(node.session, "CHECKPOINT_S", 3600.0)
-    voice = NullDevice().analyze_voice(tones(4, *ADA))
-    await alone.store.put("default", "ada", 1, label="Ada", embedding=voice.embedding, net_speech_samples=64_000)
+    await enroll_ada(alone)
     peer = ScriptedPeer(REQUEST, pcm(np.concatenate([tones(6, *BOB), tones(6, *ADA)])), events.Finish())
     await alone.streams.serve(peer, Caller())  # type: ignore[arg-type]
     is_named = [isinstance(told, events.Turns) and any(piece.name for piece in told.pieces) for told in peer.told]
@@ -340,8 +344,7 @@ async def test_a_cancelled_stream_gives_its_slot_back(alone: Desk) -> None:
 
 
 async def test_a_result_that_waits_to_be_written_loses_its_name_when_the_voice_is_evicted(alone: Desk) -> None:
-    voice = NullDevice().analyze_voice(tones(4, *ADA))
-    await alone.store.put("default", "ada", 1, label="Ada", embedding=voice.embedding, net_speech_samples=64_000)
+    await enroll_ada(alone)
     peer = ScriptedPeer(REQUEST)
     serving = asyncio.create_task(alone.streams.serve(peer, Caller()))  # type: ignore[arg-type]
     async with asyncio.timeout(5):
@@ -365,8 +368,7 @@ async def test_a_stream_goes_on_without_names_when_the_lease_lapses_and_is_told_
     in_fleet: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node.session, "TICK_S", 0.05)
-    voice = NullDevice().analyze_voice(tones(4, *ADA))
-    await in_fleet.store.put("default", "ada", 1, label="Ada", embedding=voice.embedding, net_speech_samples=64_000)
+    await enroll_ada(in_fleet)
     peer = ScriptedPeer(REQUEST, pcm(tones(6, *ADA)))
     serving = asyncio.create_task(in_fleet.streams.serve(peer, Caller()))  # type: ignore[arg-type]
 
@@ -396,8 +398,7 @@ async def test_a_stream_goes_on_without_names_when_the_lease_lapses_and_is_told_
 async def test_voices_that_come_while_a_step_is_worked_on_are_compared_with_what_was_heard(
     alone: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    voice = NullDevice().analyze_voice(tones(4, *ADA))
-    await alone.store.put("default", "ada", 1, label="Ada", embedding=voice.embedding, net_speech_samples=64_000)
+    await enroll_ada(alone)
     were_there = cycle([False, True])  # before a step, and after it
     monkeypatch.setattr(SessionNaming, "has_candidates", property(lambda _: next(were_there)))
     peer = ScriptedPeer(REQUEST, pcm(tones(8, *ADA)), events.Finish())
